@@ -1,0 +1,1 @@
+"""Per-sample low-rank weights for JAX and Flax."""

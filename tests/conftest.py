@@ -1,0 +1,11 @@
+"""Strictness for every test: no silent dtype or rank promotion, no flaky deadline."""
+
+import hypothesis
+import jax
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Compilation makes the first example slow: a deadline would measure the compiler.
+hypothesis.settings.register_profile("straw", deadline=None, max_examples=20, derandomize=True)
+hypothesis.settings.load_profile("straw")
