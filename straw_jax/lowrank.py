@@ -1,0 +1,187 @@
+"""Low-rank weights, applied in factored form.
+
+Everywhere in this package a kernel is `[in, out]` (a convolution's `[*window, in, out]`, read as
+the matrix `[prod(window) * in, out]`), `B` is `[in, r]`, `A` is `[r, out]`, and the update of the
+kernel is `scale * B @ A`. The product `B @ A` is never formed: `x @ B` comes first.
+
+Functions here take the factors of one sample, and arrays that fit; `jax.vmap` gives them a sample
+axis. What users call, with checks and sample axes, is in `functional.py` and `lift.py`.
+"""
+
+import itertools
+import math
+from typing import NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+
+class Generated(NamedTuple):
+    """A factor `[m, n]` of one sample, carried as what generates it.
+
+    Its value is `bias + sum_h hidden[h] * kernel[:, h, :]`. Contracting `x` with `kernel` before
+    the sum over `h` needs no per-sample factor in memory, which is cheaper where a layer sees one
+    vector a sample (`apply_factor` chooses).
+
+    Attributes:
+        hidden: the generator's hidden vector, `[h]`, or `[batch, h]` for a batch of factors.
+        kernel: `[m, h, n]`, shared by all samples; the order in which `x @ kernel` reads it.
+        bias: `[m, n]`, shared by all samples.
+    """
+
+    hidden: Array
+    kernel: Array
+    bias: Array
+
+
+Factor: TypeAlias = Array | Generated
+
+
+class Factors(NamedTuple):
+    """The low-rank update `B @ A` of one kernel.
+
+    Attributes:
+        B: `[in, r]`, or `[batch, in, r]` with one update a sample.
+        A: `[r, out]`, or `[batch, r, out]`.
+    """
+
+    B: Factor
+    A: Factor
+
+
+def factor_shape(factor: Factor) -> tuple[int, ...]:
+    """Return the shape that a factor has once formed: `(m, n)`, or `(batch, m, n)`."""
+    if not isinstance(factor, Generated):
+        return factor.shape
+    m, _, n = factor.kernel.shape
+    return (*factor.hidden.shape[:-1], m, n)
+
+
+def form(factor: Factor) -> Array:
+    """Return a factor as an ordinary array.
+
+    Args:
+        factor: an array, returned as it is, or a `Generated` factor, with or without a sample axis.
+
+    Returns:
+        `[m, n]`, or `[batch, m, n]` where the factor has a sample axis.
+    """
+    if not isinstance(factor, Generated):
+        return factor
+    product = jnp.tensordot(factor.hidden, factor.kernel, axes=(-1, 1))
+    return product + jnp.broadcast_to(factor.bias, product.shape)
+
+
+class ConvGeometry(NamedTuple):
+    """How a convolution's window moves over its input; every field has one entry an axis."""
+
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    input_dilation: tuple[int, ...] | None = None
+
+
+def apply_factor(x: Array, factor: Factor, precision: lax.PrecisionLike = None) -> Array:
+    """Multiply `x [..., m]` by a factor `[m, n]`, in the cheaper order; sums are in float32."""
+    if not isinstance(factor, Generated):
+        return _dot(x, factor, precision)
+    m, h, _ = factor.kernel.shape
+    one_vector = math.prod(x.shape[:-1]) == 1
+    if not one_vector or h >= m:
+        return _dot(x, form(factor), precision)
+    # Same number of operations as forming the factor, but `[h, n]` numbers a sample, not `[m, n]`.
+    xk = lax.dot_general(
+        x, factor.kernel, (((x.ndim - 1,), (0,)), ((), ())), precision, _accumulator(x.dtype)
+    )
+    xb = _dot(x, factor.bias, precision)
+    return jnp.einsum("h,...hn->...n", factor.hidden.astype(xk.dtype), xk, precision=precision) + xb
+
+
+def lowrank_dot(
+    x: Array,
+    B: Factor,
+    A: Factor,
+    kernel: Array | None,
+    *,
+    scale: ArrayLike,
+    precision: lax.PrecisionLike,
+) -> Array:
+    """Compute `x @ kernel + scale * (x @ B) @ A`, of the accumulator's dtype."""
+    update = _update(apply_factor(x, B, precision), A, scale, precision, x.dtype)
+    return update if kernel is None else _dot(x, kernel, precision) + update
+
+
+def lowrank_conv(
+    x: Array,
+    B: Factor,
+    A: Factor,
+    kernel: Array | None,
+    geometry: ConvGeometry,
+    *,
+    scale: ArrayLike,
+    precision: lax.PrecisionLike,
+) -> Array:
+    """Compute `conv(x, kernel + scale * B @ A)`, of the accumulator's dtype."""
+    xB = apply_factor(_patches(x, geometry), B, precision)
+    update = _update(xB, A, scale, precision, x.dtype)
+    if kernel is None:
+        return update
+    spatial = "".join(chr(ord("0") + axis) for axis in range(x.ndim - 2))
+    base = lax.conv_general_dilated(
+        x,
+        kernel,
+        geometry.strides,
+        geometry.pads,
+        geometry.input_dilation,
+        geometry.dilation,
+        (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+        precision=precision,
+        preferred_element_type=_accumulator(x.dtype),
+    )
+    return base + update
+
+
+def _update(
+    xB: Array, A: Factor, scale: ArrayLike, precision: lax.PrecisionLike, dtype: DTypeLike
+) -> Array:
+    # Scaled at rank r, where it is cheapest.
+    xB = xB * jnp.asarray(scale, xB.dtype)
+    return apply_factor(xB.astype(dtype), A, precision)
+
+
+def _patches(x: Array, geometry: ConvGeometry) -> Array:
+    """Gather each window: `[n, *spatial, c]` to `[n, *spatial_out, prod(window) * c]`.
+
+    Slices, since the patches of `lax.conv_general_dilated_patches` are a convolution themselves,
+    which is slow on CPU and forms a kernel.
+    """
+    window, strides, pads, dilation, input_dilation = geometry
+    interior = [d - 1 for d in input_dilation or [1] * len(window)]
+    config = [(low, high, inner) for (low, high), inner in zip(pads, interior, strict=True)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
+    extents = [d * (w - 1) + 1 for w, d in zip(window, dilation, strict=True)]
+    sizes = [
+        (size - extent) // stride + 1
+        for size, extent, stride in zip(x.shape[1:-1], extents, strides, strict=True)
+    ]
+    views = []
+    for offsets in itertools.product(*map(range, window)):
+        starts = [o * d for o, d in zip(offsets, dilation, strict=True)]
+        limits = [
+            start + (size - 1) * stride + 1
+            for start, size, stride in zip(starts, sizes, strides, strict=True)
+        ]
+        views.append(
+            lax.slice(x, (0, *starts, 0), (x.shape[0], *limits, x.shape[-1]), (1, *strides, 1))
+        )
+    return jnp.concatenate(views, axis=-1)
+
+
+def _dot(x: Array, matrix: Array, precision: lax.PrecisionLike) -> Array:
+    return jnp.matmul(x, matrix, precision=precision, preferred_element_type=_accumulator(x.dtype))
+
+
+def _accumulator(dtype: DTypeLike) -> DTypeLike:
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

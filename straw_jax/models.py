@@ -1,0 +1,94 @@
+"""The article's executor, and the ResNet-34 that it is compared with: ordinary Flax modules."""
+
+from functools import partial
+
+from flax import linen as nn
+from jax import Array
+
+from straw_jax.initializers import bias_init, kernel_init
+
+
+class CNN(nn.Module):
+    """The article's executor, also its "standalone" baseline: 1,204,655 parameters for 47 classes.
+
+    Attributes:
+        classes: number of outputs.
+
+    References:
+        The released code of the STRAW article.
+    """
+
+    classes: int = 47
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Return logits `[batch, classes]` of images `[batch, 28, 28, 1]`.
+
+        Args:
+            x: normalised images.
+            train: apply dropout, with the random key named "dropout".
+        """
+        for i, features in enumerate((32, 64), start=1):
+            x = nn.Conv(
+                features,
+                (3, 3),
+                padding="VALID",
+                kernel_init=kernel_init,
+                bias_init=bias_init(9 * x.shape[-1]),
+                name=f"conv{i}",
+            )(x)
+            x = nn.relu(x)
+        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = nn.Dropout(0.25, deterministic=not train)(x)
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(_dense(128, x.shape[-1], name="fc1")(x))
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return _dense(self.classes, x.shape[-1], name="fc2")(x)
+
+
+class ResNet34(nn.Module):
+    """ResNet-34 for small images: a 3x3 stem of stride 1, no max-pool after it.
+
+    21,299,951 parameters for one input channel and 47 classes.
+
+    Attributes:
+        classes: number of outputs.
+
+    References:
+        He et al., "Deep Residual Learning for Image Recognition" (2015), table 1.
+    """
+
+    classes: int = 47
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Return logits `[batch, classes]` of images `[batch, h, w, c]`.
+
+        Args:
+            x: normalised images.
+            train: normalise by the batch's statistics, and update the running ones (the collection
+                "batch_stats", which must then be mutable).
+        """
+        conv = partial(
+            nn.Conv,
+            use_bias=False,
+            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        )
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)
+        x = nn.relu(norm(name="stem_norm")(conv(64, (3, 3), padding=1, name="stem")(x)))
+        for stage, blocks in enumerate((3, 4, 6, 3)):
+            features = 64 * 2**stage
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                shortcut = x
+                x = nn.relu(norm()(conv(features, (3, 3), strides=stride, padding=1)(x)))
+                x = norm()(conv(features, (3, 3), padding=1)(x))
+                if shortcut.shape != x.shape:
+                    shortcut = norm()(conv(features, (1, 1), strides=stride)(shortcut))
+                x = nn.relu(x + shortcut)
+        x = x.mean(axis=(1, 2))
+        return _dense(self.classes, x.shape[-1], name="fc")(x)
+
+
+def _dense(features: int, fan_in: int, name: str) -> nn.Dense:
+    return nn.Dense(features, kernel_init=kernel_init, bias_init=bias_init(fan_in), name=name)

@@ -1,0 +1,170 @@
+"""The composition: sample, context, style, factors, executor."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from straw_jax.encoders import ConvEye
+from straw_jax.factors import FactorSpec, Rank, factor_spec, named_leaves
+from straw_jax.generator import Generator
+from straw_jax.lift import modulate
+from straw_jax.lowrank import Factors, form
+
+Params: TypeAlias = Any
+Base: TypeAlias = Literal["none", "trained"]
+
+
+class Network(NamedTuple):
+    """A model as two pure functions.
+
+    Attributes:
+        init: `(key, x) -> params`, any tree of arrays.
+        apply: `(params, x, **kwargs) -> y`, batch to batch, sample by sample.
+    """
+
+    init: Callable[..., Params]
+    apply: Callable[..., Any]
+
+
+class Straw(NamedTuple):
+    """A model that writes its executor's weights anew for every sample: pure functions.
+
+    Attributes:
+        spec: which of the executor's leaves are generated.
+        init: `(key) -> params`, a dict of "encoder", "generator" and, where the base is trained,
+            "executor".
+        apply: `(params, x, *, context=x, **kwargs) -> y`; keyword arguments go to the executor,
+            typed random keys among them split over the samples.
+        styles: `(params, context) -> [batch, style]`, the style vectors.
+        factors: `(params, context) -> factors` by path, each with a sample axis, as `FactorSpec`
+            describes.
+    """
+
+    spec: FactorSpec
+    init: Callable[[Array], Params]
+    apply: Callable[..., Any]
+    styles: Callable[[Params, Any], Array]
+    factors: Callable[[Params, Any], dict[str, Factors | Array]]
+
+
+def linen(module: nn.Module) -> Network:
+    """Return a Linen module as a `Network` of its parameters alone.
+
+    Raises:
+        ValueError: (by `init`) if the module has state besides parameters, such as batch
+            statistics: state cannot differ from sample to sample.
+    """
+
+    def init(key: Array, x: Any) -> Params:
+        variables = module.init(key, x)
+        if state := sorted(set(variables) - {"params"}):
+            raise ValueError(
+                f"linen: expected {type(module).__name__} to have parameters only, got also "
+                f"{state}. Use layers without state (such as GroupNorm for BatchNorm)."
+            )
+        return variables["params"]
+
+    def apply(params: Params, x: Any, **kwargs: Any) -> Any:
+        return module.apply({"params": params}, x, **kwargs)
+
+    return Network(init, apply)
+
+
+def make_straw(
+    executor: nn.Module | Network,
+    sample: Any,
+    *,
+    rank: int | Mapping[str, Rank] = 16,
+    base: Base = "none",
+    encoder: nn.Module | Network | None = None,
+    context: Any = None,
+    hidden: int = 128,
+    scale: float = 1.0,
+) -> Straw:
+    """Compose an encoder, a generator and an executor.
+
+    For each sample, `z = encoder(context)`, `factors = generator(z)`, and `y = executor(x)` with
+    weights `W0 + scale * B @ A`, applied in factored form by `modulate`.
+
+    Args:
+        executor: an ordinary model that knows nothing of this.
+        sample: an input of the executor, `[n, ...]`; only shapes and dtypes are used.
+        rank: of all kernels, or path patterns to ranks, as in `factor_spec`.
+        base: "none": weights are the generated ones alone, `W = B @ A`, as in the article's
+            released code; all of the executor's leaves must be generated. "trained":
+            `W = W0 + B @ A` with `W0` trained too, as in the article's equation; the untrained
+            modulator starts with `A = 0` and leaves the executor as it is.
+        encoder: from context to style vectors `[batch, style]`; by default `ConvEye()`.
+        context: what the encoder looks at, `[n, ...]`, if not the sample itself.
+        hidden: length of the generator's hidden vector.
+        scale: of the low-rank updates (LoRA's alpha / r).
+
+    Returns:
+        Pure functions, see `Straw`.
+
+    Raises:
+        ValueError: if the base is unknown, ranks do not fit the executor, or the base is "none"
+            and a leaf of the executor is not generated.
+
+    References:
+        The STRAW article, "The Pipeline".
+    """
+    if base not in ("none", "trained"):
+        raise ValueError(f"make_straw: expected base 'none' or 'trained', got {base!r}.")
+    executor = _network(executor)
+    encoder = _network(ConvEye() if encoder is None else encoder)
+    sample = _zeros(sample)
+    context = sample if context is None else _zeros(context)
+    shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
+    spec = factor_spec(shapes, rank)
+    generated = {leaf.path for leaf in spec}
+    kept = [path for path in named_leaves(shapes) if path not in generated]
+    if base == "none" and kept:
+        raise ValueError(
+            f"make_straw: with base 'none' every leaf must be generated, got no rank for {kept}. "
+            "Add patterns for them, or use base 'trained'."
+        )
+    generator = linen(Generator(spec, hidden=hidden, start_at_base=base == "trained"))
+    executor_apply = modulate(executor.apply, scale=scale)
+
+    def init(key: Array) -> Params:
+        keys = dict(
+            zip(("encoder", "generator", "executor"), jax.random.split(key, 3), strict=True)
+        )
+        params = {"encoder": encoder.init(keys["encoder"], context)}
+        style = encoder.apply(params["encoder"], context)
+        params["generator"] = generator.init(keys["generator"], style)
+        if base == "trained":
+            params["executor"] = executor.init(keys["executor"], sample)
+        return params
+
+    def styles(params: Params, context: Any) -> Array:
+        return encoder.apply(params["encoder"], context)
+
+    def generate(params: Params, context: Any) -> dict[str, Any]:
+        return generator.apply(params["generator"], styles(params, context))
+
+    def factors(params: Params, context: Any) -> dict[str, Factors | Array]:
+        return {
+            path: Factors(form(factor.B), form(factor.A)) if isinstance(factor, Factors) else factor
+            for path, factor in generate(params, context).items()
+        }
+
+    def apply(params: Params, x: Any, *, context: Any = None, **kwargs: Any) -> Any:
+        generated = generate(params, x if context is None else context)
+        weights = params["executor"] if base == "trained" else shapes
+        return executor_apply(weights, generated, x, **kwargs)
+
+    return Straw(spec, init, apply, styles, factors)
+
+
+def _network(model: nn.Module | Network) -> Network:
+    return linen(model) if isinstance(model, nn.Module) else model
+
+
+def _zeros(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
