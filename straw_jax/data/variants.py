@@ -1,0 +1,78 @@
+"""The test set as it is, rotated and blurred: the same for every model and every run."""
+
+import numpy as np
+
+_ROTATED, _BLURRED = 0, 1  # Each variant has its own stream of random numbers.
+
+
+def variants(images: np.ndarray, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return the article's three test variants.
+
+    Image i's transform depends on the seed and i alone: the first images of a set are transformed
+    alike, however many follow.
+
+    Args:
+        images: uint8 [n, height, width, 1].
+        seed: fixes the angles and the widths of the blur.
+
+    Returns:
+        uint8 [n, height, width, 1] by name, in this order: "standard" (the images themselves),
+        "rotated" (one angle an image, uniform in -60 to 60 degrees, nearest neighbour, zeros
+        outside), "blurred" (3 x 3 Gaussian, sigma uniform in 0.1 to 2.0 pixels, reflected edge).
+
+    Raises:
+        ValueError: if the images are not uint8 [n, height, width, 1].
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 1:
+        raise ValueError(
+            f"variants: expected uint8 images [n, height, width, 1], got {images.dtype} "
+            f"{list(images.shape)}. Pass raw images: normalise the variants, not their source."
+        )
+    angles = np.random.default_rng([seed, _ROTATED]).uniform(-60.0, 60.0, len(images))
+    sigmas = np.random.default_rng([seed, _BLURRED]).uniform(0.1, 2.0, len(images))
+    return {"standard": images, "rotated": rotate(images, angles), "blurred": blur(images, sigmas)}
+
+
+def rotate(images: np.ndarray, degrees: np.ndarray) -> np.ndarray:
+    """Rotate each image about its centre, counter-clockwise as seen, by nearest neighbour.
+
+    Args:
+        images: [n, height, width, 1].
+        degrees: float [n], one angle an image.
+
+    Returns:
+        As `images`; pixels that come from outside are zero.
+    """
+    _, height, width, _ = images.shape
+    angle = np.deg2rad(degrees)[:, None, None]
+    down = np.arange(height)[:, None] - (height - 1) / 2
+    right = np.arange(width) - (width - 1) / 2
+    # Each output pixel looks back, by the inverse rotation, at the pixel it came from.
+    row = np.rint(np.cos(angle) * down + np.sin(angle) * right + (height - 1) / 2).astype(int)
+    column = np.rint(np.cos(angle) * right - np.sin(angle) * down + (width - 1) / 2).astype(int)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    image = np.arange(len(images))[:, None, None]
+    found = images[image, row.clip(0, height - 1), column.clip(0, width - 1)]
+    return np.where(inside[..., None], found, 0).astype(images.dtype)
+
+
+def blur(images: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """Blur each image with a 3 x 3 Gaussian kernel, sampled at the pixels and summing to one.
+
+    Args:
+        images: uint8 [n, height, width, 1].
+        sigmas: float [n], pixels, one an image.
+
+    Returns:
+        uint8, as `images`, rounded; the edge is reflected without repeating its pixel.
+    """
+    side = np.exp(-0.5 / sigmas.astype(np.float32) ** 2)
+    middle = (1 / (1 + 2 * side))[:, None, None, None]
+    side = side[:, None, None, None] * middle
+    blurred = images.astype(np.float32)
+    for axis in (1, 2):
+        padding = [(1, 1) if axis == other else (0, 0) for other in range(4)]
+        padded = np.pad(blurred, padding, mode="reflect")
+        before, after = (np.take(padded, range(k, k + blurred.shape[axis]), axis) for k in (0, 2))
+        blurred = middle * blurred + side * (before + after)
+    return np.rint(blurred).astype(np.uint8)
