@@ -1,0 +1,275 @@
+"""The command line of run.py: flags, defaults, and every check that needs nothing loaded.
+
+Only the standard library is imported, so that a mistake is answered at once.
+"""
+
+import argparse
+import json
+import math
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+MODELS = ("standalone", "straw", "resnet34")
+
+# The article's sets; straw_jax.training.report holds what they gave.
+EXPERIMENTS: dict[str, dict[str, Any]] = {
+    "full_rank16": {"fraction": 1.0, "rank": 16, "epochs": 10},
+    "10pct_rank16": {"fraction": 0.1, "rank": 16, "epochs": 5},
+    "20pct_rank32": {"fraction": 0.2, "rank": 32, "epochs": 5},
+}
+
+# Where things lie does not change a result, so it may change between a run and its resumption.
+_PLACES = ("data_dir", "archive", "out", "resume")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help explains the flags)\n")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read and check the command line.
+
+    A mistake ends the process with one line on stderr and exit code 2; nothing is written.
+
+    Args:
+        argv: The words after the program's name.
+
+    Returns:
+        One attribute for each field of `straw_jax.training.experiment.Config`.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.models = _models(arguments.models)
+        _fill_in(arguments)
+        _check_archive(arguments.archive)
+        _check_out(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="run.py",
+        description="Train STRAW and its baselines on EMNIST balanced, test them on standard,"
+        " rotated and blurred images, and write table, report and figures.",
+        epilog="Without flags: the article's second set (10 %% of the images, rank 16, 5 epochs),"
+        " a matter of minutes on a CPU with 2 cores.",
+    )
+
+    what = parser.add_argument_group("what to train")
+    what.add_argument(
+        "--experiment",
+        choices=EXPERIMENTS,
+        help="one of the article's sets, in place of --fraction, --rank and --epochs",
+    )
+    what.add_argument(
+        "--models",
+        nargs="+",
+        default=["standalone", "straw"],
+        metavar="MODEL",
+        help="any of standalone, straw, resnet34 (default: standalone straw)",
+    )
+    what.add_argument(
+        "--rank", type=_whole(1), help="rank of the factors that STRAW writes (default: 16)"
+    )
+    what.add_argument(
+        "--base",
+        choices=("none", "trained"),
+        default="none",
+        help="what STRAW's factors are added to: nothing, as for the article's figures, or trained"
+        " base weights, as in its equation (default: none)",
+    )
+
+    how = parser.add_argument_group("how to train")
+    how.add_argument(
+        "--fraction",
+        type=_number("a number above 0, at most 1", lambda value: 0 < value <= 1),
+        help="share of the training images, evenly strided; 1 takes all (default: 0.1)",
+    )
+    how.add_argument(
+        "--epochs",
+        type=_whole(1),
+        help="passes over these images (default: 10 if --fraction is 1, else 5)",
+    )
+    how.add_argument(
+        "--batch-size", type=_whole(1), default=128, metavar="N", help="images a step (%(default)s)"
+    )
+    how.add_argument(
+        "--learning-rate",
+        type=_number("a number above 0", lambda value: 0 < value < math.inf),
+        default=1e-4,
+        metavar="RATE",
+        help="of Adam (%(default)s)",
+    )
+    how.add_argument(
+        "--seed", type=_whole(0, 2**31 - 1), default=0, help="of the first run (%(default)s)"
+    )
+    how.add_argument(
+        "--seeds",
+        type=_whole(1, 1000),
+        default=1,
+        metavar="N",
+        help="runs a model, with seeds SEED, SEED + 1, ...; two or more give a standard deviation"
+        " (%(default)s)",
+    )
+
+    where = parser.add_argument_group("data and results")
+    where.add_argument(
+        "--dataset",
+        default="auto",
+        metavar="NAME",
+        help="auto (EMNIST, or glyphs if that cannot be had), emnist, glyphs, or a TFDS set of 28 x"
+        " 28 grey images such as mnist (default: auto)",
+    )
+    where.add_argument(
+        "--data-dir", metavar="DIR", help="where data are looked for and kept (a user cache)"
+    )
+    where.add_argument("--archive", metavar="FILE", help="EMNIST's gzip.zip, if you have it")
+    where.add_argument(
+        "--limit",
+        type=_whole(2),
+        metavar="N",
+        help="use only the first N training and N test images, for a quick look (all)",
+    )
+    where.add_argument(
+        "--out", metavar="DIR", help="folder for the results (results/ and a name of the settings)"
+    )
+    where.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue what is in --out; the other flags must be as they were",
+    )
+    return parser
+
+
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    wanted = f"a whole number of at least {least}" + (f", at most {most}" if most else "")
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+        return value
+
+    return convert
+
+
+def _number(wanted: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan  # No comparison with it holds.
+        if not is_valid(value):
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+        return value
+
+    return convert
+
+
+def _models(words: Sequence[str]) -> list[str]:
+    """Take names apart that are parted by commas, and put them in the order of MODELS."""
+    names = [name for word in words for name in word.split(",") if name]
+    unknown = [name for name in names if name not in MODELS]
+    if unknown or not names:
+        raise ValueError(
+            f"argument --models: expected any of {', '.join(MODELS)}, got {' '.join(words)!r}"
+        )
+    return [name for name in MODELS if name in names]
+
+
+def _fill_in(arguments: argparse.Namespace) -> None:
+    """Settle what depends on other flags: the experiment's settings, and the output folder."""
+    if arguments.experiment:
+        for name, value in EXPERIMENTS[arguments.experiment].items():
+            if getattr(arguments, name) not in (None, value):
+                raise ValueError(
+                    f"argument --{name}: --experiment {arguments.experiment} sets it to {value},"
+                    f" got {getattr(arguments, name)}; leave one of the two out"
+                )
+            setattr(arguments, name, value)
+    if arguments.fraction is None:
+        arguments.fraction = 0.1
+    if arguments.rank is None:
+        arguments.rank = 16
+    if arguments.epochs is None:
+        arguments.epochs = 10 if arguments.fraction == 1 else 5
+    # The same settings are the same experiment, however they were given.
+    arguments.experiment = None
+    for name, settings in EXPERIMENTS.items():
+        if arguments.limit is None and settings.items() <= vars(arguments).items():
+            arguments.experiment = name
+    arguments.out = arguments.out or str(Path("results", _readable_name(arguments)))
+
+
+def _readable_name(arguments: argparse.Namespace) -> str:
+    """Name a run by its settings, the usual ones left unsaid: other settings, another name."""
+    parts = [
+        arguments.dataset,
+        f"{arguments.fraction:.6g}",
+        f"rank{arguments.rank}",
+        f"base-{arguments.base}",
+        f"{arguments.epochs}epochs",
+        *arguments.models,
+    ]
+    unusual = {"batch_size": 128, "learning_rate": 1e-4, "seed": 0, "seeds": 1, "limit": None}
+    parts += [
+        f"{name.replace('_', '-')}{getattr(arguments, name):.6g}"
+        for name, usual in unusual.items()
+        if getattr(arguments, name) != usual
+    ]
+    return "_".join(parts).replace("/", "-")
+
+
+def _check_archive(archive: str | None) -> None:
+    if archive is None:
+        return
+    if not os.path.isfile(archive):
+        raise ValueError(f"argument --archive: expected EMNIST's gzip.zip, found no file {archive}")
+    if not zipfile.is_zipfile(archive):
+        raise ValueError(
+            f"argument --archive: {archive} is no whole zip file; was its download cut off?"
+        )
+
+
+def _check_out(arguments: argparse.Namespace) -> None:
+    """Check that results may be written, and that no earlier run's are in the way."""
+    out = Path(arguments.out)
+    config = out / "config.json"
+    if config.exists():
+        if not arguments.resume:
+            raise ValueError(
+                f"argument --out: {out} holds an earlier run; continue it with --resume, or choose"
+                " another --out"
+            )
+        _check_same_settings(config, arguments)
+    ancestor = next(path for path in (out, *out.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=ancestor):  # The surest test, and it leaves nothing.
+            pass
+    except OSError as error:
+        raise ValueError(f"argument --out: cannot write to {out}: {error.strerror}") from None
+
+
+def _check_same_settings(config: Path, arguments: argparse.Namespace) -> None:
+    try:
+        earlier = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"argument --resume: cannot read {config}: {error}") from None
+    for name, now in vars(arguments).items():
+        if name not in _PLACES and earlier.get(name) != now:
+            flag = name.replace("_", "-")
+            raise ValueError(
+                f"argument --{flag}: --resume needs the earlier run's {earlier.get(name)},"
+                f" got {now}; give that, or choose another --out"
+            )

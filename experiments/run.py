@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""Train STRAW beside its baselines and report: `python experiments/run.py --help`."""
+
+import json
+import os
+import shlex
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+from typing import Any
+
+from arguments import parse
+
+
+def main() -> int:
+    """Run the experiment that the command line describes.
+
+    Returns:
+        The exit code: 0 finished, 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
+    """
+    arguments = parse(sys.argv[1:])
+    command = shlex.join(["python", *sys.argv])
+    try:
+        return _run(vars(arguments), command)
+    except KeyboardInterrupt:
+        again = command if arguments.resume else f"{command} --resume"
+        return _fail(f"stopped; to go on: {again}", 130)
+
+
+def _run(settings: dict[str, Any], command: str) -> int:
+    warnings.showwarning = _show_warning
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache_dir()))  # Read on JAX's import.
+    # Imported step by step, the quickest first: no mistake should wait for what comes after it.
+    from straw_jax import data
+
+    finished = Path(settings["out"], "summary.json")
+    if finished.exists():
+        from straw_jax.training import report
+
+        print(report.table(json.loads(finished.read_text(encoding="utf-8"))))
+        print(f"\nAlready finished; report and figures are in {finished.parent}")
+        return 0
+    sources = {name: settings[name] for name in ("fraction", "data_dir", "archive")}
+    try:
+        data.check(settings["dataset"], **sources)
+    except ValueError as error:
+        return _fail(error, 2)
+
+    from straw_jax.training import checkpoints, experiment, loop
+
+    config = experiment.Config(**settings)
+    try:
+        dataset = experiment.load_dataset(config)
+    except (ValueError, OSError) as error:
+        return _fail(error, 2)
+    try:
+        experiment.run(config, dataset, command)
+    except (loop.NonFiniteError, checkpoints.CheckpointError) as error:
+        return _fail(error, 1)
+    return 0
+
+
+def _cache_dir() -> Path:
+    """Name the folder in which JAX keeps compiled programs from one start to the next."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "straw_jax", "xla")
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"run.py: {' '.join(str(message).split())}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    block = textwrap.fill(str(message), width=88, break_long_words=False, break_on_hyphens=False)
+    print(f"\n--- WARNING ---\n{block}\n---------------\n", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

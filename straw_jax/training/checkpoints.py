@@ -1,0 +1,150 @@
+"""Checkpoints that are verified when they are read.
+
+Orbax loads damaged array data as wrong values, and casts a wrong dtype, without a word. Each
+checkpoint therefore holds the shape, the dtype and a checksum of every leaf beside the arrays.
+"""
+
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+
+class CheckpointError(ValueError):
+    """No checkpoint of a folder can be trusted."""
+
+
+def save(folder: Path, step: int, tree: Any, *, keep: int = 2) -> None:
+    """Write a checkpoint, which is whole on disk on return.
+
+    Checkpoints of this and later steps are replaced: they can only be ones that `restore` turned
+    down before it fell back to an older one.
+
+    Args:
+        folder: Where the checkpoints of one run lie.
+        step: The checkpoint's number.
+        tree: Arrays.
+        keep: How many of the latest to keep.
+
+    Raises:
+        OSError: It was not written.
+    """
+    with _manager(folder, keep) as manager:
+        for stale in manager.all_steps():
+            if stale >= step:
+                manager.delete(stale)
+        written = manager.save(
+            step,
+            args=ocp.args.Composite(
+                tree=ocp.args.StandardSave(tree), leaves=ocp.args.JsonSave(_checksums(tree))
+            ),
+        )
+    if not written:
+        raise OSError(f"checkpoints: step {step} was not written to {folder}")
+
+
+def restore(folder: Path, like: Any) -> tuple[int, Any] | None:
+    """Read the latest checkpoint that is whole, with a warning for each later one that is not.
+
+    Args:
+        folder: Where the checkpoints lie; it need not exist.
+        like: The tree to expect, as `jax.ShapeDtypeStruct` or arrays: every leaf's shape and dtype
+            must be exactly the stored one's.
+
+    Returns:
+        Step and tree of JAX arrays, or None where there is no checkpoint.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none is whole.
+    """
+    if not folder.exists():
+        return None
+    faults = []
+    with _manager(folder) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                tree = _read(manager, step, like)
+            # Damage can surface in any layer below: JSON, the array store, orbax, or our own check.
+            except Exception as error:
+                faults.append(f"step {step}: {_first_line(error)}")
+                continue
+            if faults:
+                warnings.warn(
+                    f"checkpoint damaged ({'; '.join(faults)}): falling back to step {step} of"
+                    f" {folder}",
+                    stacklevel=2,
+                )
+            return step, tree
+    if not faults:
+        return None
+    raise CheckpointError(
+        f"checkpoints: no checkpoint in {folder} can be used ({'; '.join(faults)}). Delete this"
+        " folder to train this model from the start, or choose another output folder"
+    )
+
+
+def latest(folder: Path) -> Path | None:
+    """Name the folder of the newest checkpoint, or None where there is none."""
+    if not folder.exists():
+        return None
+    with _manager(folder) as manager:
+        step = manager.latest_step()
+    return None if step is None else folder / str(step)
+
+
+def _manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
+    # Not asynchronous: the next step donates the very buffers that are being written.
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def _read(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
+    leaves = manager.restore(step, args=ocp.args.Composite(leaves=ocp.args.JsonRestore())).leaves
+    stored = {path: (leaf["shape"], leaf["dtype"]) for path, leaf in leaves.items()}
+    for path, expected in _shapes(like).items():
+        if stored.pop(path, None) != expected:
+            raise ValueError(
+                f"expected {path} with shape and dtype {expected}, got {leaves.get(path)}"
+            )
+    if stored:
+        raise ValueError(f"expected no leaves {sorted(stored)}")
+    # Read into NumPy: orbax reads damaged data into JAX arrays with errors in other threads.
+    hosted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    args = ocp.args.Composite(tree=ocp.args.StandardRestore(hosted))
+    tree = manager.restore(step, args=args).tree
+    for path, found in _checksums(tree).items():
+        if found != leaves[path]:
+            raise ValueError(f"{path} does not match its checksum")
+    return jax.tree.map(jnp.array, tree)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[list[int], str]]:
+    return {
+        jax.tree_util.keystr(path): (list(leaf.shape), str(leaf.dtype))
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _checksums(tree: Any) -> dict[str, dict[str, Any]]:
+    flat = {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+    return {
+        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "crc32": _crc32(leaf)}
+        for path, leaf in flat.items()
+    }
+
+
+def _crc32(leaf: np.ndarray) -> int:
+    # As bytes, since bfloat16 has no buffer interface of its own.
+    return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,106 @@
+"""Loss, accuracy and predictions on any number of images."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from straw_jax.data import normalise
+from straw_jax.training.batches import batches
+from straw_jax.training.step import Model, Variables
+
+Forward = Callable[[Variables, Any], jax.Array]
+
+
+class Score(NamedTuple):
+    """How a model did on a set of images.
+
+    Attributes:
+        loss: Mean cross-entropy in nats.
+        accuracy: Share classified rightly, 0 to 1.
+    """
+
+    loss: float
+    accuracy: float
+
+
+def make_forward(model: Model) -> Forward:
+    """Build the jitted evaluation pass: no dropout, stored batch statistics.
+
+    Args:
+        model: The contender.
+
+    Returns:
+        `(variables, images uint8 [b, 28, 28, 1]) -> logits float32 [b, classes]`.
+    """
+
+    @jax.jit
+    def forward(variables: Variables, images: Any) -> jax.Array:
+        return model.apply(variables, normalise(images), None)[0].astype(jnp.float32)
+
+    return forward
+
+
+def in_batches(
+    function: Forward, variables: Variables, images: np.ndarray, *, batch_size: int = 128
+) -> np.ndarray:
+    """Apply a function of images to any number of them, in batches of one size.
+
+    Args:
+        function: `(variables, images uint8 [b, 28, 28, 1]) -> array [b, ...]`, sample by sample.
+        variables: Its first argument.
+        images: uint8 [n, 28, 28, 1], n at least 1.
+        batch_size: Samples in a batch, which decides memory, not results.
+
+    Returns:
+        Array [n, ...] on the host.
+
+    Raises:
+        ValueError: There are no images.
+    """
+    if not len(images):
+        raise ValueError("in_batches: expected at least one image, got none")
+    outputs = [
+        function(variables, images[chosen])
+        for chosen, _ in batches(np.arange(len(images)), batch_size)
+    ]
+    return np.concatenate([np.asarray(output) for output in outputs])[: len(images)]
+
+
+def evaluate(
+    forward: Forward, variables: Variables, images: np.ndarray, labels: np.ndarray
+) -> Score:
+    """Measure loss and accuracy.
+
+    Args:
+        forward: From `make_forward`.
+        variables: The model's.
+        images: uint8 [n, 28, 28, 1], any n from 1.
+        labels: int32 [n].
+
+    Returns:
+        The means over exactly these n images.
+    """
+    logits = in_batches(forward, variables, images)
+    losses = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels)
+    return Score(
+        loss=float(np.asarray(losses, np.float64).mean()),
+        accuracy=float(np.mean(logits.argmax(axis=-1) == labels)),
+    )
+
+
+def predict(forward: Forward, variables: Variables, images: np.ndarray) -> np.ndarray:
+    """Name the likeliest class of each image.
+
+    Args:
+        forward: From `make_forward`.
+        variables: The model's.
+        images: uint8 [n, 28, 28, 1].
+
+    Returns:
+        int64 [n], class numbers.
+    """
+    return in_batches(forward, variables, images).argmax(axis=-1)

@@ -1,0 +1,217 @@
+"""One run: one contender, one seed, from its first or last checkpoint to a result on disk."""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from straw_jax.data import Dataset
+from straw_jax.training import checkpoints, records
+from straw_jax.training.evaluate import Forward, Score, evaluate, make_forward
+from straw_jax.training.loop import Epoch, NonFiniteError, train
+from straw_jax.training.step import (
+    Model,
+    State,
+    TrainStep,
+    Variables,
+    init_state,
+    lower_train_step,
+    state_like,
+)
+
+
+class Recipe(NamedTuple):
+    """How every run of an experiment is trained.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Samples a step.
+        learning_rate: Adam's, constant.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+
+class Contender:
+    """A model with its optimizer for images of one shape; nothing is compiled before it is used."""
+
+    def __init__(self, name: str, model: Model, recipe: Recipe, image_shape: tuple[int, ...]):
+        self.name, self.model, self.recipe = name, model, recipe
+        self.image_shape = image_shape
+        self.optimizer = optax.adam(recipe.learning_rate)
+        self.state_like: State = state_like(model, self.optimizer, image_shape)
+
+    def parameters(self) -> int:
+        """Count the trained parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.state_like.variables["params"]))
+
+    def lower_step(self) -> jax.stages.Lowered:
+        """Trace the training step, as `lower_train_step` does."""
+        return lower_train_step(
+            self.model, self.optimizer, self.image_shape, batch_size=self.recipe.batch_size
+        )
+
+    def step_flops(self) -> float:
+        """Estimate the floating-point operations of one training step, without compiling it."""
+        analysis: Any = self.lower_step().cost_analysis()
+        return float(analysis["flops"])
+
+    def init_state(self, seed: int) -> State:
+        """Make the state before the first step."""
+        return init_state(self.model, self.optimizer, self.image_shape, seed=seed)
+
+
+class Run:
+    """A contender and a seed, and the files they write.
+
+    `runs/NAME-seedN/` holds checkpoints of the whole state by epoch while the run trains; then
+    `result.json`, and a checkpoint of the variables alone. The epochs' figures go to
+    `metrics.jsonl`, which all runs share.
+    """
+
+    def __init__(self, contender: Contender, seed: int, out: Path):
+        folder = out / "runs" / f"{contender.name}-seed{seed}"
+        self.contender, self.seed = contender, seed
+        self.metrics = out / "metrics.jsonl"
+        self.epochs, self.final = folder / "epochs", folder / "final"
+        self.result = folder / "result.json"
+
+    @property
+    def title(self) -> str:
+        """Name the run to a reader."""
+        return f"{self.contender.name} seed {self.seed}"
+
+    def history(self) -> list[dict[str, Any]]:
+        """Read this run's lines of `metrics.jsonl`."""
+        return [line for line in records.read_lines(self.metrics) if self._wrote(line)]
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop this run's lines of later epochs, which are to be trained again."""
+        lines = records.read_lines(self.metrics)
+        kept = [line for line in lines if not self._wrote(line) or line["epoch"] <= epoch]
+        records.write_lines(self.metrics, kept)
+
+    def variables(self) -> Variables:
+        """Read the variables that a finished run ended with.
+
+        Raises:
+            CheckpointError: They are gone or damaged.
+        """
+        restored = checkpoints.restore(self.final, self.contender.state_like.variables)
+        if restored is None:
+            raise checkpoints.CheckpointError(
+                f"checkpoints: {self.final} is gone. Delete {self.final.parent} and use --resume"
+                " to train this model again"
+            )
+        return restored[1]
+
+    def _wrote(self, line: dict[str, Any]) -> bool:
+        return line["model"] == self.contender.name and line["seed"] == self.seed
+
+
+def finish(
+    runs: list[Run], dataset: Dataset, variants: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """Train and test those of a contender's runs that have no result yet.
+
+    Args:
+        runs: All of the same contender.
+        dataset: What to train on; progress is tested on its test images.
+        variants: Test images, uint8 [n, 28, 28, 1] by name, all with `dataset.test_labels`.
+
+    Returns:
+        Each run's result: `"seconds"` of training, and `"variants"`, loss and accuracy by name.
+
+    Raises:
+        NonFiniteError: Training diverged; names the step and the last good checkpoint.
+        CheckpointError: A run should go on but has no whole checkpoint.
+    """
+    unfinished = [run for run in runs if not run.result.exists()]
+    if unfinished:
+        contender = unfinished[0].contender
+        _say(f"{contender.name}: compiling")
+        train_step, forward = contender.lower_step().compile(), make_forward(contender.model)
+        for run in unfinished:
+            variables = _train(run, train_step, forward, dataset)
+            scores = {
+                name: evaluate(forward, variables, images, dataset.test_labels)._asdict()
+                for name, images in variants.items()
+            }
+            checkpoints.save(run.final, contender.recipe.epochs, variables, keep=1)
+            run.variables()  # Read back before the checkpoints that it replaces go.
+            seconds = sum(line["seconds"] for line in run.history())
+            records.write_json(run.result, {"seconds": seconds, "variants": scores})
+            accuracies = ", ".join(f"{name} {s['accuracy']:.2%}" for name, s in scores.items())
+            _say(f"{run.title}: finished; {accuracies}")
+    for run in runs:  # Also of those that were killed just before this.
+        shutil.rmtree(run.epochs, ignore_errors=True)
+    return [records.read_json(run.result) for run in runs]
+
+
+def _train(run: Run, train_step: TrainStep, forward: Forward, dataset: Dataset) -> Variables:
+    """Train a run to its end, noting and saving every epoch."""
+    contender, recipe = run.contender, run.contender.recipe
+    restored = checkpoints.restore(run.epochs, contender.state_like)
+    done, state = restored or (0, contender.init_state(run.seed))
+    if done:
+        _say(f"{run.title}: continuing after epoch {done}")
+    run.forget_after(done)
+    training = train(
+        train_step,
+        state,
+        dataset.train_images,
+        dataset.train_labels,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        seed=run.seed,
+        title=run.title,
+    )
+    try:
+        for state, epoch in training:
+            score = evaluate(forward, state.variables, dataset.test_images, dataset.test_labels)
+            records.append_line(run.metrics, _line(run, epoch, score))
+            checkpoints.save(run.epochs, epoch.epoch, state)
+            _say(_progress(run, epoch, score))
+    except NonFiniteError as error:
+        good = checkpoints.latest(run.epochs) or "none, as no epoch was finished"
+        raise NonFiniteError(
+            f"{run.title}: {error}; last good checkpoint: {good}. Try a lower --learning-rate,"
+            " with another --out"
+        ) from None
+    return state.variables
+
+
+def _line(run: Run, epoch: Epoch, score: Score) -> dict[str, Any]:
+    return {
+        "model": run.contender.name,
+        "seed": run.seed,
+        "epoch": epoch.epoch,
+        "step": epoch.step,
+        "train": {"loss": epoch.loss, "accuracy": epoch.accuracy},
+        "test": score._asdict(),
+        "images_per_second": epoch.images_per_second,
+        "seconds": epoch.seconds,
+    }
+
+
+def _progress(run: Run, epoch: Epoch, score: Score) -> str:
+    epochs = run.contender.recipe.epochs
+    left = tqdm.format_interval((epochs - epoch.epoch) * epoch.seconds)
+    return (
+        f"{run.title}: epoch {epoch.epoch}/{epochs}"
+        f"  train loss {epoch.loss:.4f} accuracy {epoch.accuracy:6.2%}"
+        f"  test loss {score.loss:.4f} accuracy {score.accuracy:6.2%}"
+        f"  {epoch.images_per_second:,.0f} images/s  {left} left"
+    )
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)  # Beside a progress bar, should there be one.

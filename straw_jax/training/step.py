@@ -1,0 +1,185 @@
+"""One optimizer step of any contender, as pure functions."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from straw_jax.data import normalise
+
+Variables = dict[str, Any]
+
+
+class Model(NamedTuple):
+    """A contender as two pure functions.
+
+    Attributes:
+        init: `(key, images float32 [b, 28, 28, 1]) -> variables`: a dict with `"params"`, which the
+            optimizer trains, and perhaps state collections such as `"batch_stats"`.
+        apply: `(variables, images, key) -> (logits [b, classes], state)`: the key feeds dropout and
+            is None in evaluation; `state` holds the updated collections, `{}` where there are none.
+    """
+
+    init: Callable[[jax.Array, jax.Array], Variables]
+    apply: Callable[[Variables, jax.Array, jax.Array | None], tuple[jax.Array, Variables]]
+
+
+class State(NamedTuple):
+    """All that training carries from step to step.
+
+    Attributes:
+        step: int32 [], how many steps have been taken.
+        variables: the model's, parameters and state collections.
+        opt_state: the optimizer's.
+    """
+
+    step: jax.Array
+    variables: Variables
+    opt_state: optax.OptState
+
+
+class Metrics(NamedTuple):
+    """Sums over the real samples of one batch.
+
+    Attributes:
+        loss: float32 [], summed cross-entropy in nats.
+        correct: int32 [], how many samples were classified rightly.
+        samples: int32 [], how many there were.
+    """
+
+    loss: jax.Array
+    correct: jax.Array
+    samples: jax.Array
+
+
+TrainStep = Callable[[State, jax.Array, Any, Any, Any], tuple[State, Metrics]]
+
+
+def init_state(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
+    *,
+    seed: int,
+) -> State:
+    """Make the state before the first step.
+
+    Args:
+        model: The contender.
+        optimizer: Its optimizer.
+        image_shape: Shape of one image, such as (28, 28, 1).
+        seed: Decides the initial parameters, and nothing else does.
+
+    Returns:
+        The state at step 0.
+    """
+
+    @jax.jit
+    def init(key: jax.Array) -> State:
+        variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
+        return State(jnp.int32(0), variables, optimizer.init(variables["params"]))
+
+    return init(jax.random.fold_in(jax.random.key(seed), 0))
+
+
+def state_like(
+    model: Model, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...]
+) -> State:
+    """Give the shapes and dtypes of `init_state`'s state, without computing it.
+
+    Args:
+        model: The contender.
+        optimizer: Its optimizer.
+        image_shape: Shape of one image, such as (28, 28, 1).
+
+    Returns:
+        A state whose leaves are `jax.ShapeDtypeStruct`.
+    """
+    return jax.eval_shape(partial(init_state, model, optimizer, image_shape, seed=0))
+
+
+def training_key(seed: int) -> jax.Array:
+    """Make the key from which the steps of a run derive theirs."""
+    return jax.random.fold_in(jax.random.key(seed), 1)
+
+
+def make_train_step(model: Model, optimizer: optax.GradientTransformation) -> TrainStep:
+    """Build the jitted training step.
+
+    The loss is the mean cross-entropy over the real samples of the batch. The gradient is taken by
+    `variables["params"]` alone. The step's own key is `fold_in(key, state.step)`, so that a run
+    that was interrupted draws the same dropout masks as one that was not.
+
+    Args:
+        model: The contender.
+        optimizer: Its optimizer.
+
+    Returns:
+        `(state, key, images uint8 [b, 28, 28, 1], labels int32 [b], real bool [b]) ->
+        (state, Metrics)`. The state passed in is donated: use the one that comes back.
+    """
+
+    def loss_of(
+        params: Any,
+        rest: Variables,
+        images: Any,
+        labels: jax.Array,
+        real: jax.Array,
+        key: jax.Array,
+    ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
+        logits, updates = model.apply({**rest, "params": params}, normalise(images), key)
+        logits = logits.astype(jnp.float32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        metrics = Metrics(
+            loss=jnp.sum(losses, where=real),
+            correct=jnp.sum(jnp.argmax(logits, axis=-1) == labels, where=real, dtype=jnp.int32),
+            samples=jnp.sum(real, dtype=jnp.int32),
+        )
+        return metrics.loss / metrics.samples.astype(jnp.float32), (updates, metrics)
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(
+        state: State, key: jax.Array, images: Any, labels: jax.Array, real: jax.Array
+    ) -> tuple[State, Metrics]:
+        rest = dict(state.variables)
+        params = rest.pop("params")
+        gradient, (updates, metrics) = jax.grad(loss_of, has_aux=True)(
+            params, rest, images, labels, real, jax.random.fold_in(key, state.step)
+        )
+        with jax.numpy_dtype_promotion("standard"):  # Optax's Adam raises a float to an integer.
+            changes, opt_state = optimizer.update(gradient, state.opt_state, params)
+        params = optax.apply_updates(params, changes)
+        return State(state.step + 1, {**rest, **updates, "params": params}, opt_state), metrics
+
+    return train_step
+
+
+def lower_train_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
+    *,
+    batch_size: int,
+) -> jax.stages.Lowered:
+    """Trace the training step for one batch size, without making parameters.
+
+    Args:
+        model: The contender.
+        optimizer: Its optimizer.
+        image_shape: Shape of one image, such as (28, 28, 1).
+        batch_size: Samples in a batch.
+
+    Returns:
+        The lowered step: `.compile()` gives the step, `.cost_analysis()["flops"]` its cost.
+    """
+    train_step: Any = make_train_step(model, optimizer)
+    return train_step.lower(
+        state_like(model, optimizer, image_shape),
+        jax.eval_shape(partial(training_key, 0)),
+        jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.uint8),
+        jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
+    )
