@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from straw_jax import data
-from straw_jax.data import emnist
+from straw_jax.data import emnist, glyphs
 
 COUNTS = {"train": 94, "test": 47}
 
@@ -145,7 +145,8 @@ def test_without_network_the_error_names_the_ways_out(official, tmp_path):
     assert list(tmp_path.iterdir()) == [official]
 
 
-def test_auto_falls_back_on_glyphs_loudly(official, tmp_path):
+def test_auto_falls_back_on_glyphs_loudly(official, tmp_path, monkeypatch):
+    monkeypatch.setitem(glyphs.COUNTS, "test", 47)
     data.check("auto", data_dir=tmp_path)
     with pytest.warns(UserWarning, match=r"GLYPHS INSTEAD OF EMNIST.*--archive PATH"):
         dataset = data.load("auto", fraction=0.001, data_dir=tmp_path)
