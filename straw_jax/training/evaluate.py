@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from straw_jax.data import normalise
 from straw_jax.training.batches import batches
-from straw_jax.training.step import Model, Variables
+from straw_jax.training.step import Model, Variables, as_input
 
 Forward = Callable[[Variables, Any], jax.Array]
 
@@ -39,7 +38,7 @@ def make_forward(model: Model) -> Forward:
 
     @jax.jit
     def forward(variables: Variables, images: Any) -> jax.Array:
-        return model.apply(variables, normalise(images), None)[0].astype(jnp.float32)
+        return model.apply(variables, as_input(images), None)[0].astype(jnp.float32)
 
     return forward
 

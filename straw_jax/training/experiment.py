@@ -13,8 +13,9 @@ from straw_jax import data
 from straw_jax.straw import Base
 from straw_jax.training import contenders, records, report
 from straw_jax.training.environment import device, versions
-from straw_jax.training.evaluate import Score, in_batches, make_forward, predict
+from straw_jax.training.evaluate import Score, in_batches, predict
 from straw_jax.training.runs import Contender, Recipe, Run, finish
+from straw_jax.training.step import as_input
 
 _SHEET = 8  # Test images on the sheet of samples.
 
@@ -117,7 +118,9 @@ def run(config: Config, dataset: data.Dataset, command: str) -> None:
     _print_start(config, dataset, parameters)
 
     variants = data.variants(dataset.test_images)
-    results = {name: finish(group, dataset, variants) for name, group in runs.items()}
+    results = {
+        name: [finish(each, dataset, variants) for each in group] for name, group in runs.items()
+    }
 
     summary = {
         "dataset": dataset.name,
@@ -220,7 +223,7 @@ def _draw(
     sheet = {variant: images[:_SHEET] for variant, images in variants.items()}
     predictions = {}
     for model, run in runs.items():
-        forward, variables = make_forward(run.contender.model), run.variables()
+        forward, variables = run.contender.forward, run.variables()
         predictions[model] = {
             variant: predict(forward, variables, images) for variant, images in sheet.items()
         }
@@ -231,7 +234,7 @@ def _draw(
     if "straw" in runs:
         style = contenders.style_function(_straw(config, dataset))
         vectors = in_batches(
-            jax.jit(lambda variables, images: style(variables, data.normalise(images))),
+            jax.jit(lambda variables, images: style(variables, as_input(images))),
             runs["straw"].variables(),
             dataset.test_images,
         )
@@ -244,7 +247,7 @@ def _cost_of_resnet(
     """Estimate what the missing baseline would take here, from the time of a model that ran."""
     name = measured.contender.name
     resnet = _contender("resnet34", config, dataset)
-    ratio = resnet.step_flops() / measured.contender.step_flops()
+    ratio = resnet.step_flops / measured.contender.step_flops
     minutes = summary["seconds"][name] * ratio / 60
     return (
         f"Adding ResNet-34 (--models {' '.join(config.models)} resnet34) would take about"

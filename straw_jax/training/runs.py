@@ -1,5 +1,6 @@
 """One run: one contender, one seed, from its first or last checkpoint to a result on disk."""
 
+import functools
 import shutil
 import sys
 from collections.abc import Mapping
@@ -41,7 +42,7 @@ class Recipe(NamedTuple):
 
 
 class Contender:
-    """A model with its optimizer for images of one shape; nothing is compiled before it is used."""
+    """A model and its optimizer, compiled once, on first use, for images of one shape."""
 
     def __init__(self, name: str, model: Model, recipe: Recipe, image_shape: tuple[int, ...]):
         self.name, self.model, self.recipe = name, model, recipe
@@ -53,16 +54,27 @@ class Contender:
         """Count the trained parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.state_like.variables["params"]))
 
-    def lower_step(self) -> jax.stages.Lowered:
-        """Trace the training step, as `lower_train_step` does."""
+    @functools.cached_property
+    def train_step(self) -> TrainStep:
+        """The compiled training step."""
+        return self._lowered.compile()
+
+    @functools.cached_property
+    def forward(self) -> Forward:
+        """The evaluation pass."""
+        return make_forward(self.model)
+
+    @property
+    def step_flops(self) -> float:
+        """Estimated floating-point operations of one training step; does not compile it."""
+        analysis: Any = self._lowered.cost_analysis()
+        return float(analysis["flops"])
+
+    @functools.cached_property
+    def _lowered(self) -> jax.stages.Lowered:
         return lower_train_step(
             self.model, self.optimizer, self.image_shape, batch_size=self.recipe.batch_size
         )
-
-    def step_flops(self) -> float:
-        """Estimate the floating-point operations of one training step, without compiling it."""
-        analysis: Any = self.lower_step().cost_analysis()
-        return float(analysis["flops"])
 
     def init_state(self, seed: int) -> State:
         """Make the state before the first step."""
@@ -117,55 +129,46 @@ class Run:
         return line["model"] == self.contender.name and line["seed"] == self.seed
 
 
-def finish(
-    runs: list[Run], dataset: Dataset, variants: Mapping[str, np.ndarray]
-) -> list[dict[str, Any]]:
-    """Train and test those of a contender's runs that have no result yet.
+def finish(run: Run, dataset: Dataset, variants: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Train and test a run, as far as that is still to be done.
 
     Args:
-        runs: All of the same contender.
-        dataset: What to train on; progress is tested on its test images.
+        run: New, stopped at any point, or finished.
+        dataset: What to train on; after each epoch its test images are tested.
         variants: Test images, uint8 [n, 28, 28, 1] by name, all with `dataset.test_labels`.
 
     Returns:
-        Each run's result: `"seconds"` of training, and `"variants"`, loss and accuracy by name.
+        The run's result: "seconds" of training, and "variants", loss and accuracy by name.
 
     Raises:
         NonFiniteError: Training diverged; names the step and the last good checkpoint.
-        CheckpointError: A run should go on but has no whole checkpoint.
+        CheckpointError: The run should go on but has no whole checkpoint.
     """
-    unfinished = [run for run in runs if not run.result.exists()]
-    if unfinished:
-        contender = unfinished[0].contender
-        _say(f"{contender.name}: compiling")
-        train_step, forward = contender.lower_step().compile(), make_forward(contender.model)
-        for run in unfinished:
-            variables = _train(run, train_step, forward, dataset)
-            scores = {
-                name: evaluate(forward, variables, images, dataset.test_labels)._asdict()
-                for name, images in variants.items()
-            }
-            checkpoints.save(run.final, contender.recipe.epochs, variables, keep=1)
-            run.variables()  # Read back before the checkpoints that it replaces go.
-            seconds = sum(line["seconds"] for line in run.history())
-            records.write_json(run.result, {"seconds": seconds, "variants": scores})
-            accuracies = ", ".join(f"{name} {s['accuracy']:.2%}" for name, s in scores.items())
-            _say(f"{run.title}: finished; {accuracies}")
-    for run in runs:  # Also of those that were killed just before this.
-        shutil.rmtree(run.epochs, ignore_errors=True)
-    return [records.read_json(run.result) for run in runs]
+    if not run.result.exists():
+        forward, variables = run.contender.forward, _train(run, dataset)
+        scores = {
+            name: evaluate(forward, variables, images, dataset.test_labels)._asdict()
+            for name, images in variants.items()
+        }
+        checkpoints.save(run.final, run.contender.recipe.epochs, variables, keep=1)
+        run.variables()  # Read back before the checkpoints that it replaces go.
+        seconds = sum(line["seconds"] for line in run.history())
+        records.write_json(run.result, {"seconds": seconds, "variants": scores})
+        accuracies = ", ".join(f"{name} {score['accuracy']:.2%}" for name, score in scores.items())
+        _say(f"{run.title}: finished; {accuracies}")
+    shutil.rmtree(run.epochs, ignore_errors=True)  # Also of a run that was killed just before this.
+    return records.read_json(run.result)
 
 
-def _train(run: Run, train_step: TrainStep, forward: Forward, dataset: Dataset) -> Variables:
+def _train(run: Run, dataset: Dataset) -> Variables:
     """Train a run to its end, noting and saving every epoch."""
     contender, recipe = run.contender, run.contender.recipe
     restored = checkpoints.restore(run.epochs, contender.state_like)
     done, state = restored or (0, contender.init_state(run.seed))
-    if done:
-        _say(f"{run.title}: continuing after epoch {done}")
+    _say(f"{run.title}: {f'continuing after epoch {done}' if done else 'starting'}, compiling")
     run.forget_after(done)
     training = train(
-        train_step,
+        contender.train_step,
         state,
         dataset.train_images,
         dataset.train_labels,
@@ -176,7 +179,9 @@ def _train(run: Run, train_step: TrainStep, forward: Forward, dataset: Dataset) 
     )
     try:
         for state, epoch in training:
-            score = evaluate(forward, state.variables, dataset.test_images, dataset.test_labels)
+            score = evaluate(
+                contender.forward, state.variables, dataset.test_images, dataset.test_labels
+            )
             records.append_line(run.metrics, _line(run, epoch, score))
             checkpoints.save(run.epochs, epoch.epoch, state)
             _say(_progress(run, epoch, score))

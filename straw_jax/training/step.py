@@ -101,6 +101,11 @@ def state_like(
     return jax.eval_shape(partial(init_state, model, optimizer, image_shape, seed=0))
 
 
+def as_input(images: Any) -> jax.Array:
+    """Turn raw images, uint8, into what models take, float32 of the same shape."""
+    return jnp.asarray(normalise(images))
+
+
 def training_key(seed: int) -> jax.Array:
     """Make the key from which the steps of a run derive theirs."""
     return jax.random.fold_in(jax.random.key(seed), 1)
@@ -130,7 +135,7 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation) -> Tr
         real: jax.Array,
         key: jax.Array,
     ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
-        logits, updates = model.apply({**rest, "params": params}, normalise(images), key)
+        logits, updates = model.apply({**rest, "params": params}, as_input(images), key)
         logits = logits.astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         metrics = Metrics(

@@ -1,0 +1,323 @@
+"""The command line, from bad input to a killed and resumed experiment, in processes of its own."""
+
+import dataclasses
+import gzip
+import json
+import os
+import shlex
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from straw_jax.training.experiment import Config
+from straw_jax.training.report import PUBLISHED
+from straw_jax.training.runs import Recipe
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "experiments" / "run.py"
+sys.path.insert(0, str(SCRIPT.parent))
+from arguments import EXPERIMENTS, parse  # noqa: E402 - a script's module, not a package's
+
+
+def _environment(*first, **more):
+    path = os.pathsep.join([*map(str, first), str(ROOT)])
+    return {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", **more}
+
+
+def _write_archive(path, *, train=96, test=20):
+    """Write an archive laid out as EMNIST's, of random images."""
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for split, count in (("train", train), ("test", test)):
+            images = struct.pack(">4i", 2051, count, 28, 28) + rng.bytes(count * 784)
+            labels = struct.pack(">2i", 2049, count) + bytes(np.arange(count, dtype=np.uint8) % 47)
+            for kind, raw in (("images-idx3", images), ("labels-idx1", labels)):
+                member = f"gzip/emnist-balanced-{split}-{kind}-ubyte.gz"
+                archive.writestr(member, gzip.compress(raw))
+
+
+# --- arguments --------------------------------------------------------------------------------
+
+
+def _parse(line=""):
+    return parse(shlex.split(line))
+
+
+def test_arguments_are_the_settings():
+    assert set(vars(_parse())) == {field.name for field in dataclasses.fields(Config)}
+    assert set(Recipe._fields) <= set(vars(_parse()))
+
+
+def test_experiments_are_those_of_the_report():
+    assert list(EXPERIMENTS) == list(PUBLISHED)
+
+
+def test_epochs_follow_the_fraction():
+    assert (_parse().fraction, _parse().rank, _parse().epochs) == (0.1, 16, 5)
+    assert _parse("--fraction 1").epochs == 10
+    assert _parse("--fraction 1 --epochs 3").epochs == 3
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_experiment_and_its_settings_are_the_same(name):
+    settings = EXPERIMENTS[name]
+    spelt = " ".join(f"--{flag} {value}" for flag, value in settings.items())
+    assert vars(_parse(f"--experiment {name}")) == vars(_parse(spelt))
+    assert _parse(spelt).experiment == name
+    assert _parse(f"{spelt} --epochs 7").experiment is None
+    assert _parse(f"--experiment {name} --limit 100").experiment is None
+
+
+def test_models_take_commas_and_blanks_in_one_order():
+    for words in ("straw,standalone", "straw standalone", "standalone, straw straw"):
+        assert _parse(f"--models {words}").models == ["standalone", "straw"]
+
+
+def test_other_settings_get_another_folder():
+    flags = ["", "--fraction 0.2", "--rank 8", "--base trained", "--epochs 6", "--models straw"]
+    flags += ["--dataset glyphs", "--batch-size 64", "--learning-rate 1e-3", "--seed 1"]
+    flags += ["--seeds 3", "--limit 100"]
+    assert len({_parse(line).out for line in flags}) == len(flags)
+    assert all(Path(_parse(line).out).parent == Path("results") for line in flags)
+
+
+@pytest.fixture(scope="module")
+def no_jax(tmp_path_factory):
+    """A folder whose `jax` cannot be imported: what answers in spite of it answers at once."""
+    folder = tmp_path_factory.mktemp("no_jax")
+    (folder / "jax.py").write_text("raise SystemExit('jax was imported')\n")
+    return folder
+
+
+def _folder_with_traps(folder):
+    (folder / "file").write_text("")
+    _write_archive(folder / "whole.zip")
+    (folder / "cut.zip").write_bytes((folder / "whole.zip").read_bytes()[:-100])
+    (folder / "old").mkdir()
+    settings = {**vars(_parse("--rank 4 --out old")), "models": ["standalone", "straw"]}
+    (folder / "old" / "config.json").write_text(json.dumps(settings))
+    (folder / "torn").mkdir()
+    (folder / "torn" / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--rank 0", "--rank: expected a whole number of at least 1, got '0'"),
+        ("--rank 1.5", "--rank: expected a whole number"),
+        ("--fraction 1.5", "--fraction: expected a number above 0, at most 1, got '1.5'"),
+        ("--fraction 0", "--fraction: expected"),
+        ("--fraction nan", "--fraction: expected"),
+        ("--epochs 0", "--epochs: expected"),
+        ("--batch-size -3", "--batch-size: expected"),
+        ("--learning-rate -0.1", "--learning-rate: expected a number above 0, got '-0.1'"),
+        ("--learning-rate inf", "--learning-rate: expected"),
+        ("--learning-rate fast", "--learning-rate: expected"),
+        ("--seed -1", "--seed: expected"),
+        ("--seeds 0", "--seeds: expected"),
+        ("--limit 1", "--limit: expected"),
+        ("--models vgg", "--models: expected any of standalone, straw, resnet34, got 'vgg'"),
+        ("--models ,", "--models: expected any of"),
+        ("--base W0", "--base: invalid choice: 'W0'"),
+        ("--experiment 30pct", "--experiment: invalid choice: '30pct'"),
+        ("--experiment 10pct_rank16 --rank 8", "--rank: --experiment 10pct_rank16 sets it to 16"),
+        ("--experimental", "unrecognized arguments: --experimental"),
+        ("--archive none.zip", "--archive: expected EMNIST's gzip.zip, found no file none.zip"),
+        ("--archive cut.zip", "--archive: cut.zip is no whole zip file"),
+        ("--archive file", "--archive: file is no whole zip file"),
+        ("--out file/here", "--out: cannot write to file/here"),
+        ("--out file", "--out: cannot write to file"),
+        ("--out old --rank 4", "--out: old holds an earlier run; continue it with --resume"),
+        ("--out old --rank 5 --resume", "--rank: --resume needs the earlier run's 4, got 5"),
+        ("--out torn --resume", "--resume: cannot read torn"),
+    ],
+)
+def test_bad_input_gets_one_line_and_leaves_nothing(tmp_path, no_jax, line, message):
+    _folder_with_traps(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    found = subprocess.run(
+        [sys.executable, SCRIPT, *shlex.split(line)],
+        cwd=tmp_path,
+        env=_environment(no_jax),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.count("\n") == 1
+    assert message in found.stderr
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert after == before
+
+
+def test_help_names_every_flag(no_jax):
+    found = subprocess.run(
+        [sys.executable, SCRIPT, "--help"],
+        env=_environment(no_jax),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name.replace('_', '-')}" in found.stdout
+
+
+# --- whole experiments ------------------------------------------------------------------------
+
+
+class _Place:
+    """A folder with a tiny archive, in which experiments run as a user runs them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        _write_archive(folder / "tiny.zip")
+
+    def command(self, out, *more):
+        settings = "--archive tiny.zip --data-dir data --fraction 1 --rank 1 --epochs 3"
+        words = [*shlex.split(settings), "--batch-size", "16", "--out", out, *more]
+        return [sys.executable, str(SCRIPT), *words]
+
+    def start(self, *words):
+        return subprocess.Popen(
+            self.command(*words),
+            cwd=self.folder,
+            env=_environment(JAX_COMPILATION_CACHE_DIR=str(self.folder / "cache")),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *words):
+        process = self.start(*words)
+        stdout, stderr = process.communicate(timeout=300)
+        return process.returncode, stdout, stderr
+
+    def stop(self, sign, ready, *words):
+        """Start, and send a signal as soon as the path `ready` exists."""
+        process = self.start(*words)
+        while not (self.folder / ready).exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        process.send_signal(sign)
+        stdout, stderr = process.communicate(timeout=300)
+        return process.returncode, stdout, stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return _Place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A whole experiment of both models, and what it printed."""
+    code, stdout, stderr = place.run("whole")
+    assert code == 0, stderr
+    return place.folder / "whole", stdout, stderr
+
+
+def test_all_files_are_written(finished):
+    out, stdout, stderr = finished
+    summary = json.loads((out / "summary.json").read_text())
+    name = summary["dataset"]
+    assert name.startswith("EMNIST (unofficial archive, sha256 ")
+    assert summary["config"]["rank"] == 1
+    assert summary["experiment"] is None
+    assert summary["seeds"] == [0]
+    assert list(summary["parameters"]) == ["standalone", "straw"]
+    assert summary["parameters"]["standalone"] == 1_204_655
+    for model in ("standalone", "straw"):
+        assert list(summary["results"][model]) == ["standard", "rotated", "blurred"]
+        for measures in summary["results"][model].values():
+            assert 0 <= measures["accuracy"]["mean"] <= 1
+            assert measures["accuracy"]["std"] is None
+            assert measures["loss"]["seeds"] == [measures["loss"]["mean"]]
+    config = json.loads((out / "config.json").read_text())
+    assert config["data"] == {"name": name, "train": 96, "test": 20, "classes": 47}
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["model"], line["epoch"], line["step"]) for line in lines] == [
+        (model, epoch, 6 * epoch) for model in ("standalone", "straw") for epoch in (1, 2, 3)
+    ]
+    assert name in (out / "report.md").read_text()
+    for figure in ("curves", "variants", "samples", "styles"):
+        assert (out / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    assert name in stdout
+    assert "fc1/kernel" in stdout
+    assert "Adding ResNet-34" in stdout
+    assert stderr.count("WARNING") == 1
+    assert stderr.count("images/s") == 6  # A line an epoch, as stderr is no terminal.
+
+
+def test_finished_experiment_is_shown_again_and_not_touched(place, finished):
+    out, stdout, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    code, again, stderr = place.run("whole", "--resume")
+    assert (code, stderr) == (0, "")
+    table = again.split("\n\nAlready finished")[0]
+    assert table in stdout
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_interrupted_and_killed_experiment_ends_with_the_same_bits(place, finished):
+    runs = place.folder / "cut" / "runs"
+    code, _, stderr = place.stop(
+        signal.SIGINT, "cut/runs/standalone-seed0/epochs/1/commit_success.txt", "cut"
+    )
+    assert code == 130
+    assert stderr.splitlines()[-1].endswith("--out cut --resume")
+    assert not (runs / "standalone-seed0" / "result.json").exists()
+
+    code, _, _ = place.stop(
+        signal.SIGKILL, "cut/runs/straw-seed0/epochs/2/commit_success.txt", "cut", "--resume"
+    )
+    assert code == -signal.SIGKILL
+    assert (runs / "standalone-seed0" / "result.json").exists()
+    assert not (runs / "straw-seed0" / "result.json").exists()
+
+    code, _, stderr = place.run("cut", "--resume")
+    assert code == 0, stderr
+    assert "straw seed 0: continuing after epoch" in stderr
+    assert "standalone seed 0" not in stderr
+    for model in ("standalone", "straw"):
+        whole, cut = ((place.folder / out / "runs" / f"{model}-seed0") for out in ("whole", "cut"))
+        assert _leaf_checksums(cut / "final" / "3") == _leaf_checksums(whole / "final" / "3")
+        scores = [json.loads((run / "result.json").read_text())["variants"] for run in (cut, whole)]
+        assert scores[0] == scores[1]
+        assert not (cut / "epochs").exists()
+    lines = (place.folder / "cut" / "metrics.jsonl").read_text().splitlines()
+    epochs = [(line["model"], line["epoch"]) for line in map(json.loads, lines)]
+    assert epochs == [(model, epoch) for model in ("standalone", "straw") for epoch in (1, 2, 3)]
+
+
+def _leaf_checksums(step_folder):
+    """Shape, dtype and checksum of every leaf, which reading the checkpoint has verified."""
+    return json.loads((step_folder / "leaves" / "metadata").read_text())
+
+
+def test_divergence_is_one_line(place, finished):
+    code, _, stderr = place.run("wild", "--learning-rate", "1e30", "--models", "standalone")
+    assert code == 1
+    last = stderr.splitlines()[-1]
+    assert last.startswith("run.py: standalone seed 0: ")
+    assert "step" in last
+    assert "last good checkpoint: none" in last
+    assert "Traceback" not in stderr
+
+
+def test_other_data_are_refused_on_resume(place, finished, tmp_path):
+    _write_archive(tmp_path / "other.zip", train=40)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_bytes((finished[0] / "config.json").read_bytes())
+    code, _, stderr = place.run(str(out), "--resume", "--archive", str(tmp_path / "other.zip"))
+    assert code == 2
+    assert "'train': 96" in stderr.splitlines()[-1]
+    assert "'train': 40" in stderr.splitlines()[-1]
+    assert [path.name for path in out.iterdir()] == ["config.json"]
