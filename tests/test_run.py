@@ -251,7 +251,7 @@ def test_all_files_are_written(finished):
     assert name in stdout
     assert "fc1/kernel" in stdout
     assert "Adding ResNet-34" in stdout
-    assert stderr.count("WARNING") == 1
+    assert stderr.count("--- WARNING ---") == 1
     assert stderr.count("images/s") == 6  # A line an epoch, as stderr is no terminal.
 
 

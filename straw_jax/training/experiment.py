@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,7 @@ def _print_start(config: Config, dataset: data.Dataset, parameters: Mapping[str,
         print(f"model    {name}, {count:,} trained parameters")
     if "straw" in parameters:
         print(f"\nWhat STRAW's generator writes for each sample:\n{_straw(config, dataset).spec}\n")
+    sys.stdout.flush()  # Before the hours of training, even if stdout is a file.
 
 
 def _draw(
