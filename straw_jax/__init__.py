@@ -5,14 +5,18 @@ executor's weights; the executor applies them in factored form,
 `x @ W0 + scale * (x @ B) @ A`, where `B` is `[in, r]` and `A` is `[r, out]`.
 """
 
-from straw_jax.encoders import ConvEye
-from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
-from straw_jax.functional import hyperlora, hyperlora_conv
-from straw_jax.generator import Generator
-from straw_jax.lift import materialize, modulate
-from straw_jax.lowrank import Factors, Generated, form
-from straw_jax.models import CNN, ResNet34
-from straw_jax.straw import Network, Straw, linen, make_straw
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from straw_jax.encoders import ConvEye
+    from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
+    from straw_jax.functional import hyperlora, hyperlora_conv
+    from straw_jax.generator import Generator
+    from straw_jax.lift import materialize, modulate
+    from straw_jax.lowrank import Factors, Generated, form
+    from straw_jax.models import CNN, ResNet34
+    from straw_jax.straw import Network, Straw, linen, make_straw
 
 __all__ = [
     "CNN",
@@ -34,3 +38,29 @@ __all__ = [
     "materialize",
     "modulate",
 ]
+
+_MODULES = {
+    "encoders": ["ConvEye"],
+    "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],
+    "functional": ["hyperlora", "hyperlora_conv"],
+    "generator": ["Generator"],
+    "lift": ["materialize", "modulate"],
+    "lowrank": ["Factors", "Generated", "form"],
+    "models": ["CNN", "ResNet34"],
+    "straw": ["Network", "Straw", "linen", "make_straw"],
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported at first use, so that `straw_jax.data`, which needs no JAX, does not wait for JAX
+    # (the command line answers bad arguments at once).
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -170,7 +170,9 @@ def _per_sample(
     if axes == [None, None, None]:
         return layer(x, B, A, bias)
     for name, array, axis in zip(("B", "A", "bias"), (B, A, bias), axes, strict=True):
-        if axis == 0 and (x.ndim < 2 or array.shape[0] != x.shape[0]):
+        if array is None or axis is None:
+            continue
+        if x.ndim < 2 or array.shape[0] != x.shape[0]:
             raise ValueError(
                 f"{where}: expected the first axis of x and {name} to be the same samples, got "
                 f"x {x.shape} and {name} {array.shape}. Add a batch axis to x, or drop the sample "

@@ -69,7 +69,7 @@ class Generator(nn.Module):
 class _FactorHead(nn.Module):
     """One dense layer from the hidden vector to a factor `[m, n]`, not applied yet."""
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     zero: bool
 
     @nn.compact

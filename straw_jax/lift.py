@@ -121,9 +121,9 @@ def modulate(
 
         def one_sample(factors: FactorTree, x: Any, keys: dict[int, Array]) -> Any:
             weights = _substitute(params, factors, scale, allow_materialise)
-            kwargs = treedef.unflatten([keys.get(i, leaf) for i, leaf in enumerate(options)])
+            drawn = [keys.get(i, leaf) for i, leaf in enumerate(options)]
             batch_of_one = jax.tree.map(lambda leaf: leaf[None], x)
-            y = quax.quaxify(apply)(weights, batch_of_one, **kwargs)
+            y = quax.quaxify(apply)(weights, batch_of_one, **jax.tree.unflatten(treedef, drawn))
             return jax.tree.map(lambda leaf: leaf[0], y)
 
         return jax.vmap(one_sample, in_axes=(axes, 0, 0))(dict(factors), x, keys)
@@ -172,7 +172,7 @@ def _substitute(params: Any, factors: FactorTree, scale: float, allow_materialis
         return LowRank(base, factor.B, factor.A, scale, leaf.shape, path, allow_materialise)
 
     leaves = [weight(path, leaf) for path, leaf in named_leaves(params).items()]
-    return jax.tree.structure(params).unflatten(leaves)
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 def _sample_axes(params: Any, factors: FactorTree) -> dict[str, Any]:
@@ -200,8 +200,11 @@ def _axes_of(path: str, shape: tuple[int, ...], factor: Factors | Array) -> Any:
                 f"modulate: expected {name} of {path} to be of shape {expected}, or with a sample "
                 f"axis in front, got {got}. Was it generated for another layer?"
             )
-        sample_axis = 0 if extra else None
-        return Generated(sample_axis, None, None) if isinstance(part, Generated) else sample_axis
+        sample_axis: Any = 0 if extra else None
+        shared: Any = None
+        return (
+            Generated(sample_axis, shared, shared) if isinstance(part, Generated) else sample_axis
+        )
 
     if not isinstance(factor, Factors):
         return axis("the whole", factor, *shape)
@@ -266,7 +269,7 @@ def _(x: Array | np.ndarray, weight: LowRank, **params: Any) -> Array:
         input_dilation=params["lhs_dilation"],
     )
     y = lowrank_conv(
-        x, weight.B, weight.A, weight.base, geometry,
+        jnp.asarray(x), weight.B, weight.A, weight.base, geometry,
         scale=weight.scale, precision=params["precision"],
     )  # fmt: skip
     return y.astype(params["preferred_element_type"] or x.dtype)
@@ -274,8 +277,7 @@ def _(x: Array | np.ndarray, weight: LowRank, **params: Any) -> Array:
 
 @quax.register(lax.convert_element_type_p)
 def _(weight: LowRank, *, new_dtype: DTypeLike, **params: Any) -> LowRank:
-    cast = jax.tree.map(lambda leaf: leaf.astype(new_dtype), (weight.base, weight.B, weight.A))
-    return LowRank(*cast, weight.scale, weight.kernel_shape, weight.path, weight.allow_materialise)
+    return jax.tree.map(lambda part: part.astype(new_dtype), weight)
 
 
 @quax.register(lax.transpose_p)
@@ -303,15 +305,14 @@ def _contract(
     size = math.prod(rows)
     base = None if weight.base is None else weight.base.reshape(size, columns)
     if sorted(weight_axes) == list(range(len(rows))):
-        kernel, free = (base, weight.B, weight.A), (columns,)
+        B, A, free = weight.B, weight.A, [columns]
     elif tuple(weight_axes) == (len(rows),):
-        kernel, free = _transposed(weight), tuple(rows)
+        (base, B, A), free = _transposed(weight), rows
     else:
         return None
     order = [axis for _, axis in sorted(zip(weight_axes, x_axes, strict=True))]
     x = jnp.moveaxis(x, order, range(-len(order), 0))
-    x = x.reshape(*x.shape[: x.ndim - len(order)], -1)
-    base, B, A = kernel
+    x = x.reshape(*x.shape[: x.ndim - len(order)], math.prod(x.shape[x.ndim - len(order) :]))
     y = lowrank_dot(x, B, A, base, scale=weight.scale, precision=params["precision"])
     y = y.astype(params["preferred_element_type"] or x.dtype)
     return y.reshape(*x.shape[:-1], *free)

@@ -1,0 +1,317 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+from flax import nnx
+from reference import TOLERANCE, assert_close, largest_intermediate, random_array, to_float32
+
+from straw_jax import Factors, Generated, factor_spec, materialize, modulate
+from straw_jax.factors import named_leaves
+
+
+class SmallCNN(nn.Module):
+    """Every kind of layer that the lift has a rule for, as Linen writes them."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = nn.relu(nn.Conv(4, (3, 3), strides=2, name="conv")(x))
+        x = nn.relu(nn.ConvTranspose(3, (2, 2), strides=(2, 2), name="up")(x))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.Dense(8, name="dense")(x)
+
+
+def small_cnn(dtype="float32"):
+    module = SmallCNN()
+    x = random_array(0, (3, 6, 6, 2))
+    params = module.init(jax.random.key(0), x)["params"]
+    params, x = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x))
+    return (lambda params, x, **kw: module.apply({"params": params}, x, **kw)), params, x
+
+
+def random_factors(params, ranks, batch, dtype="float32", seed=1):
+    spec = factor_spec(params, ranks)
+    return spec.unpack(random_array(seed, (*batch, spec.size), dtype) * jnp.asarray(0.3, dtype))
+
+
+def by_sample(apply, params, factors, x, scale=1.0):
+    """The dense reference: ordinary weights for every sample, one sample at a time."""
+
+    def one(i):
+        weights = {}
+        for path, leaf in named_leaves(params).items():
+            factor = jax.tree.map(lambda part: part[i], factors.get(path))
+            if isinstance(factor, Factors):
+                update = scale * jnp.matmul(factor.B, factor.A, precision="highest")
+                factor = update.reshape(leaf.shape)
+            weights[path] = leaf if factor is None else leaf + factor
+        tree = jax.tree.unflatten(jax.tree.structure(params), list(weights.values()))
+        return apply(tree, x[i : i + 1])[0]
+
+    return jnp.stack([one(i) for i in range(len(x))])
+
+
+def assert_modulation_equals_reference(apply, params, factors, x, scale=1.0, tolerance=1e-5):
+    """Compare values, and gradients with respect to parameters, factors and input."""
+    weights = random_array(9, by_sample(apply, params, factors, x).shape)
+
+    def ours(params, factors, x):
+        y = modulate(apply, scale=scale)(params, factors, x)
+        return jnp.sum(y.astype(jnp.float32) * weights), y
+
+    def reference(params, factors, x):
+        y = by_sample(apply, params, factors, x, scale)
+        return jnp.sum(y * weights), y
+
+    got, y = jax.jit(jax.grad(ours, (0, 1, 2), has_aux=True))(params, factors, x)
+    exact = to_float32((params, factors, x))
+    want, expected = jax.jit(jax.grad(reference, (0, 1, 2), has_aux=True))(*exact)
+    assert_close(y, expected, tolerance)
+    assert_close(got, want, tolerance)
+
+
+@pytest.mark.parametrize(("rank", "scale"), [(1, 1.0), (3, 0.25)])
+def test_linen_model_equals_dense_weights(rank, scale):
+    apply, params, x = small_cnn()
+    factors = random_factors(params, rank, (3,))
+    assert_modulation_equals_reference(apply, params, factors, x, scale)
+
+
+def test_bfloat16_model_equals_dense_weights():
+    apply, params, x = small_cnn("bfloat16")
+    factors = random_factors(params, 2, (3,), "bfloat16")
+    y = modulate(apply)(params, factors, x)
+    assert y.dtype == jnp.bfloat16
+    want = by_sample(apply, *to_float32((params, factors, x)))
+    assert_close(y, want, TOLERANCE["bfloat16"])
+
+
+def test_mixed_precision_casts_factors_as_it_casts_kernels():
+    """Linen's `dtype` casts parameters inside the layer."""
+    module = nn.Dense(4, dtype=jnp.bfloat16)
+    x = random_array(0, (3, 6))
+    params = module.init(jax.random.key(0), x)["params"]
+    factors = random_factors(params, 2, (3,))
+    apply = lambda params, x: module.apply({"params": params}, x)  # noqa: E731
+    y = modulate(apply)(params, factors, x)
+    assert y.dtype == jnp.bfloat16
+    assert_close(y, by_sample(apply, params, factors, x), TOLERANCE["bfloat16"])
+
+
+def test_nnx_model_equals_dense_weights():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(2, 4, (3, 3), rngs=rngs)
+            self.dense = nnx.Linear(144, 5, rngs=rngs)
+
+        def __call__(self, x):
+            x = nnx.relu(self.conv(x))
+            return self.dense(x.reshape(x.shape[0], -1))
+
+    graph, state = nnx.split(Model(nnx.Rngs(0)))
+    params = nnx.to_pure_dict(state)
+    x = random_array(0, (3, 6, 6, 2))
+
+    def apply(params, x):
+        return nnx.merge(graph, nnx.State(params))(x)
+
+    factors = random_factors(params, 2, (3,))
+    assert set(factors) == {"conv/kernel", "conv/bias", "dense/kernel", "dense/bias"}
+    assert_modulation_equals_reference(apply, params, factors, x)
+
+
+def test_hand_written_function_with_transposed_and_tied_weights():
+    """`W.T @ x` styles, a matrix used from both sides, and several axes between."""
+    params = {"W": random_array(0, (6, 4)), "V": random_array(1, (2, 3, 5)), "b": jnp.zeros(6)}
+    x = random_array(2, (3, 7, 6))
+
+    def apply(params, x):
+        h = jnp.tanh(jnp.einsum("nti,io->nto", x, params["W"]))
+        y = jnp.einsum("nto,io->nti", h, params["W"]) + jnp.broadcast_to(params["b"], x.shape)
+        z = h @ params["W"].T + y
+        left = jnp.matmul(params["W"].T, z[0, 0])
+        v = jnp.einsum("ntab,abc->ntc", z.reshape(*z.shape[:2], 3, 2).swapaxes(-1, -2), params["V"])
+        return v + jnp.sum(left)
+
+    factors = random_factors(params, 2, (3,))
+    assert_modulation_equals_reference(apply, params, factors, x)
+
+
+def test_equinox_linear_layers_equal_dense_weights():
+    """Equinox keeps `[out, in]` and one sample a call; the factors follow the stored shape."""
+    mlp = eqx.nn.MLP(6, 4, 8, 1, key=jax.random.key(0))
+    params, static = eqx.partition(mlp, eqx.is_array)
+
+    def apply(params, x):
+        return jax.vmap(eqx.combine(params, static))(x)
+
+    x = random_array(0, (3, 6))
+    factors = random_factors(params, 2, (3,))
+    assert "layers/0/weight" in factors
+    assert_modulation_equals_reference(apply, params, factors, x)
+
+
+def test_shapes_alone_mean_that_the_factors_are_the_weights():
+    apply, params, x = small_cnn()
+    shapes = jax.eval_shape(lambda: params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    factors = random_factors(params, 3, (3,))
+    got = modulate(apply)(shapes, factors, x)
+    assert_close(got, by_sample(apply, zeros, factors, x), 1e-5)
+
+
+def test_a_leaf_without_factors_keeps_its_weights():
+    apply, params, x = small_cnn()
+    factors = random_factors(params, {"dense/kernel": 2}, (3,))
+    assert list(factors) == ["dense/kernel"]
+    assert_modulation_equals_reference(apply, params, factors, x)
+
+
+def test_factors_without_a_sample_axis_are_shared():
+    apply, params, x = small_cnn()
+    shared = random_factors(params, 2, ())
+    repeated = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), shared)
+    modulated = modulate(apply)
+    assert_close(modulated(params, shared, x), modulated(params, repeated, x), 1e-6)
+    mixed = repeated | {"dense/bias": shared["dense/bias"]}
+    assert_close(modulated(params, mixed, x), modulated(params, repeated, x), 1e-6)
+    dense = apply(materialize(params, shared), x)
+    assert_close(modulated(params, shared, x), dense, 1e-5)
+
+
+@pytest.mark.parametrize("positions", [1, 4])
+def test_generated_factors_equal_formed_ones(positions):
+    """In both contraction orders: one vector a sample, and several."""
+    params = {"W": random_array(0, (40, 5))}
+    hidden = random_array(1, (3, 8))
+    kernels = random_array(2, (40, 8, 2)), random_array(3, (2, 8, 5))
+    biases = random_array(4, (40, 2)), random_array(5, (2, 5))
+    x = 0.1 * random_array(6, (3, positions, 40))  # where tanh is not flat
+
+    def apply(params, x):
+        return jnp.tanh(x @ params["W"])
+
+    def ours(params, hidden, kernels, biases, x):
+        B, A = (Generated(hidden, *each) for each in zip(kernels, biases, strict=True))
+        return modulate(apply)(params, {"W": Factors(B, A)}, x)
+
+    def reference(params, hidden, kernels, biases, x):
+        B, A = (
+            jnp.einsum("bh,mhn->bmn", hidden, k, precision="highest") + c[None]
+            for k, c in zip(kernels, biases, strict=True)
+        )
+        return by_sample(apply, params, {"W": Factors(B, A)}, x)
+
+    arguments = (params, hidden, kernels, biases, x)
+    assert_close(ours(*arguments), reference(*arguments), 1e-5)
+    every = tuple(range(5))
+    got = jax.grad(lambda *a: jnp.sum(ours(*a) ** 2), every)(*arguments)
+    want = jax.grad(lambda *a: jnp.sum(reference(*a) ** 2), every)(*arguments)
+    assert_close(got, want, 1e-5)
+
+
+def test_one_vector_a_sample_never_forms_the_factor():
+    batch, rows, hidden, rank = 16, 200, 8, 4
+    params = {"W": jax.ShapeDtypeStruct((rows, 5), jnp.float32)}
+    G = random_array(0, (rows, hidden, rank)), random_array(1, (rank, hidden, 5))
+
+    def loss(h, x):
+        B, A = Generated(h, G[0], jnp.zeros((rows, rank))), Generated(h, G[1], jnp.zeros((rank, 5)))
+        return jnp.sum(modulate(lambda p, x: x @ p["W"])(params, {"W": Factors(B, A)}, x) ** 2)
+
+    arguments = random_array(2, (batch, hidden)), random_array(3, (batch, rows))
+    assert largest_intermediate(jax.grad(loss, (0, 1)), *arguments) < batch * rows * rank
+
+
+def test_typed_keys_are_split_so_that_samples_draw_their_own_noise():
+    apply, params, _ = small_cnn()
+    x = jnp.ones((3, 6, 6, 2))
+    factors = random_factors(params, 1, ())
+    modulated = modulate(apply)
+    y = modulated(params, factors, x, train=True, rngs={"dropout": jax.random.key(0)})
+    assert not jnp.allclose(y[0], y[1])
+    again = modulated(params, factors, x, train=True, rngs={"dropout": jax.random.key(0)})
+    assert jnp.array_equal(y, again)
+    keys = jax.random.split(jax.random.key(0), 3)
+    assert jnp.array_equal(y, modulated(params, factors, x, train=True, rngs={"dropout": keys}))
+
+
+def test_an_operation_without_factored_form_names_the_layer():
+    params = {"block": {"W": random_array(0, (4, 4))}}
+    factors = random_factors(params, 1, (3,))
+    x = random_array(1, (3, 4))
+
+    def normalised(params, x):
+        W = params["block"]["W"]
+        return x @ (W / jnp.linalg.norm(W))
+
+    with pytest.raises(ValueError, match=r"block/W: the operation '\w+' has no factored form"):
+        modulate(normalised)(params, factors, x)
+    got = modulate(normalised, allow_materialise=True)(params, factors, x)
+    assert_close(got, by_sample(normalised, params, factors, x), 1e-5)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_other_convolutions_are_refused_or_materialised(grouped):
+    layout = ("NHWC", "HWIO", "NHWC") if grouped else ("NCHW", "HWIO", "NCHW")
+    params = {"K": random_array(0, (3, 3, 1 if grouped else 4, 4))}
+    x = random_array(1, (2, 4, 4, 4))
+
+    def apply(params, x):
+        return jax.lax.conv_general_dilated(
+            x, params["K"], (1, 1), "SAME", dimension_numbers=layout,
+            feature_group_count=4 if grouped else 1,
+        )  # fmt: skip
+
+    factors = random_factors(params, 2, (2,))
+    with pytest.raises(ValueError, match="K: a convolution that is grouped or not channels-last"):
+        modulate(apply)(params, factors, x)
+    got = modulate(apply, allow_materialise=True)(params, factors, x)
+    assert_close(got, by_sample(apply, params, factors, x), 1e-5)
+
+
+def test_a_contraction_of_some_rows_alone_is_refused_or_materialised():
+    params = {"W": random_array(0, (4, 2, 3))}
+    x = random_array(1, (3, 4))
+    factors = random_factors(params, 2, (3,))
+
+    def apply(params, x):
+        return jnp.tensordot(x, params["W"], axes=1)
+
+    with pytest.raises(ValueError, match=r"W: a contraction with axes \(0,\) of it alone"):
+        modulate(apply)(params, factors, x)
+    got = modulate(apply, allow_materialise=True)(params, factors, x)
+    assert_close(got, by_sample(apply, params, factors, x), 1e-5)
+
+
+def test_no_full_kernel_in_the_jaxpr_of_a_modulated_model():
+    module = SmallCNN()
+    x = random_array(0, (16, 32, 32, 2))
+    params = module.init(jax.random.key(0), x)["params"]
+    factors = random_factors(params, 1, (16,))
+    modulated = modulate(lambda params, x: module.apply({"params": params}, x))
+
+    def loss(params, factors):
+        return jnp.sum(modulated(params, factors, x) ** 2)
+
+    kernel = 16 * params["dense"]["kernel"].size
+    assert largest_intermediate(jax.grad(loss, (0, 1)), params, factors) < kernel
+
+
+def test_errors_for_factors_that_do_not_fit():
+    apply, params, x = small_cnn()
+    factors = random_factors(params, 2, (3,))
+    modulated = modulate(apply)
+    with pytest.raises(ValueError, match=r"got also \['other'\]"):
+        modulated(params, factors | {"other": x}, x)
+    wrong = Factors(jnp.ones((3, 7, 2)), factors["dense/kernel"].A)
+    with pytest.raises(ValueError, match="expected B of dense/kernel to be of shape"):
+        modulated(params, factors | {"dense/kernel": wrong}, x)
+    with pytest.raises(ValueError, match="expected the whole of dense/bias to be of shape"):
+        modulated(params, factors | {"dense/bias": jnp.ones((3, 4))}, x)
+    shapes = jax.eval_shape(lambda: params)
+    with pytest.raises(ValueError, match="conv/bias has neither weights nor factors"):
+        modulated(shapes, {k: v for k, v in factors.items() if k != "conv/bias"}, x)
+    with pytest.raises(ValueError, match="expected the factors of one sample"):
+        materialize(params, factors)
