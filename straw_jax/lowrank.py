@@ -87,16 +87,17 @@ def apply_factor(x: Array, factor: Factor, precision: lax.PrecisionLike = None) 
     """Multiply `x [..., m]` by a factor `[m, n]`, in the cheaper order; sums are in float32."""
     if not isinstance(factor, Generated):
         return _dot(x, factor, precision)
-    m, h, _ = factor.kernel.shape
+    m, h, n = factor.kernel.shape
     one_vector = math.prod(x.shape[:-1]) == 1
     if not one_vector or h >= m:
         return _dot(x, form(factor), precision)
-    # Same number of operations as forming the factor, but `[h, n]` numbers a sample, not `[m, n]`.
-    xk = lax.dot_general(
-        x, factor.kernel, (((x.ndim - 1,), (0,)), ((), ())), precision, _accumulator(x.dtype)
-    )
-    xb = _dot(x, factor.bias, precision)
-    return jnp.einsum("h,...hn->...n", factor.hidden.astype(xk.dtype), xk, precision=precision) + xb
+    # As many operations as forming the factor, but `[h, n]` numbers a sample in place of `[m, n]`.
+    # As plain vector and matrix: XLA's CPU compiler turns other shapes into copies.
+    vector = x.reshape(m)
+    xk = _dot(vector, factor.kernel.reshape(m, h * n), precision).reshape(h, n)
+    hidden = jnp.broadcast_to(factor.hidden.astype(xk.dtype)[:, None], xk.shape)
+    xf = jnp.sum(hidden * xk, axis=0) + _dot(vector, factor.bias, precision)
+    return xf.reshape(*x.shape[:-1], n)
 
 
 def lowrank_dot(

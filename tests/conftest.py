@@ -5,6 +5,8 @@ import jax
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Every test compiles something new, and runs it once or twice.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # Compilation makes the first example slow: a deadline would measure the compiler.
 hypothesis.settings.register_profile("straw", deadline=None, max_examples=20, derandomize=True)

@@ -93,12 +93,14 @@ def intermediates(function, *args):
 def _shapes(jaxpr):
     for equation in jaxpr.eqns:
         yield from (var.aval.shape for var in equation.outvars if hasattr(var.aval, "shape"))
-        for value in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
-        ):
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from _shapes(inner)
+
+
+def _is_jaxpr(value):
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def largest_intermediate(function, *args):

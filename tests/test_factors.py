@@ -15,9 +15,7 @@ TREE = {
 
 
 def article_params():
-    return jax.eval_shape(
-        lambda: linen(CNN()).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
-    )
+    return jax.eval_shape(lambda: linen(CNN()).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1))))
 
 
 def test_counts_are_the_articles():

@@ -128,9 +128,8 @@ def test_half_precision_sums_in_float32():
 @pytest.mark.parametrize("with_kernel", [True, False])
 def test_no_full_kernel_in_the_jaxpr(with_kernel):
     batch, rows, out, rank = 16, 40, 50, 2
-    x, B, A = (
-        random_array(i, s) for i, s in enumerate([(batch, rows), (batch, rows, rank), (batch, rank, out)])
-    )
+    x, B = random_array(0, (batch, rows)), random_array(1, (batch, rows, rank))
+    A = random_array(2, (batch, rank, out))
     kernel = random_array(3, (rows, out)) if with_kernel else None
 
     def gradient(layer):

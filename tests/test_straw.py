@@ -45,8 +45,9 @@ def test_each_sample_runs_the_executor_with_its_own_dense_weights(base):
     executor = TinyExecutor()
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), IMAGES))["params"]
     weights = params["executor"] if base == "trained" else shapes
+    per_sample = [jax.tree.map(lambda leaf, i=i: leaf[i], factors) for i in range(3)]
     for i in range(3):
-        own = materialize(weights, jax.tree.map(lambda leaf: leaf[i], factors), scale=0.5)
+        own = materialize(weights, per_sample[i], scale=0.5)
         want = executor.apply({"params": own}, IMAGES[i : i + 1])[0]
         assert_close(logits[i], want, 1e-5)
     assert not jnp.allclose(factors["dense/kernel"].B[0], factors["dense/kernel"].B[1])
