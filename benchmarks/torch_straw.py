@@ -1,0 +1,159 @@
+"""The author's algorithm in PyTorch: what a user would take instead.
+
+A generator writes factors for each sample, every sample's kernels are formed whole, and
+`torch.func.vmap` runs the executor over the samples. PyTorch's own layouts: images `[b, c, h, w]`,
+weights `[out, in, *window]`, so that a weight is `left [out, r] @ right [r, in]`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional
+
+STYLE, HIDDEN = 64, 128
+
+# Positions whose channels one input of the layer joins: there the layouts' orders differ.
+_POSITIONS = {"conv1": 9, "conv2": 9, "fc1": 12 * 12, "fc2": 1}
+
+
+class Executor(nn.Module):
+    """The article's CNN."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3)
+        self.conv2 = nn.Conv2d(32, 64, 3)
+        self.fc1 = nn.Linear(64 * 12 * 12, 128)
+        self.fc2 = nn.Linear(128, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits `[batch, classes]` of images `[batch, 1, 28, 28]`."""
+        x = functional.relu(self.conv1(x))
+        x = functional.relu(self.conv2(x))
+        x = functional.max_pool2d(x, 2)
+        x = functional.dropout(x, 0.25, self.training).flatten(1)
+        x = functional.relu(self.fc1(x))
+        x = functional.dropout(x, 0.5, self.training)
+        return self.fc2(x)
+
+
+class Straw(nn.Module):
+    """Encoder, generator and executor; the weights are the generated ones alone, `left @ right`."""
+
+    def __init__(self, classes: int, rank: int) -> None:
+        super().__init__()
+        with torch.device("meta"):  # only its shapes are used, its own weights never
+            self.executor = Executor(classes).requires_grad_(False)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 16, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * 7 * 7, STYLE),
+            nn.Tanh(),
+        )
+        self.parts = {
+            name: _parts(weight.shape, rank) for name, weight in self.executor.named_parameters()
+        }
+        sizes = [math.prod(shape) for parts in self.parts.values() for shape in parts]
+        self.sizes = sizes
+        self.generator = nn.Sequential(
+            nn.Linear(STYLE, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, sum(sizes))
+        )
+
+    def weights(self, images: Tensor) -> dict[str, Tensor]:
+        """Return every sample's own weights, with a sample axis in front."""
+        flat = self.generator(self.encoder(images))
+        pieces = iter(flat.split(self.sizes, dim=1))
+        weights = {}
+        for name, weight in self.executor.named_parameters():
+            factors = [next(pieces).reshape(-1, *shape) for shape in self.parts[name]]
+            product = factors[0] if len(factors) == 1 else factors[0] @ factors[1]
+            weights[name] = product.reshape(-1, *weight.shape)
+        return weights
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits `[batch, classes]` of images `[batch, 1, 28, 28]`."""
+
+        def one_sample(weights: dict[str, Tensor], image: Tensor) -> Tensor:
+            return functional_call(self.executor, weights, (image[None],))[0]
+
+        return vmap(one_sample, randomness="different")(self.weights(images), images)
+
+
+def make_train_step(model: Straw, learning_rate: float) -> Callable[[Tensor, Tensor], float]:
+    """Return `(images, labels) -> loss`, which takes one step of Adam."""
+    optimizer = torch.optim.Adam(trained(model), lr=learning_rate)
+    model.train()
+
+    def step(images: Tensor, labels: Tensor) -> float:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that training changes."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def load_params(model: Straw, params: Any) -> None:
+    """Give a model the parameters of a STRAW of the library with base "none".
+
+    Args:
+        model: changed in place.
+        params: what the library's `Straw.init` returns.
+    """
+    encoder, generator = params["encoder"], params["generator"]
+    with torch.no_grad():
+        for layer, name, positions in ((0, "conv1", 9), (2, "conv2", 9), (5, "style", 7 * 7)):
+            _copy(model.encoder[layer], encoder[name], positions)
+        _copy(model.generator[0], generator["hidden"], 1)
+        heads = [_head(generator, name) for name in model.parts]
+        last: Any = model.generator[2]
+        last.weight.copy_(torch.tensor(np.concatenate([weight for weight, _ in heads])))
+        last.bias.copy_(torch.tensor(np.concatenate([bias for _, bias in heads])))
+
+
+def _parts(shape: torch.Size, rank: int) -> list[tuple[int, ...]]:
+    """Return the shapes of a weight's two factors, or a bias's own."""
+    return [(shape[0], rank), (rank, math.prod(shape[1:]))] if len(shape) > 1 else [tuple(shape)]
+
+
+def _copy(layer: Any, ours: Any, positions: int) -> None:
+    kernel = np.asarray(ours["kernel"])
+    matrix = _channels_first(kernel.reshape(-1, kernel.shape[-1]), positions)
+    layer.weight.copy_(torch.tensor(matrix.T.reshape(layer.weight.shape)))
+    layer.bias.copy_(torch.tensor(np.asarray(ours["bias"])))
+
+
+def _head(generator: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the generator's rows `[n, hidden]` and biases `[n]` that write one weight."""
+    layer, leaf = name.split(".")
+    if leaf == "bias":
+        whole = generator[f"{layer}.bias.whole"]
+        return np.asarray(whole["kernel"]).T, np.asarray(whole["bias"])
+    # The library's `B [in, r]` is the right factor, and `A [r, out]` the left one, transposed.
+    left, right = generator[f"{layer}.kernel.A"], generator[f"{layer}.kernel.B"]
+    kernels = [np.asarray(left["kernel"]), _channels_first(right["kernel"], _POSITIONS[layer])]
+    biases = [np.asarray(left["bias"]), _channels_first(right["bias"], _POSITIONS[layer])]
+    return (
+        np.concatenate([kernel.transpose(2, 0, 1).reshape(-1, HIDDEN) for kernel in kernels]),
+        np.concatenate([bias.T.reshape(-1) for bias in biases]),
+    )
+
+
+def _channels_first(rows: Any, positions: int) -> np.ndarray:
+    """Reorder rows from `positions, channels` to `channels, positions`."""
+    rows = np.asarray(rows)
+    return rows.reshape(positions, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
