@@ -115,7 +115,7 @@ class FactorSpec:
         def cut(shape: tuple[int, ...]) -> Array:
             end = next(ends)
             part = vector[..., end - math.prod(shape) : end]
-            return part.reshape(*vector.shape[:-1], *shape)
+            return part.reshape((*vector.shape[:-1], *shape))
 
         return {
             leaf.path: leaf.assemble({name: cut(shape) for name, shape in leaf.parts.items()})
@@ -136,7 +136,7 @@ class FactorSpec:
         """
         self.check(factors)
         flat = [
-            part.reshape(*part.shape[: part.ndim - len(shape)], -1)
+            part.reshape((*part.shape[: part.ndim - len(shape)], -1))
             for leaf in self
             for part, shape in zip(_parts(factors[leaf.path]), leaf.parts.values(), strict=True)
         ]

@@ -1,5 +1,8 @@
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,10 +53,10 @@ def test_patterns_choose_leaves_and_ranks_and_the_first_counts():
     assert [leaf.path for leaf in spec] == [p for p in named_leaves(TREE) if p in str(spec)]
 
 
-@given(st.integers(1, 6), st.sampled_from([(), (3,), (2, 4)]))
+@given(st.integers(1, 3), st.sampled_from([(), (3,), (2, 4)]))
 def test_unpack_and_pack_are_inverse(rank, leading):
     spec = factor_spec(TREE, rank)
-    vector = jnp.arange(spec.size * max(1, jnp.zeros(leading).size), dtype=jnp.float32)
+    vector = np.arange(spec.size * math.prod(leading), dtype=np.float32)
     vector = vector.reshape(*leading, spec.size)
     factors = spec.unpack(vector)
     B, A = factors["conv/kernel"]

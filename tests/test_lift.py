@@ -35,6 +35,10 @@ def random_factors(params, ranks, batch, dtype="float32", seed=1):
     return spec.unpack(random_array(seed, (*batch, spec.size), dtype) * jnp.asarray(0.3, dtype))
 
 
+def modulated(apply, params, factors, x, **options):
+    return jax.jit(lambda factors, x: modulate(apply, **options)(params, factors, x))(factors, x)
+
+
 def by_sample(apply, params, factors, x, scale=1.0):
     """The dense reference: ordinary weights for every sample, one sample at a time."""
 
@@ -49,7 +53,7 @@ def by_sample(apply, params, factors, x, scale=1.0):
         tree = jax.tree.unflatten(jax.tree.structure(params), list(weights.values()))
         return apply(tree, x[i : i + 1])[0]
 
-    return jnp.stack([one(i) for i in range(len(x))])
+    return jax.jit(lambda: jnp.stack([one(i) for i in range(len(x))]))()
 
 
 def assert_modulation_equals_reference(apply, params, factors, x, scale=1.0, tolerance=1e-5):
@@ -81,7 +85,7 @@ def test_linen_model_equals_dense_weights(rank, scale):
 def test_bfloat16_model_equals_dense_weights():
     apply, params, x = small_cnn("bfloat16")
     factors = random_factors(params, 2, (3,), "bfloat16")
-    y = modulate(apply)(params, factors, x)
+    y = modulated(apply, params, factors, x)
     assert y.dtype == jnp.bfloat16
     want = by_sample(apply, *to_float32((params, factors, x)))
     assert_close(y, want, TOLERANCE["bfloat16"])
@@ -94,7 +98,7 @@ def test_mixed_precision_casts_factors_as_it_casts_kernels():
     params = module.init(jax.random.key(0), x)["params"]
     factors = random_factors(params, 2, (3,))
     apply = lambda params, x: module.apply({"params": params}, x)  # noqa: E731
-    y = modulate(apply)(params, factors, x)
+    y = modulated(apply, params, factors, x)
     assert y.dtype == jnp.bfloat16
     assert_close(y, by_sample(apply, params, factors, x), TOLERANCE["bfloat16"])
 
@@ -157,7 +161,7 @@ def test_shapes_alone_mean_that_the_factors_are_the_weights():
     shapes = jax.eval_shape(lambda: params)
     zeros = jax.tree.map(jnp.zeros_like, params)
     factors = random_factors(params, 3, (3,))
-    got = modulate(apply)(shapes, factors, x)
+    got = modulated(apply, shapes, factors, x)
     assert_close(got, by_sample(apply, zeros, factors, x), 1e-5)
 
 
@@ -172,12 +176,11 @@ def test_factors_without_a_sample_axis_are_shared():
     apply, params, x = small_cnn()
     shared = random_factors(params, 2, ())
     repeated = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), shared)
-    modulated = modulate(apply)
-    assert_close(modulated(params, shared, x), modulated(params, repeated, x), 1e-6)
     mixed = repeated | {"dense/bias": shared["dense/bias"]}
-    assert_close(modulated(params, mixed, x), modulated(params, repeated, x), 1e-6)
-    dense = apply(materialize(params, shared), x)
-    assert_close(modulated(params, shared, x), dense, 1e-5)
+    want = modulated(apply, params, repeated, x)
+    assert_close(modulated(apply, params, shared, x), want, 1e-6)
+    assert_close(modulated(apply, params, mixed, x), want, 1e-6)
+    assert_close(apply(materialize(params, shared), x), want, 1e-5)
 
 
 @pytest.mark.parametrize("positions", [1, 4])
@@ -204,10 +207,10 @@ def test_generated_factors_equal_formed_ones(positions):
         return by_sample(apply, params, {"W": Factors(B, A)}, x)
 
     arguments = (params, hidden, kernels, biases, x)
-    assert_close(ours(*arguments), reference(*arguments), 1e-5)
+    assert_close(jax.jit(ours)(*arguments), reference(*arguments), 1e-5)
     every = tuple(range(5))
-    got = jax.grad(lambda *a: jnp.sum(ours(*a) ** 2), every)(*arguments)
-    want = jax.grad(lambda *a: jnp.sum(reference(*a) ** 2), every)(*arguments)
+    got = jax.jit(jax.grad(lambda *a: jnp.sum(ours(*a) ** 2), every))(*arguments)
+    want = jax.jit(jax.grad(lambda *a: jnp.sum(reference(*a) ** 2), every))(*arguments)
     assert_close(got, want, 1e-5)
 
 
@@ -228,13 +231,15 @@ def test_typed_keys_are_split_so_that_samples_draw_their_own_noise():
     apply, params, _ = small_cnn()
     x = jnp.ones((3, 6, 6, 2))
     factors = random_factors(params, 1, ())
-    modulated = modulate(apply)
-    y = modulated(params, factors, x, train=True, rngs={"dropout": jax.random.key(0)})
+
+    @jax.jit
+    def train(key):
+        return modulate(apply)(params, factors, x, train=True, rngs={"dropout": key})
+
+    y = train(jax.random.key(0))
     assert not jnp.allclose(y[0], y[1])
-    again = modulated(params, factors, x, train=True, rngs={"dropout": jax.random.key(0)})
-    assert jnp.array_equal(y, again)
-    keys = jax.random.split(jax.random.key(0), 3)
-    assert jnp.array_equal(y, modulated(params, factors, x, train=True, rngs={"dropout": keys}))
+    assert jnp.array_equal(y, train(jax.random.key(0)))
+    assert jnp.array_equal(y, train(jax.random.split(jax.random.key(0), 3)))
 
 
 def test_an_operation_without_factored_form_names_the_layer():
@@ -248,7 +253,7 @@ def test_an_operation_without_factored_form_names_the_layer():
 
     with pytest.raises(ValueError, match=r"block/W: the operation '\w+' has no factored form"):
         modulate(normalised)(params, factors, x)
-    got = modulate(normalised, allow_materialise=True)(params, factors, x)
+    got = modulated(normalised, params, factors, x, allow_materialise=True)
     assert_close(got, by_sample(normalised, params, factors, x), 1e-5)
 
 
@@ -267,7 +272,7 @@ def test_other_convolutions_are_refused_or_materialised(grouped):
     factors = random_factors(params, 2, (2,))
     with pytest.raises(ValueError, match="K: a convolution that is grouped or not channels-last"):
         modulate(apply)(params, factors, x)
-    got = modulate(apply, allow_materialise=True)(params, factors, x)
+    got = modulated(apply, params, factors, x, allow_materialise=True)
     assert_close(got, by_sample(apply, params, factors, x), 1e-5)
 
 
@@ -281,7 +286,7 @@ def test_a_contraction_of_some_rows_alone_is_refused_or_materialised():
 
     with pytest.raises(ValueError, match=r"W: a contraction with axes \(0,\) of it alone"):
         modulate(apply)(params, factors, x)
-    got = modulate(apply, allow_materialise=True)(params, factors, x)
+    got = modulated(apply, params, factors, x, allow_materialise=True)
     assert_close(got, by_sample(apply, params, factors, x), 1e-5)
 
 
@@ -290,10 +295,10 @@ def test_no_full_kernel_in_the_jaxpr_of_a_modulated_model():
     x = random_array(0, (16, 32, 32, 2))
     params = module.init(jax.random.key(0), x)["params"]
     factors = random_factors(params, 1, (16,))
-    modulated = modulate(lambda params, x: module.apply({"params": params}, x))
+    call = modulate(lambda params, x: module.apply({"params": params}, x))
 
     def loss(params, factors):
-        return jnp.sum(modulated(params, factors, x) ** 2)
+        return jnp.sum(call(params, factors, x) ** 2)
 
     kernel = 16 * params["dense"]["kernel"].size
     assert largest_intermediate(jax.grad(loss, (0, 1)), params, factors) < kernel
@@ -302,16 +307,16 @@ def test_no_full_kernel_in_the_jaxpr_of_a_modulated_model():
 def test_errors_for_factors_that_do_not_fit():
     apply, params, x = small_cnn()
     factors = random_factors(params, 2, (3,))
-    modulated = modulate(apply)
+    call = modulate(apply)
     with pytest.raises(ValueError, match=r"got also \['other'\]"):
-        modulated(params, factors | {"other": x}, x)
+        call(params, factors | {"other": x}, x)
     wrong = Factors(jnp.ones((3, 7, 2)), factors["dense/kernel"].A)
     with pytest.raises(ValueError, match="expected B of dense/kernel to be of shape"):
-        modulated(params, factors | {"dense/kernel": wrong}, x)
+        call(params, factors | {"dense/kernel": wrong}, x)
     with pytest.raises(ValueError, match="expected the whole of dense/bias to be of shape"):
-        modulated(params, factors | {"dense/bias": jnp.ones((3, 4))}, x)
+        call(params, factors | {"dense/bias": jnp.ones((3, 4))}, x)
     shapes = jax.eval_shape(lambda: params)
     with pytest.raises(ValueError, match="conv/bias has neither weights nor factors"):
-        modulated(shapes, {k: v for k, v in factors.items() if k != "conv/bias"}, x)
+        call(shapes, {k: v for k, v in factors.items() if k != "conv/bias"}, x)
     with pytest.raises(ValueError, match="expected the factors of one sample"):
         materialize(params, factors)

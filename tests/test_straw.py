@@ -37,11 +37,11 @@ def test_parameter_counts_are_the_articles():
 @pytest.mark.parametrize("base", ["none", "trained"])
 def test_each_sample_runs_the_executor_with_its_own_dense_weights(base):
     straw = tiny_straw(base=base, scale=0.5)
-    params = straw.init(jax.random.key(1))
+    params = jax.jit(straw.init)(jax.random.key(1))
     if base == "trained":  # away from the start, where the update is zero
         params = jax.tree.map(lambda p: p + 0.1 * random_array(p.size, p.shape), params)
     logits = jax.jit(straw.apply)(params, IMAGES)
-    factors = straw.factors(params, IMAGES)
+    factors = jax.jit(straw.factors)(params, IMAGES)
     executor = TinyExecutor()
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), IMAGES))["params"]
     weights = params["executor"] if base == "trained" else shapes
@@ -55,17 +55,17 @@ def test_each_sample_runs_the_executor_with_its_own_dense_weights(base):
 
 def test_untrained_modulator_leaves_a_trained_base_as_it_is():
     straw = tiny_straw(base="trained")
-    params = straw.init(jax.random.key(1))
+    params = jax.jit(straw.init)(jax.random.key(1))
     want = TinyExecutor().apply({"params": params["executor"]}, IMAGES)
-    assert_close(straw.apply(params, IMAGES), want, 1e-6)
-    assert float(jnp.abs(straw.factors(params, IMAGES)["dense/kernel"].B).max()) > 0
+    assert_close(jax.jit(straw.apply)(params, IMAGES), want, 1e-6)
+    assert float(jnp.abs(jax.jit(straw.factors)(params, IMAGES)["dense/kernel"].B).max()) > 0
 
 
 @pytest.mark.parametrize("base", ["none", "trained"])
 def test_every_parameter_can_learn(base):
     """After one step away from the start, no gradient is zero: nothing is cut off."""
     straw = tiny_straw(base=base)
-    params = straw.init(jax.random.key(1))
+    params = jax.jit(straw.init)(jax.random.key(1))
     params = jax.tree.map(lambda p: p + 0.1 * random_array(p.size, p.shape), params)
     gradient = jax.jit(jax.grad(lambda p: jnp.sum(straw.apply(p, IMAGES) ** 2)))(params)
     assert jax.tree.structure(gradient) == jax.tree.structure(params)
@@ -75,27 +75,31 @@ def test_every_parameter_can_learn(base):
 
 def test_samples_do_not_touch_each_other():
     straw = tiny_straw()
-    params = straw.init(jax.random.key(1))
-    together = straw.apply(params, IMAGES)
+    params = jax.jit(straw.init)(jax.random.key(1))
+    together = jax.jit(straw.apply)(params, IMAGES)
     alone = jnp.concatenate([straw.apply(params, IMAGES[i : i + 1]) for i in range(3)])
     assert_close(together, alone, 1e-5)
 
 
 def test_dropout_of_the_executor_differs_from_sample_to_sample():
     straw = tiny_straw()
-    params = straw.init(jax.random.key(1))
+    params = jax.jit(straw.init)(jax.random.key(1))
     same = jnp.stack([IMAGES[0]] * 2)
-    train = {"train": True, "rngs": {"dropout": jax.random.key(2)}}
-    logits = straw.apply(params, same, **train)
+
+    @jax.jit
+    def train(key):
+        return straw.apply(params, same, train=True, rngs={"dropout": key})
+
+    logits = train(jax.random.key(2))
     assert not jnp.allclose(logits[0], logits[1])
-    assert jnp.array_equal(logits, straw.apply(params, same, **train))
-    still = straw.apply(params, same)
+    assert jnp.array_equal(logits, train(jax.random.key(2)))
+    still = jax.jit(straw.apply)(params, same)
     assert_close(still[0], still[1], 1e-6)
 
 
 def test_styles_are_the_encoders_and_between_minus_one_and_one():
     straw = tiny_straw()
-    params = straw.init(jax.random.key(1))
+    params = jax.jit(straw.init)(jax.random.key(1))
     styles = straw.styles(params, IMAGES)
     assert styles.shape == (3, 64)
     assert float(jnp.abs(styles).max()) < 1
@@ -105,10 +109,10 @@ def test_styles_are_the_encoders_and_between_minus_one_and_one():
 def test_a_context_other_than_the_sample():
     task = random_array(5, (3, 6))
     straw = tiny_straw(encoder=nn.Dense(8), context=task[:1])
-    params = straw.init(jax.random.key(1))
-    logits = straw.apply(params, IMAGES, context=task)
+    params = jax.jit(straw.init)(jax.random.key(1))
+    logits = jax.jit(straw.apply)(params, IMAGES, context=task)
     assert logits.shape == (3, 4)
-    other = straw.apply(params, IMAGES, context=task[::-1])
+    other = jax.jit(straw.apply)(params, IMAGES, context=task[::-1])
     assert_close(logits[1], other[1], 1e-5)
     assert not jnp.allclose(logits[0], other[0])
 
@@ -127,7 +131,7 @@ def test_an_executor_as_plain_functions():
 def test_generator_equals_one_wide_dense_layer_over_the_packed_factors():
     """The heads are the article's one layer, cut: packed kernels times the hidden vector."""
     straw = tiny_straw()
-    params = straw.init(jax.random.key(1))
+    params = jax.jit(straw.init)(jax.random.key(1))
     z = straw.styles(params, IMAGES)
     generator = params["generator"]
     hidden = nn.relu(z @ generator["hidden"]["kernel"] + generator["hidden"]["bias"][None])
@@ -139,12 +143,12 @@ def test_generator_equals_one_wide_dense_layer_over_the_packed_factors():
             columns.append(kernel if kernel.ndim == 2 else kernel.swapaxes(0, 1).reshape(16, -1))
             biases.append(head["bias"].reshape(-1))
     wide = hidden @ jnp.concatenate(columns, 1) + jnp.concatenate(biases)[None]
-    assert_close(straw.spec.pack(straw.factors(params, IMAGES)), wide, 1e-5)
+    assert_close(straw.spec.pack(jax.jit(straw.factors)(params, IMAGES)), wide, 1e-5)
 
 
 def test_initial_values_are_those_of_a_dense_layer_in_pytorch():
     straw = make_straw(CNN(), jnp.zeros((1, 28, 28, 1)), rank=4)
-    params = straw.init(jax.random.key(0))
+    params = jax.jit(straw.init)(jax.random.key(0))
     fan_in = {"fc1.kernel.B": 128, "conv2.kernel.A": 128, "fc1.bias.whole": 128, "hidden": 64}
     for name, fan in fan_in.items():
         for leaf in params["generator"][name].values():
