@@ -132,6 +132,12 @@ def hyperlora_conv(
                          _each_axis(where, "dilation", dilation, window))  # fmt: skip
     extents = [d * (w - 1) + 1 for w, d in zip(window, dilation, strict=True)]
     pads = _pads(where, padding, x.shape[1:-1], extents, strides)
+    padded = [size + low + high for size, (low, high) in zip(x.shape[1:-1], pads, strict=True)]
+    if any(size < extent for size, extent in zip(padded, extents, strict=True)):
+        raise ValueError(
+            f"{where}: expected a padded input of at least the dilated window's size {extents}, "
+            f"got {padded}. Use padding='SAME', or a smaller window."
+        )
     geometry = ConvGeometry(window, strides, pads, dilation)
 
     def conv(x: Array, B: Array, A: Array, bias: Array | None) -> Array:

@@ -185,6 +185,7 @@ def test_dense_errors_say_what_does_not_fit(shapes, message):
         ({"strides": 0}, "strides as a positive number"),
         ({"dilation": (1, 2, 3)}, "dilation as a positive number, or one for each axis"),
         ({"padding": [1, 1, 1]}, "padding as 'SAME'"),
+        ({"padding": "VALID", "dilation": 4}, r"window's size \[9, 9\], got \[8, 8\]"),
     ],
 )
 def test_convolution_errors_say_what_does_not_fit(changes, message):
