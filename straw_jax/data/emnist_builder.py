@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import absl.logging
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
@@ -76,6 +77,8 @@ def load(data_dir: Path, archive: Path | None, digest: str) -> Arrays:
     Raises:
         ValueError: if the archive or the download is damaged.
     """
+    tfds.disable_progress_bar()  # Several, of half a minute in all, with long paths.
+    absl.logging.set_verbosity(absl.logging.ERROR)  # It warns of every custom configuration.
     config = ArchiveConfig(name=emnist.config_name(digest), archive=archive)
     builder = EmnistBalanced(data_dir=data_dir, config=config, file_format="array_record")
     downloads = tfds.download.DownloadConfig(
