@@ -8,6 +8,7 @@ Functions here take the factors of one sample, and arrays that fit; `jax.vmap` g
 axis. What users call, with checks and sample axes, is in `functional.py` and `lift.py`.
 """
 
+import functools
 import itertools
 import math
 from typing import NamedTuple, TypeAlias
@@ -125,7 +126,7 @@ def lowrank_conv(
     precision: lax.PrecisionLike,
 ) -> Array:
     """Compute `conv(x, kernel + scale * B @ A)`, of the accumulator's dtype."""
-    xB = apply_factor(_patches(x, geometry), B, precision)
+    xB = _apply_to_windows(x, B, geometry, precision)
     update = _update(xB, A, scale, precision, x.dtype)
     if kernel is None:
         return update
@@ -150,6 +151,28 @@ def _update(
     # Scaled at rank r, where it is cheapest.
     xB = xB * jnp.asarray(scale, xB.dtype)
     return apply_factor(xB.astype(dtype), A, precision)
+
+
+def _apply_to_windows(
+    x: Array, B: Factor, geometry: ConvGeometry, precision: lax.PrecisionLike
+) -> Array:
+    """Compute `conv(x, B)`, `B` read as a kernel `[*window, in, r]`, with the fewer copies."""
+    size, stride, dilation = geometry.window[0], geometry.strides[0], geometry.dilation[0]
+    rest = math.prod(geometry.window[1:]) * x.shape[-1]
+    r = factor_shape(B)[-1]
+    if size * rest <= stride * (rest + size * r):
+        return apply_factor(_patches(x, geometry), B, precision)
+    # Patches of one row of the window only, multiplied by all its rows at once; the products that
+    # belong together lie some rows apart, and are added at rank r.
+    row = geometry._replace(window=(1, *geometry.window[1:]), strides=(1, *geometry.strides[1:]))
+    matrix = form(B).reshape(size, rest, r).swapaxes(0, 1).reshape(rest, size * r)
+    products = _dot(_patches(x, row), matrix, precision)
+    span = products.shape[1] - dilation * (size - 1)
+    shifted = (
+        lax.slice_in_dim(part, i * dilation, i * dilation + span, stride, axis=1)
+        for i, part in enumerate(jnp.split(products, size, axis=-1))
+    )
+    return functools.reduce(jnp.add, shifted)
 
 
 def _patches(x: Array, geometry: ConvGeometry) -> Array:
