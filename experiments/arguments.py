@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="run.py",
         description="Train STRAW and its baselines on EMNIST balanced, test them on standard,"
         " rotated and blurred images, and write table, report and figures.",
-        epilog="Without flags: the article's second set (10 %% of the images, rank 16, 5 epochs),"
+        epilog="Without flags: the article's second set (10 % of the images, rank 16, 5 epochs),"
         " a matter of minutes on a CPU with 2 cores.",
     )
 
@@ -129,7 +129,9 @@ def _parser() -> argparse.ArgumentParser:
         " 28 grey images such as mnist (default: auto)",
     )
     where.add_argument(
-        "--data-dir", metavar="DIR", help="where data are looked for and kept (a user cache)"
+        "--data-dir",
+        metavar="DIR",
+        help="where data are looked for and kept (TFDS_DATA_DIR, or else ~/tensorflow_datasets)",
     )
     where.add_argument("--archive", metavar="FILE", help="EMNIST's gzip.zip, if you have it")
     where.add_argument(
