@@ -46,6 +46,12 @@ def _write_archive(path, *, train=96, test=20):
 # --- arguments --------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder: results of the user's own runs may lie in this one."""
+    monkeypatch.chdir(tmp_path)
+
+
 def _parse(line=""):
     return parse(shlex.split(line))
 
