@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from straw_jax.lowrank import Factors, form
+from straw_jax.lowrank import Factor, Factors, factor_shape, form
 
 Rank: TypeAlias = int | Literal["whole"]
 FactorTree: TypeAlias = Mapping[str, Factors | Array]
@@ -136,7 +136,7 @@ class FactorSpec:
         """
         self.check(factors)
         flat = [
-            part.reshape((*part.shape[: part.ndim - len(shape)], -1))
+            _flat(form(part), len(shape))
             for leaf in self
             for part, shape in zip(_parts(factors[leaf.path]), leaf.parts.values(), strict=True)
         ]
@@ -152,7 +152,7 @@ class FactorSpec:
                 f"got none for {missing} and unknown {unknown}. Make both from one specification."
             )
         for leaf in self:
-            shapes = [part.shape for part in _parts(factors[leaf.path])]
+            shapes = [factor_shape(part) for part in _parts(factors[leaf.path])]
             expected = list(leaf.parts.values())
             fits = len(shapes) == len(expected) and all(
                 got[max(len(got) - len(want), 0) :] == want
@@ -241,8 +241,13 @@ def factor_spec(params: Any, ranks: int | Mapping[str, Rank]) -> FactorSpec:
     return FactorSpec(tuple(chosen))
 
 
-def _parts(factor: Factors | Array) -> list[Array]:
-    return [form(part) for part in factor] if isinstance(factor, Factors) else [factor]
+def _parts(factor: Factors | Array) -> list[Factor]:
+    return list(factor) if isinstance(factor, Factors) else [factor]
+
+
+def _flat(part: Array, axes: int) -> Array:
+    """Join the last `axes` axes into one."""
+    return part.reshape((*part.shape[: part.ndim - axes], -1))
 
 
 def _counts(dense: int, generated: int) -> tuple[str, str, str]:

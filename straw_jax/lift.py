@@ -68,7 +68,8 @@ class LowRank(quax.ArrayValue):
                 "ungrouped channels-last convolution, generate no factors for this leaf, or call "
                 "modulate(..., allow_materialise=True)."
             )
-        return _add(self.base, _product(self.B, self.A, self.scale, self.kernel_shape))
+        update = self.scale * (form(self.B) @ form(self.A))
+        return _add(self.base, update.reshape(self.kernel_shape))
 
     @staticmethod
     def default(primitive: Any, values: Sequence[Any], params: dict[str, Any]) -> Any:
@@ -219,10 +220,6 @@ def _is_key(leaf: Any) -> bool:
 
 def _split(key: Array, batch: int) -> Array:
     return jax.random.split(key, batch) if key.ndim == 0 else key
-
-
-def _product(B: Factor, A: Factor, scale: float, shape: tuple[int, ...]) -> Array:
-    return (scale * (form(B) @ form(A))).reshape(shape)
 
 
 def _add(base: Array | None, update: Array) -> Array:
