@@ -148,7 +148,7 @@ def _head(generator: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     kernels = [np.asarray(left["kernel"]), _channels_first(right["kernel"], _POSITIONS[layer])]
     biases = [np.asarray(left["bias"]), _channels_first(right["bias"], _POSITIONS[layer])]
     return (
-        np.concatenate([kernel.transpose(2, 0, 1).reshape(-1, HIDDEN) for kernel in kernels]),
+        np.concatenate([kernel.swapaxes(0, 1).reshape(-1, HIDDEN) for kernel in kernels]),
         np.concatenate([bias.T.reshape(-1) for bias in biases]),
     )
 

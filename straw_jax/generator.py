@@ -77,9 +77,9 @@ class _FactorHead(nn.Module):
         m, n = self.shape
         h = hidden.shape[-1]
         dense = nn.initializers.variance_scaling(
-            1 / 3, "fan_in", "uniform", in_axis=1, out_axis=2, batch_axis=0
+            1 / 3, "fan_in", "uniform", in_axis=2, out_axis=1, batch_axis=0
         )
         zeros = nn.initializers.zeros
-        kernel = self.param("kernel", zeros if self.zero else dense, (m, h, n))
+        kernel = self.param("kernel", zeros if self.zero else dense, (m, n, h))
         bias = self.param("bias", zeros if self.zero else bias_init(h), (m, n))
         return Generated(hidden, kernel, bias)

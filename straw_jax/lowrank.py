@@ -13,6 +13,7 @@ import itertools
 import math
 from typing import NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
@@ -21,13 +22,13 @@ from jax.typing import ArrayLike, DTypeLike
 class Generated(NamedTuple):
     """A factor `[m, n]` of one sample, carried as what generates it.
 
-    Its value is `bias + sum_h hidden[h] * kernel[:, h, :]`. Contracting `x` with `kernel` before
+    Its value is `bias + sum_h hidden[h] * kernel[:, :, h]`. Contracting `x` with `kernel` before
     the sum over `h` needs no per-sample factor in memory, which is cheaper where a layer sees one
     vector a sample (`apply_factor` chooses).
 
     Attributes:
         hidden: the generator's hidden vector, `[h]`, or `[batch, h]` for a batch of factors.
-        kernel: `[m, h, n]`, shared by all samples; the order in which `x @ kernel` reads it.
+        kernel: `[m, n, h]`, shared by all samples; the long axis last, for element-wise updates.
         bias: `[m, n]`, shared by all samples.
     """
 
@@ -55,7 +56,7 @@ def factor_shape(factor: Factor) -> tuple[int, ...]:
     """Return the shape that a factor has once formed: `(m, n)`, or `(batch, m, n)`."""
     if not isinstance(factor, Generated):
         return factor.shape
-    m, _, n = factor.kernel.shape
+    m, n, _ = factor.kernel.shape
     return (*factor.hidden.shape[:-1], m, n)
 
 
@@ -70,7 +71,7 @@ def form(factor: Factor) -> Array:
     """
     if not isinstance(factor, Generated):
         return factor
-    product = jnp.tensordot(factor.hidden, factor.kernel, axes=(-1, 1))
+    product = jnp.tensordot(factor.hidden, factor.kernel, axes=(-1, -1))
     return product + jnp.broadcast_to(factor.bias, product.shape)
 
 
@@ -88,16 +89,16 @@ def apply_factor(x: Array, factor: Factor, precision: lax.PrecisionLike = None) 
     """Multiply `x [..., m]` by a factor `[m, n]`, in the cheaper order; sums are in float32."""
     if not isinstance(factor, Generated):
         return _dot(x, factor, precision)
-    m, h, n = factor.kernel.shape
+    m, n, h = factor.kernel.shape
     one_vector = math.prod(x.shape[:-1]) == 1
     if not one_vector or h >= m:
         return _dot(x, form(factor), precision)
     # As many operations as forming the factor, but `[h, n]` numbers a sample in place of `[m, n]`.
     # As plain vector and matrix: XLA's CPU compiler turns other shapes into copies.
     vector = x.reshape(m)
-    xk = _dot(vector, factor.kernel.reshape(m, h * n), precision).reshape(h, n)
-    hidden = jnp.broadcast_to(factor.hidden.astype(xk.dtype)[:, None], xk.shape)
-    xf = jnp.sum(hidden * xk, axis=0) + _dot(vector, factor.bias, precision)
+    xk = _dot(vector, factor.kernel.reshape(m, n * h), precision).reshape(n, h)
+    hidden = jnp.broadcast_to(factor.hidden.astype(xk.dtype), xk.shape)
+    xf = jnp.sum(xk * hidden, axis=1) + _dot(vector, factor.bias, precision)
     return xf.reshape(*x.shape[:-1], n)
 
 
@@ -128,10 +129,15 @@ def lowrank_conv(
     """Compute `conv(x, kernel + scale * B @ A)`, of the accumulator's dtype."""
     xB = _apply_to_windows(x, B, geometry, precision)
     update = _update(xB, A, scale, precision, x.dtype)
-    if kernel is None:
-        return update
+    return update if kernel is None else _conv(x, kernel, geometry, precision) + update
+
+
+def _conv(x: Array, kernel: Array, geometry: ConvGeometry, precision: lax.PrecisionLike) -> Array:
+    """Compute `conv(x, kernel)` with a kernel that all samples share."""
+    if jax.default_backend() == "cpu":  # where the gradient of XLA's convolution is slow
+        return _apply_to_windows(x, kernel.reshape(-1, kernel.shape[-1]), geometry, precision)
     spatial = "".join(chr(ord("0") + axis) for axis in range(x.ndim - 2))
-    base = lax.conv_general_dilated(
+    return lax.conv_general_dilated(
         x,
         kernel,
         geometry.strides,
@@ -142,7 +148,6 @@ def lowrank_conv(
         precision=precision,
         preferred_element_type=_accumulator(x.dtype),
     )
-    return base + update
 
 
 def _update(

@@ -38,8 +38,8 @@ class CNN(nn.Module):
                 bias_init=bias_init(9 * x.shape[-1]),
                 name=f"conv{i}",
             )(x)
-            x = nn.relu(x)
-        x = _max_pool(x)
+            x = nn.relu(x) if i == 1 else x
+        x = nn.relu(_max_pool(x))
         x = nn.Dropout(0.25, deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(_dense(128, x.shape[-1], name="fc1")(x))

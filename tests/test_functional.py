@@ -1,3 +1,5 @@
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,12 +81,14 @@ def test_convolution_equals_the_full_kernels(data, batch, channels, out, dtype, 
     kernel = random_array(4, (*window, channels, out), dtype) if has_kernel else None
     x = random_array(5, (batch, *spatial, channels), dtype)
     pads = padding if isinstance(padding, str) else [(1, 1)] * axes if padding == 1 else padding
+    backend = data.draw(st.sampled_from(["cpu", "gpu"]), "backend, as far as its choices go")
 
     def ours(x, B, A, kernel=None, bias=None):
-        return hyperlora_conv(
-            x, B, A, kernel, bias,
-            window=window, strides=strides, padding=padding, dilation=dilation, scale=0.5,
-        )  # fmt: skip
+        with mock.patch.object(jax, "default_backend", return_value=backend):
+            return hyperlora_conv(
+                x, B, A, kernel, bias,
+                window=window, strides=strides, padding=padding, dilation=dilation, scale=0.5,
+            )  # fmt: skip
 
     def reference(x, B, A, kernel=None, bias=None):
         return conv_layer(

@@ -188,7 +188,7 @@ def test_generated_factors_equal_formed_ones(positions):
     """In both contraction orders: one vector a sample, and several."""
     params = {"W": random_array(0, (40, 5))}
     hidden = random_array(1, (3, 8))
-    kernels = random_array(2, (40, 8, 2)), random_array(3, (2, 8, 5))
+    kernels = random_array(2, (40, 2, 8)), random_array(3, (2, 5, 8))
     biases = random_array(4, (40, 2)), random_array(5, (2, 5))
     x = 0.1 * random_array(6, (3, positions, 40))  # where tanh is not flat
 
@@ -201,7 +201,7 @@ def test_generated_factors_equal_formed_ones(positions):
 
     def reference(params, hidden, kernels, biases, x):
         B, A = (
-            jnp.einsum("bh,mhn->bmn", hidden, k, precision="highest") + c[None]
+            jnp.einsum("bh,mnh->bmn", hidden, k, precision="highest") + c[None]
             for k, c in zip(kernels, biases, strict=True)
         )
         return by_sample(apply, params, {"W": Factors(B, A)}, x)
@@ -217,7 +217,7 @@ def test_generated_factors_equal_formed_ones(positions):
 def test_one_vector_a_sample_never_forms_the_factor():
     batch, rows, hidden, rank = 16, 200, 8, 4
     params = {"W": jax.ShapeDtypeStruct((rows, 5), jnp.float32)}
-    G = random_array(0, (rows, hidden, rank)), random_array(1, (rank, hidden, 5))
+    G = random_array(0, (rows, rank, hidden)), random_array(1, (rank, 5, hidden))
 
     def loss(h, x):
         B, A = Generated(h, G[0], jnp.zeros((rows, rank))), Generated(h, G[1], jnp.zeros((rank, 5)))

@@ -140,7 +140,7 @@ def test_generator_equals_one_wide_dense_layer_over_the_packed_factors():
         for part in leaf.parts:
             head = generator[f"{leaf.path}/{part}".replace("/", ".")]
             kernel = head["kernel"]
-            columns.append(kernel if kernel.ndim == 2 else kernel.swapaxes(0, 1).reshape(16, -1))
+            columns.append(kernel if kernel.ndim == 2 else kernel.reshape(-1, 16).T)
             biases.append(head["bias"].reshape(-1))
     wide = hidden @ jnp.concatenate(columns, 1) + jnp.concatenate(biases)[None]
     assert_close(straw.spec.pack(jax.jit(straw.factors)(params, IMAGES)), wide, 1e-5)
