@@ -48,7 +48,9 @@ def _run(settings: dict[str, Any], command: str) -> int:
         return _fail(error, 2)
 
     from straw_jax.training import checkpoints, experiment, loop
+    from straw_jax.training.environment import keep_freed_memory
 
+    keep_freed_memory()
     config = experiment.Config(**settings)
     try:
         dataset = experiment.load_dataset(config)

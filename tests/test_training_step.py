@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from training_models import MODEL, OPTIMIZER, SHAPE, STEP, images_and_labels, st
 
 from straw_jax.data import normalise
 from straw_jax.training import Model, init_state, make_train_step
+from straw_jax.training.contenders import contender
 from straw_jax.training.step import lower_train_step, state_like, training_key
 
 ALL_REAL = np.ones(4, bool)
@@ -88,6 +91,13 @@ def test_state_is_donated():
     state = start()
     STEP(state, training_key(0), *images_and_labels(4), ALL_REAL)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.variables))
+
+
+def test_parameters_are_updated_in_place():
+    model = contender("straw", classes=5, rank=2, base="none")
+    step = lower_train_step(model, optax.adam(1e-3), (28, 28, 1), batch_size=4).compile()
+    copied = re.findall(r"f32\[9216,2,128\]\S* copy\(", step.as_text())
+    assert not copied
 
 
 def test_seed_decides_the_initial_state():

@@ -155,11 +155,22 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation) -> Tr
             params, rest, images, labels, real, jax.random.fold_in(key, state.step)
         )
         with jax.numpy_dtype_promotion("standard"):  # Optax's Adam raises a float to an integer.
-            changes, opt_state = optimizer.update(gradient, state.opt_state, params)
+            changes, opt_state = optimizer.update(_joined(gradient), state.opt_state, params)
         params = optax.apply_updates(params, changes)
         return State(state.step + 1, {**rest, **updates, "params": params}, opt_state), metrics
 
     return train_step
+
+
+def _joined(gradient: Any) -> Any:
+    """Make every leaf of a gradient wait for all others, without changing it.
+
+    Parameters are then read for the last time before the first is overwritten, and XLA updates all
+    of them in place. Else it copies the largest on CPU, a fifteenth of STRAW's step;
+    `lax.optimization_barrier` is gone before XLA decides on copies.
+    """
+    nothing = sum(0 * leaf.ravel()[0].astype(jnp.float32) for leaf in jax.tree.leaves(gradient))
+    return jax.tree.map(lambda leaf: leaf + jnp.asarray(nothing, leaf.dtype), gradient)
 
 
 def lower_train_step(
