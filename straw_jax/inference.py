@@ -90,7 +90,8 @@ def save_exported(
 
     The file holds the program, for any batch size, and the parameters; its header says what is in
     it (`unzip -p FILE header.json`). It loads in the version of JAX that made it and in later ones,
-    not in earlier ones. The program names the source files that it was traced from.
+    not in earlier ones. The program names the source files that it was traced from, unless
+    `jax_traceback_in_locations_limit` is 0.
 
     Args:
         path: of the file. A file there is replaced once the new one is whole.
@@ -333,7 +334,7 @@ def _write(path: Path, header: dict[str, Any], program: bytes, leaves: Sequence[
     try:
         with open(part, "wb") as file:
             with zipfile.ZipFile(file, "w") as archive:
-                # By ZipInfo, with its fixed date: the same model gives the same bytes.
+                # By ZipInfo, whose date is fixed: the same model gives the same bytes.
                 text = json.dumps(header, indent=1)
                 archive.writestr(zipfile.ZipInfo(_HEADER), text)
                 archive.writestr(zipfile.ZipInfo(_PROGRAM), program)

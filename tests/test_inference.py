@@ -34,7 +34,7 @@ def saved(folder, apply=dense, params=PARAMS, sample=X, **options):
 
 
 def small_straw(base, **options):
-    images = random_array(3, (33, 28, 28, 1))
+    images = random_array(3, (33, 8, 8, 1))
     straw = make_straw(CNN(classes=5), images, rank=1, base=base, hidden=4, **options)
     params = jax.jit(straw.init)(jax.random.key(0))
     if base == "trained":  # away from the start, where the update is zero
@@ -66,7 +66,7 @@ def test_compiles_once_for_each_batch_size_that_is_needed():
     for n, want in [(5, [8]), (7, [8]), (8, [8]), (2, [8, 2]), (17, [8, 2, 1])]:
         predict(np.asarray(X)[:n])
         assert traced == want
-    for n in range(34):
+    for n in range(0, 34, 3):
         predict(X[:n])
     assert traced == [8, 2, 1]
 
@@ -176,7 +176,7 @@ def test_dtypes_survive(tmp_path):
         "float8": jnp.asarray([0.5, -1.5], jnp.float8_e4m3fn),
         "bool": jnp.asarray([True, False]),
         "complex": jnp.asarray([1 + 2j], jnp.complex64),
-        "host": np.arange(5, dtype=">i4"),
+        "host": np.arange(5, dtype=np.int8),
         "none": jnp.zeros((0, 2)),
         "weak": 0.5,  # multiplied with bfloat16 it stays bfloat16
     }
@@ -241,8 +241,8 @@ def test_header_says_what_is_in_the_file(tmp_path):
 
 
 def test_the_same_model_gives_the_same_file(tmp_path):
-    first = saved(tmp_path).read_bytes()
-    assert saved(tmp_path).read_bytes() == first
+    first, second = (saved(tmp_path).read_bytes() for _ in range(2))
+    assert first == second
 
 
 @pytest.mark.parametrize("part", ["header.json", "program", "parameters/0", "parameters/1"])
@@ -317,7 +317,7 @@ def test_programs_that_cannot_run_here(tmp_path):
     with jax.enable_x64(True):
         path = saved(tmp_path, sample=np.zeros((2, 3)), params=jax.tree.map(np.float64, PARAMS))
         assert load_exported(path)(np.ones((2, 3))).dtype == np.float64
-    with pytest.raises(ValueError, match="computes with float64, which is off.*JAX_ENABLE_X64"):
+    with pytest.raises(ValueError, match=r"computes with float64, which is off.*JAX_ENABLE_X64"):
         load_exported(path)
 
 
@@ -344,7 +344,7 @@ def test_models_that_cannot_be_saved(tmp_path):
     ]:
         with pytest.raises(ValueError, match=f"arrays of numbers, got noise: {kind}"):
             saved(tmp_path, params=PARAMS | {"noise": bad})
-    with pytest.raises(TypeError, match="symbol. Take sizes from"):
+    with pytest.raises(TypeError, match="as a symbol"):
         saved(tmp_path, lambda params, x: x * len(x))
     with pytest.raises(ValueError, match=r"to return arrays \[batch, ...\], got y: float32 \[\]"):
         saved(tmp_path, lambda params, x: x.sum())
