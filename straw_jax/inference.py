@@ -10,6 +10,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ _HEADER, _PROGRAM = "header.json", "program"
 def predictor(
     apply: Callable[..., Any], params: Any, *, batch_sizes: Sequence[int] = BATCH_SIZES
 ) -> Callable[..., Any]:
-    """Jit a model for any number of samples, with at most one compilation for each batch size.
+    """Jit a model for any number of samples: it compiles at most once for each batch size.
 
     A batch is filled up to the next of the sizes with copies of a sample, whose results are
-    dropped; more samples than the largest size are taken in chunks of it.
+    dropped; more samples than the largest size are taken in chunks of it. Predictors of the same
+    function share what is compiled.
 
     Args:
         apply: `(params, x, **kwargs) -> y`, batch to batch, sample by sample.
@@ -53,22 +55,19 @@ def predictor(
     if not sizes or sizes[0] < 1:
         raise ValueError(f"predictor: expected positive batch_sizes, got {batch_sizes!r}.")
     params = jax.device_put(params)
-
-    @jax.jit
-    def run(params: Any, inputs: dict[str, Any]) -> Any:
-        return _call(apply, params, inputs)
+    run = jax.jit(apply)
 
     def predict(x: Any, **kwargs: Any) -> Any:
         inputs = _inputs("predict", x, kwargs)
         n = jax.tree.leaves(inputs)[0].shape[0]
         if n == 0:
-            y = jax.eval_shape(run, params, _specs(inputs, sizes[0]))
+            y = _call(partial(jax.eval_shape, run), params, _specs(inputs, sizes[0]))
             return jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape[1:]), leaf.dtype), y)
         results = []
         for start in range(0, n, sizes[-1]):
             stop = min(start + sizes[-1], n)
             size = next(size for size in sizes if size >= stop - start)
-            y = run(params, _cut(inputs, start, stop, size))
+            y = _call(run, params, _cut(inputs, start, stop, size))
             results.append(_first(y, stop - start, size))
         if len(results) == 1:
             return results[0]
@@ -173,7 +172,7 @@ def _call(apply: Callable[..., Any], params: Any, inputs: dict[str, Any]) -> Any
 
 def _inputs(where: str, x: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return all inputs as one tree of arrays, which have one batch size."""
-    inputs = {"x": x} | kwargs
+    inputs = dict(x=x, **kwargs)
     inputs = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), inputs)
     batches = {leaf.shape[:1] for leaf in jax.tree.leaves(inputs)}
     if len(batches) != 1 or () in batches:
@@ -185,12 +184,14 @@ def _inputs(where: str, x: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _specs(inputs: dict[str, Any], batch: Any) -> dict[str, Any]:
-    def spec(leaf: Any) -> jax.ShapeDtypeStruct:
-        host = isinstance(leaf, np.ndarray)  # where 64 bits become 32, if JAX is set so
-        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype) if host else leaf.dtype
-        return jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), dtype)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), _dtype_here(leaf.dtype)), inputs
+    )
 
-    return jax.tree.map(spec, inputs)
+
+def _dtype_here(dtype: Any) -> Any:
+    """Return what JAX makes of a dtype: 64 bits become 32, unless it is set otherwise."""
+    return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
 
 
 def _cut(inputs: dict[str, Any], start: int, stop: int, size: int) -> dict[str, Any]:
@@ -200,11 +201,11 @@ def _cut(inputs: dict[str, Any], start: int, stop: int, size: int) -> dict[str, 
         leaf = leaf[start:stop] if stop - start < leaf.shape[0] else leaf
         if leaf.shape[0] == size:
             return leaf
-        # Real samples, not zeros, of which a model may make NaN. On the host where they come from
-        # there: nothing to compile.
-        numpy: Any = np if isinstance(leaf, np.ndarray) else jnp
-        fill = numpy.broadcast_to(leaf[:1], (size - leaf.shape[0], *leaf.shape[1:]))
-        return numpy.concatenate([leaf, fill])
+        # A real sample, not zeros, of which a model may make NaN. NumPy's arrays are filled up on
+        # the host, where there is nothing to compile.
+        library: Any = np if isinstance(leaf, np.ndarray) else jnp
+        fill = library.broadcast_to(leaf[:1], (size - leaf.shape[0], *leaf.shape[1:]))
+        return library.concatenate([leaf, fill])
 
     return jax.tree.map(cut, inputs)
 
@@ -289,7 +290,7 @@ def _deserialize(path: Any, header: dict[str, Any], program: bytes) -> export.Ex
             f"{path}. Save the model with platforms=[{here!r}, ...]."
         )
     for aval in (*exported.in_avals, *exported.out_avals):
-        if jax.dtypes.canonicalize_dtype(aval.dtype) != aval.dtype:
+        if _dtype_here(aval.dtype) != aval.dtype:
             raise ValueError(
                 f"load_exported: {path} computes with {aval.dtype}, which is off in this process. "
                 "Set JAX_ENABLE_X64=1, or save the model with 32-bit numbers."
