@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
     from straw_jax.functional import hyperlora, hyperlora_conv
     from straw_jax.generator import Generator
+    from straw_jax.inference import load_exported, predictor, save_exported
     from straw_jax.lift import materialize, modulate
     from straw_jax.lowrank import Factors, Generated, form
     from straw_jax.models import CNN, ResNet34
@@ -34,9 +35,12 @@ __all__ = [
     "hyperlora",
     "hyperlora_conv",
     "linen",
+    "load_exported",
     "make_straw",
     "materialize",
     "modulate",
+    "predictor",
+    "save_exported",
 ]
 
 _MODULES = {
@@ -44,6 +48,7 @@ _MODULES = {
     "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],
     "functional": ["hyperlora", "hyperlora_conv"],
     "generator": ["Generator"],
+    "inference": ["load_exported", "predictor", "save_exported"],
     "lift": ["materialize", "modulate"],
     "lowrank": ["Factors", "Generated", "form"],
     "models": ["CNN", "ResNet34"],

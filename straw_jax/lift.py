@@ -116,7 +116,7 @@ def modulate(
 
     def modulated(params: Any, factors: FactorTree, x: Any, /, **kwargs: Any) -> Any:
         axes = _sample_axes(params, factors)
-        batch = len(jax.tree.leaves(x)[0])
+        batch = jax.tree.leaves(x)[0].shape[0]  # not len: it may be symbolic, in an export
         options, treedef = jax.tree.flatten(kwargs)
         keys = {i: _split(leaf, batch) for i, leaf in enumerate(options) if _is_key(leaf)}
 

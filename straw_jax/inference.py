@@ -1,0 +1,421 @@
+"""Prediction with a trained model: few compilations, and one file that holds the whole model.
+
+A model is a pure function `apply(params, x, **kwargs) -> y` that maps a batch to a batch sample by
+sample, such as `Straw.apply`. To run a saved model, neither Flax nor the model's code is needed.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, export
+
+BATCH_SIZES = (1, 8, 32, 128, 512)
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+# A saved model is a zip archive, not compressed: header, program, and a file for each parameter,
+# little-endian as on every machine that runs JAX. Zip keeps a CRC-32 of each, and checks it.
+_FORMAT, _VERSION = "straw_jax exported model", 1
+_HEADER, _PROGRAM = "header.json", "program"
+
+
+def predictor(
+    apply: Callable[..., Any], params: Any, *, batch_sizes: Sequence[int] = BATCH_SIZES
+) -> Callable[..., Any]:
+    """Jit a model for any number of samples: it compiles at most once for each batch size.
+
+    A batch is filled up to the next of the sizes with copies of a sample, whose results are
+    dropped; more samples than the largest size are taken in chunks of it. Predictors of the same
+    function share what is compiled.
+
+    Args:
+        apply: `(params, x, **kwargs) -> y`, batch to batch, sample by sample.
+        params: its first argument, any tree.
+        batch_sizes: sizes to compile for, each when it is first needed.
+
+    Returns:
+        `predict(x, **kwargs) -> y`. `x` and each keyword argument is an array `[n, ...]` (of JAX or
+        NumPy) or a tree of them, with one `n >= 0`; `y` is a JAX array `[n, ...]` or a tree of
+        them. `predict` is a function like any other to `jit` and `grad`.
+
+    Raises:
+        ValueError: if the sizes are not positive numbers; by `predict`, if inputs or outputs are
+            not batches of one size.
+    """
+    sizes = sorted(batch_sizes)
+    if not sizes or sizes[0] < 1:
+        raise ValueError(f"predictor: expected positive batch_sizes, got {batch_sizes!r}.")
+    params = jax.device_put(params)
+    run = jax.jit(apply)
+
+    def predict(x: Any, **kwargs: Any) -> Any:
+        inputs = _inputs("predict", x, kwargs)
+        n = jax.tree.leaves(inputs)[0].shape[0]
+        if n == 0:
+            y = _call(partial(jax.eval_shape, run), params, _specs(inputs, sizes[0]))
+            return jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape[1:]), leaf.dtype), y)
+        results = []
+        for start in range(0, n, sizes[-1]):
+            stop = min(start + sizes[-1], n)
+            size = next(size for size in sizes if size >= stop - start)
+            y = _call(run, params, _cut(inputs, start, stop, size))
+            results.append(_first(y, stop - start, size))
+        if len(results) == 1:
+            return results[0]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *results)
+
+    return predict
+
+
+def save_exported(
+    path: str | os.PathLike[str],
+    apply: Callable[..., Any],
+    params: Any,
+    sample: Any,
+    *,
+    platforms: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> None:
+    """Write a model as one file, which `load_exported` runs without the model's code.
+
+    The file holds the program, for any batch size, and the parameters; its header says what is in
+    it (`unzip -p FILE header.json`). It loads in the version of JAX that made it and in later ones,
+    not in earlier ones. The program names the source files that it was traced from, unless
+    `jax_traceback_in_locations_limit` is 0.
+
+    Args:
+        path: of the file. A file there is replaced once the new one is whole.
+        apply: `(params, x, **kwargs) -> y`, batch to batch, sample by sample.
+        params: its first argument, any tree of arrays.
+        sample: an input `[n, ...]`, or a tree of them in dicts, lists and tuples; only shapes and
+            dtypes are used.
+        platforms: where the file can run, of "cpu", "cuda", "rocm" and "tpu"; by default there
+            where this process runs.
+        **kwargs: samples of the keyword arguments that `predict` will take, such as `context`.
+
+    Raises:
+        ValueError: if a parameter is not an array of numbers, inputs or outputs are not batches,
+            or a platform is unknown. What `apply` raises when it is traced for any batch size gets
+            a note that says why it is.
+    """
+    _need_flatbuffers("save_exported")
+    if platforms is not None and not (platforms and set(platforms) <= set(PLATFORMS)):
+        raise ValueError(f"save_exported: expected platforms of {PLATFORMS}, got {platforms!r}.")
+    params = _parameters(params)
+    inputs = _specs(_inputs("save_exported", sample, kwargs), *export.symbolic_shape("batch"))
+    exported, program = _export(apply, params, inputs, platforms)
+    header = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "jax": jax.__version__,
+        "platforms": exported.platforms,
+        "inputs": _described(inputs),
+        "outputs": _described(_outputs(exported)),
+        "parameters": _described(params),
+    }
+    _write(Path(path), header, program, jax.tree.leaves(params))
+
+
+def load_exported(
+    path: str | os.PathLike[str], *, batch_sizes: Sequence[int] = BATCH_SIZES
+) -> Callable[..., Any]:
+    """Read a model that `save_exported` wrote.
+
+    Load only files that you trust: a program can do whatever JAX's compiled programs can.
+
+    Args:
+        path: of the file.
+        batch_sizes: as for `predictor`.
+
+    Returns:
+        `predict(x, **kwargs) -> y`, as from `predictor`, for inputs of the saved samples' shapes
+        and dtypes, any number of them. `jit` may contain it; it has no gradient and no `vmap`.
+
+    Raises:
+        ValueError: if the file is damaged, of another kind, of a newer format, made with a later
+            JAX, for another platform, or for 64-bit numbers that are off here; by `predict`, if an
+            input is not what the model expects.
+        OSError: if the file cannot be opened.
+    """
+    _need_flatbuffers("load_exported")
+    header, program, leaves = _read(Path(path))
+    exported = _deserialize(path, header, program)
+    (_, expected), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+
+    def apply(leaves: list[Array], x: Any, **kwargs: Any) -> Any:
+        return exported.call(leaves, {"x": x} | kwargs)
+
+    run = predictor(apply, leaves, batch_sizes=batch_sizes)
+
+    def predict(x: Any, **kwargs: Any) -> Any:
+        return run(**_as_expected(expected, _inputs("predict", x, kwargs)))
+
+    return predict
+
+
+# Batches
+
+
+def _call(apply: Callable[..., Any], params: Any, inputs: dict[str, Any]) -> Any:
+    kwargs = dict(inputs)
+    return apply(params, kwargs.pop("x"), **kwargs)
+
+
+def _inputs(where: str, x: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return all inputs as one tree of arrays, which have one batch size."""
+    inputs = dict(x=x, **kwargs)
+    inputs = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), inputs)
+    batches = {leaf.shape[:1] for leaf in jax.tree.leaves(inputs)}
+    if len(batches) != 1 or () in batches:
+        raise ValueError(
+            f"{where}: expected arrays [batch, ...] with one batch size, got {_list(inputs)}. "
+            "Give each input an axis of samples first, also where there is one sample."
+        )
+    return inputs
+
+
+def _specs(inputs: dict[str, Any], batch: Any) -> dict[str, Any]:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), _dtype_here(leaf.dtype)), inputs
+    )
+
+
+def _dtype_here(dtype: Any) -> Any:
+    """Return what JAX makes of a dtype: 64 bits become 32, unless it is set otherwise."""
+    return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
+
+
+def _cut(inputs: dict[str, Any], start: int, stop: int, size: int) -> dict[str, Any]:
+    """Return samples `start` to `stop`, filled up to `size` with copies of the first of them."""
+
+    def cut(leaf: Any) -> Any:
+        leaf = leaf[start:stop] if stop - start < leaf.shape[0] else leaf
+        if leaf.shape[0] == size:
+            return leaf
+        # A real sample, not zeros, of which a model may make NaN. NumPy's arrays are filled up on
+        # the host, where there is nothing to compile.
+        library: Any = np if isinstance(leaf, np.ndarray) else jnp
+        fill = library.broadcast_to(leaf[:1], (size - leaf.shape[0], *leaf.shape[1:]))
+        return library.concatenate([leaf, fill])
+
+    return jax.tree.map(cut, inputs)
+
+
+def _first(y: Any, count: int, size: int) -> Any:
+    """Return the results of the first samples of a batch."""
+    if any(leaf.shape[:1] != (size,) for leaf in jax.tree.leaves(y)):
+        raise ValueError(
+            f"predict: expected the model to return arrays [{size}, ...] for {size} samples, got "
+            f"{_list({'y': y})}. It has to map a batch to a batch."
+        )
+    return y if count == size else jax.tree.map(lambda leaf: leaf[:count], y)
+
+
+def _as_expected(expected: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return inputs in the expected tree, if they have the expected names, shapes and dtypes."""
+    want, got = _named(expected), _named(inputs)
+    if [name for name, _ in want] != [name for name, _ in got]:
+        raise ValueError(
+            f"predict: expected the inputs {_list(expected)}, got {_list(inputs)}. Those are the "
+            "inputs that the model was saved with."
+        )
+    for (name, spec), (_, leaf) in zip(want, got, strict=True):
+        if (leaf.shape[1:], leaf.dtype) != (spec.shape[1:], spec.dtype):
+            raise ValueError(
+                f"predict: {name}: expected {_describe(spec)}, got {_describe(leaf)}. Convert it, "
+                "or save the model with such a sample."
+            )
+    return jax.tree.unflatten(jax.tree.structure(expected), [leaf for _, leaf in got])
+
+
+# Programs
+
+
+def _export(
+    apply: Callable[..., Any], params: Any, inputs: Any, platforms: Sequence[str] | None
+) -> tuple[export.Exported, bytes]:
+    """Export a model as a program of a flat list of parameters, whatever their tree is made of."""
+    leaves, treedef = jax.tree.flatten(params)
+
+    def program(leaves: list[Array], inputs: dict[str, Any]) -> Any:
+        return _call(apply, jax.tree.unflatten(treedef, leaves), inputs)
+
+    try:
+        exported = export.export(jax.jit(program), platforms=platforms)(
+            jax.eval_shape(lambda: leaves),  # keeps weak types, on which promotion depends
+            inputs,
+        )
+        serialized = bytes(exported.serialize())
+    except Exception as error:
+        error.add_note(
+            "save_exported: the model is traced for any batch size, as a symbol. Take sizes from "
+            "x.shape, not from len(x); decide nothing by the number of samples; give convolutions "
+            "that differ from sample to sample in factored form (straw_jax.modulate); return "
+            "arrays in dicts, lists and tuples."
+        )
+        raise
+    batch = jax.tree.leaves(inputs)[0].shape[:1]
+    if any(aval.shape[:1] != batch for aval in exported.out_avals):
+        raise ValueError(
+            "save_exported: expected the model to return arrays [batch, ...], got "
+            f"{_list(_outputs(exported))}. It has to map a batch to a batch."
+        )
+    return exported, serialized
+
+
+def _deserialize(path: Any, header: dict[str, Any], program: bytes) -> export.Exported:
+    """Return a program that can run here."""
+    try:
+        exported = export.deserialize(bytearray(program))
+        exported.mlir_module()  # reads all of it, as the first call would
+    except Exception as error:
+        raise ValueError(
+            f"load_exported: {path} was made with jax {header['jax']}, and jax {jax.__version__} "
+            f"cannot read its program ({_first_line(error)}). Programs load in the version of JAX "
+            "that made them and in later ones: update JAX, or save the model with this one."
+        ) from error
+    here = export.default_export_platform()
+    if here not in exported.platforms:
+        raise ValueError(
+            f"load_exported: expected a program for {here!r}, got one for {exported.platforms} in "
+            f"{path}. Save the model with platforms=[{here!r}, ...]."
+        )
+    for aval in (*exported.in_avals, *exported.out_avals):
+        if _dtype_here(aval.dtype) != aval.dtype:
+            raise ValueError(
+                f"load_exported: {path} computes with {aval.dtype}, which is off in this process. "
+                "Set JAX_ENABLE_X64=1, or save the model with 32-bit numbers."
+            )
+    return exported
+
+
+def _outputs(exported: export.Exported) -> dict[str, Any]:
+    return {"y": jax.tree.unflatten(exported.out_tree, exported.out_avals)}
+
+
+def _parameters(params: Any) -> Any:
+    """Return the parameters as JAX arrays, if all are arrays of numbers."""
+
+    def array(name: str, leaf: Any) -> Array:
+        try:
+            number = jax.device_put(leaf)
+            if not jnp.issubdtype(number.dtype, jax.dtypes.prng_key):
+                return number
+        except TypeError:  # what is no array, or an array of strings
+            pass
+        raise ValueError(
+            f"save_exported: expected parameters to be arrays of numbers, got {name}: "
+            f"{getattr(leaf, 'dtype', type(leaf).__name__)}. Bind it to apply (functools.partial)."
+        )
+
+    leaves = [array(name, leaf) for name, leaf in _named(params)]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _need_flatbuffers(where: str) -> None:
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ImportError(f"{where} needs flatbuffers: pip install 'straw_jax[export]'.")
+
+
+# Files
+
+
+def _write(path: Path, header: dict[str, Any], program: bytes, leaves: Sequence[Array]) -> None:
+    """Write a file under a temporary name, then rename it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                # By ZipInfo, whose date is fixed: the same model gives the same bytes.
+                text = json.dumps(header, indent=1)
+                archive.writestr(zipfile.ZipInfo(_HEADER), text)
+                archive.writestr(zipfile.ZipInfo(_PROGRAM), program)
+                for i, leaf in enumerate(leaves):
+                    archive.writestr(
+                        zipfile.ZipInfo(_parameter_file(i)), np.asarray(leaf).tobytes()
+                    )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bytes, list[np.ndarray]]:
+    """Return header, program and parameters, all of them verified."""
+    with open(path, "rb") as file:
+        with _damage_named(path):
+            archive = zipfile.ZipFile(file)
+            header = json.loads(archive.read(_HEADER))
+            if header["format"] != _FORMAT:
+                raise ValueError(f"its format is {header['format']!r}")
+        if header["version"] > _VERSION:
+            raise ValueError(
+                f"load_exported: expected {path} to be of format version {_VERSION} or earlier, "
+                f"got {header['version']}. Update straw_jax."
+            )
+        with _damage_named(path):
+            program = archive.read(_PROGRAM)
+            leaves = [
+                np.frombuffer(archive.read(_parameter_file(i)), np.dtype(leaf["dtype"])).reshape(
+                    leaf["shape"]
+                )
+                for i, leaf in enumerate(header["parameters"])
+            ]
+    return header, program, leaves
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    # Damage can surface in any layer below: zip's structure, its checksums, JSON, a missing part.
+    except Exception as error:
+        raise ValueError(
+            f"load_exported: {path} is damaged, or not a file of save_exported "
+            f"({_first_line(error)}). Copy it again, or save the model again."
+        ) from error
+
+
+def _parameter_file(i: int) -> str:
+    return f"parameters/{i}"
+
+
+# Descriptions
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def _described(tree: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "dtype": str(leaf.dtype),
+            "shape": [size if isinstance(size, int) else str(size) for size in leaf.shape],
+        }
+        for name, leaf in _named(tree)
+    ]
+
+
+def _describe(leaf: Any) -> str:
+    return f"{leaf.dtype} [{', '.join(map(str, leaf.shape))}]"
+
+
+def _list(tree: Any) -> str:
+    return ", ".join(f"{name}: {_describe(leaf)}" for name, leaf in _named(tree)) or "none"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
