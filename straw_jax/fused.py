@@ -32,8 +32,9 @@ from jax.experimental.pallas import triton
 
 from straw_jax.lowrank import Generated, _accumulator, apply_factor
 
-_REGISTERS = 2**14  # numbers in the largest array that a kernel computes with
-_BLOCK_BYTES = 2**22  # of one input in a TPU's fast memory, of which there are 16 MiB
+_REGISTERS = 2**13  # numbers in the arrays that a kernel computes with, between products
+_OPERAND = 2**14  # numbers in an operand of a product: 64 KiB of a GPU's shared memory
+_BLOCK_BYTES = 2**21  # of one array in a TPU's fast memory of 16 MiB, which holds each twice
 _GRID_STEPS = 128  # wanted, to keep a GPU busy
 
 
@@ -67,7 +68,7 @@ def choose_tiles(batch: int, positions: int, m: int, h: int, n: int) -> Tiles:
         h: length of the hidden vector.
         n: columns of the factor.
     """
-    longest = max(16, _REGISTERS // _pad(h))
+    longest = max(16, _OPERAND // _pad(h))
     columns = min(128, longest, _pad(n))
     at_once, samples = min(32, pl.next_power_of_2(positions)), min(128, longest, _pad(batch))
     while at_once * samples * columns > _REGISTERS:
@@ -77,12 +78,13 @@ def choose_tiles(batch: int, positions: int, m: int, h: int, n: int) -> Tiles:
             at_once //= 2
     steps = pl.cdiv(batch, samples) * pl.cdiv(positions, at_once)
     column_steps = pl.cdiv(n, columns)
-    # On a TPU the last two axes occupy multiples of 8 and 128.
-    row_bytes = 4 * max(_pad(h) * 128, max(at_once, 8) * 128)
+    row_bytes = 4 * max(_tpu_size(_pad(h), columns), _tpu_size(at_once, samples))
     rows = pl.cdiv(m, pl.cdiv(_GRID_STEPS, steps * column_steps))
     rows = min(pl.align_to(rows, 8), max(8, _BLOCK_BYTES // row_bytes // 8 * 8), m)
     shared_rows = min(8, m)
-    tile_bytes = 4 * 128 * (at_once * columns + shared_rows * max(at_once, 8))
+    tile_bytes = 4 * max(
+        at_once * _tpu_size(columns, samples), shared_rows * _tpu_size(at_once, samples)
+    )
     groups = pl.cdiv(_GRID_STEPS, pl.cdiv(m, shared_rows) * column_steps)
     group = min(pl.cdiv(steps, groups), max(1, _BLOCK_BYTES // tile_bytes))
     return Tiles(samples, at_once, columns, rows, shared_rows, group)
@@ -191,46 +193,78 @@ def _check(x: Array, hidden: Array, kernel: Array, bias: Array) -> None:
             )
 
 
-def _on_this_device(function: Callable[..., Any], *arrays: Array) -> Any:
-    """Call `function(call, *arrays)` with the `pallas_call` that fits the device."""
-    interpreted = functools.partial(pl.pallas_call, interpret=True)
-    gpu = functools.partial(
+class _Device(NamedTuple):
+    """How a kind of device runs a kernel.
+
+    Attributes:
+        call: its `pallas_call`.
+        long_axis_last: whether kernels are read as `[m, n, h]` where `h` is longer. So XLA keeps
+            them on a TPU, where a short last axis would be filled up to 128.
+    """
+
+    call: Callable[..., Any]
+    long_axis_last: bool
+
+
+_GPU = _Device(
+    functools.partial(
         pl.pallas_call, compiler_params=triton.CompilerParams(num_warps=8, num_stages=1)
-    )
+    ),
+    long_axis_last=False,
+)
+_TPU = _Device(pl.pallas_call, long_axis_last=True)
+_INTERPRETED = _Device(functools.partial(pl.pallas_call, interpret=True), long_axis_last=False)
+
+
+def _on_this_device(function: Callable[..., Any], *arrays: Array) -> Any:
+    """Call `function(device, *arrays)` with the device that it is compiled for."""
     return lax.platform_dependent(
         *arrays,
-        cuda=functools.partial(function, gpu),
-        rocm=functools.partial(function, gpu),
-        tpu=functools.partial(function, pl.pallas_call),
-        default=functools.partial(function, interpreted),
+        cuda=functools.partial(function, _GPU),
+        rocm=functools.partial(function, _GPU),
+        tpu=functools.partial(function, _TPU),
+        default=functools.partial(function, _INTERPRETED),
     )
 
 
 class _Problem(NamedTuple):
-    """Padded and tiled arrays, and the grid that they need."""
+    """Padded and tiled arrays, and what a grid over them needs."""
 
     tiles: Tiles
     x: Array  # [steps, m, positions, samples]
     hidden: Array  # [sample tiles, h, samples]
-    kernel: Array  # [m, h, n]
+    kernel: Array  # [m, h, n], or [m, n, h]
     bias: Array  # [m, n], of the accumulator's dtype
+    h_axis: int  # of one row of the kernel: 0, or 1
     steps: int  # tiles of samples times tiles of positions
     position_steps: int
     column_steps: int
 
+    def row_block(self) -> tuple[int, ...]:
+        """Return the block of one row of the kernel."""
+        h, columns = self.hidden.shape[1], self.tiles.columns
+        return (columns, h) if self.h_axis else (h, columns)
 
-def _prepare(x: Array, hidden: Array, kernel: Array, bias: Array) -> _Problem:
+    def row_index(self, column: Any) -> tuple[Any, ...]:
+        """Return the index of that block."""
+        return (column, 0) if self.h_axis else (0, column)
+
+
+def _prepare(device: _Device, x: Array, hidden: Array, kernel: Array, bias: Array) -> _Problem:
     (batch, positions, m), (_, h, n) = x.shape, kernel.shape
     tiles = choose_tiles(batch, positions, m, h, n)
     hidden = _grow(hidden, (pl.align_to(batch, tiles.samples), _pad(h)))
     hidden = hidden.reshape(-1, tiles.samples, _pad(h)).swapaxes(1, 2)
     columns = pl.align_to(n, tiles.columns)
     kernel = _grow(kernel, (m, _pad(h), columns))
+    h_axis = 1 if device.long_axis_last and columns < _pad(h) else 0
+    if h_axis:
+        kernel = kernel.swapaxes(1, 2)
+    # Of 32 bits, since a TPU cannot take single rows out of an array of 16.
     bias = _grow(bias.astype(_accumulator(x.dtype)), (m, columns))
     x = _tile(x, tiles).swapaxes(1, 2)
-    position_steps = len(x) // len(hidden)
-    column_steps = columns // tiles.columns
-    return _Problem(tiles, x, hidden, kernel, bias, len(x), position_steps, column_steps)
+    position_steps, column_steps = len(x) // len(hidden), columns // tiles.columns
+    return _Problem(tiles, x, hidden, kernel, bias, h_axis, len(x), position_steps, column_steps)
 
 
 def _tile(x: Array, tiles: Tiles) -> Array:
@@ -250,28 +284,29 @@ def _untile(tiled: Array, shape: tuple[int, ...], position_steps: int) -> Array:
 
 def _forward(
     precision: lax.PrecisionLike,
-    call: Callable[..., Any],
+    device: _Device,
     x: Array,
     hidden: Array,
     kernel: Array,
     bias: Array,
 ) -> Array:
-    problem = _prepare(x, hidden, kernel, bias)
-    samples, positions, columns, rows, *_ = tiles = problem.tiles
-    m, h, n = problem.kernel.shape
+    problem = _prepare(device, x, hidden, kernel, bias)
+    samples, positions, columns, rows, *_ = problem.tiles
+    m, n = problem.bias.shape
     row_steps = pl.cdiv(m, rows)
 
     def body(x_ref: Any, hidden_ref: Any, kernel_ref: Any, bias_ref: Any, y_ref: Any) -> None:
         hidden = hidden_ref[0]
 
         def add_row(row: Array, y: Array) -> Array:
-            factor = _form_row(kernel_ref, bias_ref, hidden, row, precision)
+            factor = _product(kernel_ref[row], hidden, (problem.h_axis, 0), precision)
+            factor = factor + bias_ref[row][:, None]
             return y + x_ref[0, row].astype(y.dtype)[:, None, :] * factor[None]
 
         zeros = jnp.zeros(y_ref.shape[2:], y_ref.dtype)
         y_ref[0, 0] = lax.fori_loop(0, _present(m, rows, 2), add_row, zeros)
 
-    y = call(
+    y = device.call(
         body,
         grid=(problem.steps, problem.column_steps, row_steps),
         in_specs=_in_specs(problem, lambda step, column, row: (step, row, column)),
@@ -279,18 +314,17 @@ def _forward(
             (1, 1, positions, columns, samples), lambda step, column, row: (row, step, 0, column, 0)
         ),
         out_shape=jax.ShapeDtypeStruct(
-            (row_steps, problem.steps, positions, n, samples), _accumulator(x.dtype)
+            (row_steps, problem.steps, positions, n, samples), problem.bias.dtype
         ),
         name="generate_and_apply",
     )(problem.x, problem.hidden, problem.kernel, problem.bias)
-    del h, tiles
     shape = (*x.shape[:2], kernel.shape[-1])
     return _untile(y.sum(0), shape, problem.position_steps)
 
 
 def _gradients_of_own(
     precision: lax.PrecisionLike,
-    call: Callable[..., Any],
+    device: _Device,
     x: Array,
     hidden: Array,
     kernel: Array,
@@ -298,11 +332,11 @@ def _gradients_of_own(
     dy: Array,
 ) -> tuple[Array, Array]:
     """Return the gradients of x and hidden."""
-    problem = _prepare(x, hidden, kernel, bias)
-    samples, positions, columns, rows, *_ = tiles = problem.tiles
-    m, h, n = problem.kernel.shape
+    problem = _prepare(device, x, hidden, kernel, bias)
+    samples, positions, columns, rows, *_ = problem.tiles
+    (m, n), h = problem.bias.shape, problem.hidden.shape[1]
     row_steps, column_steps, steps = pl.cdiv(m, rows), problem.column_steps, problem.steps
-    dy = _tile(_grow(dy, (*dy.shape[:2], n)), tiles)
+    dy = _tile(_grow(dy, (*dy.shape[:2], n)), problem.tiles)
 
     def body(
         x_ref: Any, hidden_ref: Any, kernel_ref: Any, bias_ref: Any, dy_ref: Any,
@@ -311,15 +345,17 @@ def _gradients_of_own(
         hidden, dy = hidden_ref[0], dy_ref[0]
 
         def add_row(row: Array, dhidden: Array) -> Array:
-            factor = _form_row(kernel_ref, bias_ref, hidden, row, precision)
+            generator = kernel_ref[row]
+            factor = _product(generator, hidden, (problem.h_axis, 0), precision)
+            factor = factor + bias_ref[row][:, None]
             dx_ref[0, 0, row] = jnp.sum(dy * factor[None], axis=1)
-            dfactor = _gradient_of_row(x_ref[0, row], dy)
-            return dhidden + _product(kernel_ref[row], dfactor, (1, 0), precision)
+            dfactor = _gradient_of_row(x_ref[0, row], dy).astype(generator.dtype)
+            return dhidden + _product(generator, dfactor, (1 - problem.h_axis, 0), precision)
 
-        zeros = jnp.zeros(dhidden_ref.shape[3:], dhidden_ref.dtype)
+        zeros = jnp.zeros((h, samples), dy.dtype)
         dhidden_ref[0, 0, 0] = lax.fori_loop(0, _present(m, rows, 1), add_row, zeros)
 
-    dx, dhidden = call(
+    dx, dhidden = device.call(
         body,
         grid=(steps, row_steps, column_steps),
         in_specs=[
@@ -330,7 +366,8 @@ def _gradients_of_own(
         ],
         out_specs=[
             pl.BlockSpec(
-                (1, 1, rows, positions, samples), lambda step, row, column: (column, step, row, 0, 0)
+                (1, 1, rows, positions, samples),
+                lambda step, row, column: (column, step, row, 0, 0),
             ),
             pl.BlockSpec(
                 (1, 1, 1, h, samples), lambda step, row, column: (column, row, step, 0, 0)
@@ -349,7 +386,7 @@ def _gradients_of_own(
 
 def _gradients_of_shared(
     precision: lax.PrecisionLike,
-    call: Callable[..., Any],
+    device: _Device,
     x: Array,
     hidden: Array,
     kernel: Array,
@@ -357,12 +394,12 @@ def _gradients_of_shared(
     dy: Array,
 ) -> tuple[Array, Array]:
     """Return the gradients of kernel and bias, each summed over samples."""
-    problem = _prepare(x, hidden, kernel, bias)
-    samples, positions, columns, _, rows, group = tiles = problem.tiles
-    m, h, n = problem.kernel.shape
+    problem = _prepare(device, x, hidden, kernel, bias)
+    samples, positions, columns, _, rows, group = problem.tiles
+    m, n = problem.bias.shape
     steps, position_steps = problem.steps, problem.position_steps
     groups = pl.cdiv(steps, group)
-    dy = _tile(_grow(dy, (*dy.shape[:2], n)), tiles)
+    dy = _tile(_grow(dy, (*dy.shape[:2], n)), problem.tiles)
 
     def body(x_ref: Any, hidden_ref: Any, dy_ref: Any, dkernel_ref: Any, dbias_ref: Any) -> None:
         first = pl.program_id(2) * group
@@ -372,17 +409,21 @@ def _gradients_of_shared(
             def add_tile(step: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
                 dkernel, dfactor = sums
                 own = _gradient_of_row(x_ref[step, row], dy_ref[step])
-                hidden = hidden_ref[lax.div(first + step, position_steps)]
-                return dkernel + _product(hidden, own, (1, 1), precision), dfactor + own
+                pair = hidden_ref[lax.div(first + step, position_steps)], own.astype(hidden.dtype)
+                left, right = reversed(pair) if problem.h_axis else pair
+                return dkernel + _product(left, right, (1, 1), precision), dfactor + own
 
-            zeros = jnp.zeros((h, columns), dy.dtype), jnp.zeros((columns, samples), dy.dtype)
+            zeros = (
+                jnp.zeros(problem.row_block(), dy.dtype),
+                jnp.zeros((columns, samples), dy.dtype),
+            )
             dkernel, dfactor = lax.fori_loop(0, present, add_tile, zeros)
             dkernel_ref[0, row] = dkernel
             dbias_ref[0, row] = jnp.sum(dfactor, axis=1)
 
         lax.fori_loop(0, _present(m, rows, 0), write_row, None)
 
-    dkernel, dbias = call(
+    dkernel, dbias = device.call(
         body,
         grid=(pl.cdiv(m, rows), problem.column_steps, groups),
         in_specs=[
@@ -395,43 +436,46 @@ def _gradients_of_shared(
             ),
         ],
         out_specs=[
-            pl.BlockSpec((1, rows, h, columns), lambda row, column, step: (step, row, 0, column)),
+            pl.BlockSpec(
+                (1, rows, *problem.row_block()),
+                lambda row, column, step: (step, row, *problem.row_index(column)),
+            ),
             pl.BlockSpec((1, rows, columns), lambda row, column, step: (step, row, column)),
         ],
         out_shape=[
-            jax.ShapeDtypeStruct((groups, m, h, n), dy.dtype),
+            jax.ShapeDtypeStruct((groups, *problem.kernel.shape), dy.dtype),
             jax.ShapeDtypeStruct((groups, m, n), dy.dtype),
         ],
         name="generate_and_apply_gradients_of_shared",
     )(problem.x, problem.hidden, dy)
-    return _shrink(dkernel.sum(0), kernel.shape), _shrink(dbias.sum(0), bias.shape)
+    dkernel = dkernel.sum(0)
+    dkernel = dkernel.swapaxes(1, 2) if problem.h_axis else dkernel
+    return _shrink(dkernel, kernel.shape), _shrink(dbias.sum(0), bias.shape)
 
 
 def _in_specs(problem: _Problem, steps: Callable[..., tuple[Any, Any, Any]]) -> list[pl.BlockSpec]:
-    """Return the blocks of x, hidden, kernel and bias; `steps` orders the grid's indices."""
+    """Return the blocks of x, hidden, kernel and bias.
+
+    `steps` returns the grid's indices in the order step, row, column.
+    """
     samples, positions, columns, rows, *_ = problem.tiles
-    h, per_sample = problem.kernel.shape[1], problem.position_steps
+    h, position_steps = problem.hidden.shape[1], problem.position_steps
 
     def at(index: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
         return lambda *grid: index(*steps(*grid))
 
     return [
         pl.BlockSpec((1, rows, positions, samples), at(lambda step, row, _: (step, row, 0, 0))),
-        pl.BlockSpec((1, h, samples), at(lambda step, row, _: (lax.div(step, per_sample), 0, 0))),
-        pl.BlockSpec((rows, h, columns), at(lambda step, row, column: (row, 0, column))),
-        pl.BlockSpec((rows, columns), at(lambda step, row, column: (row, column))),
+        pl.BlockSpec((1, h, samples), at(lambda step, *_: (lax.div(step, position_steps), 0, 0))),
+        pl.BlockSpec(
+            (rows, *problem.row_block()),
+            at(lambda _, row, column: (row, *problem.row_index(column))),
+        ),
+        pl.BlockSpec((rows, columns), at(lambda _, row, column: (row, column))),
     ]
 
 
 # Inside kernels.
-
-
-def _form_row(
-    kernel_ref: Any, bias_ref: Any, hidden: Array, row: Array, precision: lax.PrecisionLike
-) -> Array:
-    """Form one row of the factor, `[columns, samples]`."""
-    factor = _product(kernel_ref[row], hidden, (0, 0), precision)
-    return factor + bias_ref[row][:, None]
 
 
 def _gradient_of_row(x: Array, dy: Array) -> Array:
@@ -448,7 +492,7 @@ def _product(
     """Contract an axis of each of two matrices."""
     return lax.dot_general(
         left,
-        right.astype(left.dtype),
+        right,
         (((axes[0],), (axes[1],)), ((), ())),
         precision=precision,
         preferred_element_type=_accumulator(left.dtype),
@@ -462,7 +506,7 @@ def _present(total: int, block: int, axis: int) -> Array | int:
     return jnp.minimum(block, total - pl.program_id(axis) * block)
 
 
-# Padding: Triton computes with powers of two, of at least 16 in a product.
+# Padding and sizes. Triton computes with powers of two, of at least 16 in a product.
 
 
 def _pad(size: int) -> int:
@@ -477,3 +521,8 @@ def _grow(x: Array, shape: tuple[int, ...]) -> Array:
 
 def _shrink(x: Array, shape: tuple[int, ...]) -> Array:
     return x[tuple(slice(size) for size in shape)]
+
+
+def _tpu_size(a: int, b: int) -> int:
+    """Return the numbers that an array's last two axes occupy, the longer of them last."""
+    return pl.align_to(min(a, b), 8) * pl.align_to(max(a, b), 128)
