@@ -33,6 +33,7 @@ from jax.experimental.pallas import triton
 from straw_jax.lowrank import Generated, _accumulator, apply_factor
 
 _REGISTERS = 2**13  # numbers in the arrays that a kernel computes with, between products
+_TPU_REGISTERS = 2**15
 _OPERAND = 2**14  # numbers in an operand of a product: 64 KiB of a GPU's shared memory
 _BLOCK_BYTES = 2**21  # of one array in a TPU's fast memory of 16 MiB, which holds each twice
 _GRID_STEPS = 128  # wanted, to keep a GPU busy
@@ -58,7 +59,7 @@ class Tiles(NamedTuple):
     group: int
 
 
-def choose_tiles(batch: int, positions: int, m: int, h: int, n: int) -> Tiles:
+def choose_tiles(batch: int, positions: int, m: int, h: int, n: int, *, tpu: bool) -> Tiles:
     """Choose tiles that fit registers and fast memory, and give a GPU enough grid steps.
 
     Args:
@@ -67,15 +68,16 @@ def choose_tiles(batch: int, positions: int, m: int, h: int, n: int) -> Tiles:
         m: rows of the factor.
         h: length of the hidden vector.
         n: columns of the factor.
+        tpu: for a TPU, where the last axis of what is cut must be whole or a multiple of 128.
     """
     longest = max(16, _OPERAND // _pad(h))
-    columns = min(128, longest, _pad(n))
-    at_once, samples = min(32, pl.next_power_of_2(positions)), min(128, longest, _pad(batch))
-    while at_once * samples * columns > _REGISTERS:
-        if samples > max(at_once, 16):
-            samples //= 2
-        else:
+    columns = min(128, _pad(n)) if tpu else min(128, _pad(n), longest)
+    at_once, samples = min(32, pl.next_power_of_2(positions)), min(128, _pad(batch), longest)
+    while at_once * samples * columns > (_TPU_REGISTERS if tpu else _REGISTERS):
+        if at_once > 1 and (tpu or at_once >= samples or samples == 16):
             at_once //= 2
+        else:
+            samples //= 2
     steps = pl.cdiv(batch, samples) * pl.cdiv(positions, at_once)
     column_steps = pl.cdiv(n, columns)
     row_bytes = 4 * max(_tpu_size(_pad(h), columns), _tpu_size(at_once, samples))
@@ -198,22 +200,21 @@ class _Device(NamedTuple):
 
     Attributes:
         call: its `pallas_call`.
-        long_axis_last: whether kernels are read as `[m, n, h]` where `h` is longer. So XLA keeps
-            them on a TPU, where a short last axis would be filled up to 128.
+        tpu: whether it keeps arrays as a TPU does.
     """
 
     call: Callable[..., Any]
-    long_axis_last: bool
+    tpu: bool
 
 
 _GPU = _Device(
     functools.partial(
         pl.pallas_call, compiler_params=triton.CompilerParams(num_warps=8, num_stages=1)
     ),
-    long_axis_last=False,
+    tpu=False,
 )
-_TPU = _Device(pl.pallas_call, long_axis_last=True)
-_INTERPRETED = _Device(functools.partial(pl.pallas_call, interpret=True), long_axis_last=False)
+_TPU = _Device(pl.pallas_call, tpu=True)
+_INTERPRETED = _Device(functools.partial(pl.pallas_call, interpret=True), tpu=False)
 
 
 def _on_this_device(function: Callable[..., Any], *arrays: Array) -> Any:
@@ -252,14 +253,15 @@ class _Problem(NamedTuple):
 
 def _prepare(device: _Device, x: Array, hidden: Array, kernel: Array, bias: Array) -> _Problem:
     (batch, positions, m), (_, h, n) = x.shape, kernel.shape
-    tiles = choose_tiles(batch, positions, m, h, n)
+    tiles = choose_tiles(batch, positions, m, h, n, tpu=device.tpu)
     hidden = _grow(hidden, (pl.align_to(batch, tiles.samples), _pad(h)))
     hidden = hidden.reshape(-1, tiles.samples, _pad(h)).swapaxes(1, 2)
     columns = pl.align_to(n, tiles.columns)
     kernel = _grow(kernel, (m, _pad(h), columns))
-    h_axis = 1 if device.long_axis_last and columns < _pad(h) else 0
-    if h_axis:
-        kernel = kernel.swapaxes(1, 2)
+    # On a TPU a short last axis would be filled up to 128; XLA keeps the longer one last, so that
+    # this moves nothing there.
+    h_axis = 1 if device.tpu and columns < _pad(h) else 0
+    kernel = kernel.swapaxes(1, 2) if h_axis else kernel
     # Of 32 bits, since a TPU cannot take single rows out of an array of 16.
     bias = _grow(bias.astype(_accumulator(x.dtype)), (m, columns))
     x = _tile(x, tiles).swapaxes(1, 2)
@@ -524,5 +526,5 @@ def _shrink(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _tpu_size(a: int, b: int) -> int:
-    """Return the numbers that an array's last two axes occupy, the longer of them last."""
+    """Return the numbers that a TPU keeps for an array's last two axes, the longer of them last."""
     return pl.align_to(min(a, b), 8) * pl.align_to(max(a, b), 128)
