@@ -6,11 +6,12 @@ forgets it; the backward pass forms it again. What reaches device memory is inpu
 sums of some grid steps.
 
 Off by default (`modulate(..., fused=True)`, `make_straw(..., fused=True)` turn it on), since it has
-not been timed on a GPU or TPU. GPUs get the kernel through Triton, TPUs through Mosaic; everywhere
-else JAX interprets it, which is right but slow. It can win only where factors are large beside the
-layer's input and output: few positions a sample, and a hidden vector no shorter than the factor's
-rows (`A` of a wide layer). One vector a sample and many rows is a case in which `apply_factor`
-needs no factor either, and at hundreds of positions (convolutions) the patches outweigh the factor.
+not been timed on a GPU or TPU. GPUs get the kernel through Pallas's Triton backend (of which JAX
+0.12 warns that it will be removed), TPUs through Mosaic; everywhere else JAX interprets it, which
+is right but slow. It can win only where factors are large beside the layer's input and output:
+few positions a sample, and a factor with no more rows than the hidden vector is long (`A` of a wide
+layer). With one vector a sample and more rows `apply_factor` forms no factor either, and at
+hundreds of positions (convolutions) the patches outweigh it.
 
 How it works. Samples lie in the last axis and columns of `F` in the one before, so that one row of
 `F` for all samples of a tile is one matrix product, `kernel[row].T @ hidden`, `[columns, samples]`,

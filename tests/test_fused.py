@@ -209,6 +209,7 @@ def compile_target(platform):
     )
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")  # JAX 0.12
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("platform", "target"), [("cuda", "__gpu$xla.gpu.triton"), ("tpu", "tpu_custom_call")]
