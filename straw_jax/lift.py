@@ -40,6 +40,7 @@ class LowRank(quax.ArrayValue):
         kernel_shape: `(*rows, out)`.
         path: the leaf's name, for errors.
         allow_materialise: whether an operation without a factored form may form the kernel.
+        fused: whether to apply `Generated` factors with the kernel of `straw_jax.fused`.
     """
 
     base: Array | None
@@ -49,6 +50,7 @@ class LowRank(quax.ArrayValue):
     kernel_shape: tuple[int, ...] = eqx.field(static=True)
     path: str = eqx.field(static=True)
     allow_materialise: bool = eqx.field(static=True)
+    fused: bool = eqx.field(static=True, default=False)
 
     def aval(self) -> jax.core.ShapedArray:
         """Return the shape and dtype that model code sees."""
@@ -84,7 +86,11 @@ class LowRank(quax.ArrayValue):
 
 
 def modulate(
-    apply: Callable[..., Any], *, scale: float = 1.0, allow_materialise: bool = False
+    apply: Callable[..., Any],
+    *,
+    scale: float = 1.0,
+    allow_materialise: bool = False,
+    fused: bool = False,
 ) -> Callable[..., Any]:
     """Turn a model function into one whose weights differ from sample to sample.
 
@@ -97,6 +103,8 @@ def modulate(
         scale: of the low-rank updates (LoRA's alpha / r).
         allow_materialise: form a sample's whole kernel for operations without a factored form,
             where otherwise an error names the layer.
+        fused: apply `Generated` factors with the Pallas kernel of `straw_jax.fused`; off by default
+            since it has not been timed on a GPU or TPU.
 
     Returns:
         `modulated(params, factors, x, **kwargs) -> y`. `params` is what `apply` takes; a leaf given
@@ -121,7 +129,7 @@ def modulate(
         keys = {i: _split(leaf, batch) for i, leaf in enumerate(options) if _is_key(leaf)}
 
         def one_sample(factors: FactorTree, x: Any, keys: dict[int, Array]) -> Any:
-            weights = _substitute(params, factors, scale, allow_materialise)
+            weights = _substitute(params, factors, scale, allow_materialise, fused)
             drawn = [keys.get(i, leaf) for i, leaf in enumerate(options)]
             batch_of_one = jax.tree.map(lambda leaf: leaf[None], x)
             y = quax.quaxify(apply)(weights, batch_of_one, **jax.tree.unflatten(treedef, drawn))
@@ -161,7 +169,9 @@ def materialize(params: Any, factors: FactorTree, *, scale: float = 1.0) -> Any:
     )
 
 
-def _substitute(params: Any, factors: FactorTree, scale: float, allow_materialise: bool) -> Any:
+def _substitute(
+    params: Any, factors: FactorTree, scale: float, allow_materialise: bool, fused: bool = False
+) -> Any:
     """Return `params` with factors in the place of leaves; factors have no sample axis."""
 
     def weight(path: str, leaf: Any) -> Any:
@@ -170,7 +180,7 @@ def _substitute(params: Any, factors: FactorTree, scale: float, allow_materialis
         factor, base = factors[path], None if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
         if not isinstance(factor, Factors):
             return _add(base, factor)
-        return LowRank(base, factor.B, factor.A, scale, leaf.shape, path, allow_materialise)
+        return LowRank(base, factor.B, factor.A, scale, leaf.shape, path, allow_materialise, fused)
 
     leaves = [weight(path, leaf) for path, leaf in named_leaves(params).items()]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
@@ -267,7 +277,7 @@ def _(x: Array | np.ndarray, weight: LowRank, **params: Any) -> Array:
     )
     y = lowrank_conv(
         jnp.asarray(x), weight.B, weight.A, weight.base, geometry,
-        scale=weight.scale, precision=params["precision"],
+        scale=weight.scale, precision=params["precision"], fused=weight.fused,
     )  # fmt: skip
     return y.astype(params["preferred_element_type"] or x.dtype)
 
@@ -310,7 +320,9 @@ def _contract(
     order = [axis for _, axis in sorted(zip(weight_axes, x_axes, strict=True))]
     x = jnp.moveaxis(x, order, range(-len(order), 0))
     x = x.reshape(*x.shape[: x.ndim - len(order)], math.prod(x.shape[x.ndim - len(order) :]))
-    y = lowrank_dot(x, B, A, base, scale=weight.scale, precision=params["precision"])
+    y = lowrank_dot(
+        x, B, A, base, scale=weight.scale, precision=params["precision"], fused=weight.fused
+    )
     y = y.astype(params["preferred_element_type"] or x.dtype)
     return y.reshape(*x.shape[:-1], *free)
 

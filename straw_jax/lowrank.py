@@ -85,10 +85,17 @@ class ConvGeometry(NamedTuple):
     input_dilation: tuple[int, ...] | None = None
 
 
-def apply_factor(x: Array, factor: Factor, precision: lax.PrecisionLike = None) -> Array:
+def apply_factor(
+    x: Array, factor: Factor, precision: lax.PrecisionLike = None, *, fused: bool = False
+) -> Array:
     """Multiply `x [..., m]` by a factor `[m, n]`, in the cheaper order; sums are in float32."""
     if not isinstance(factor, Generated):
         return _dot(x, factor, precision)
+    if fused:
+        # Imported here, so that who does not use it does not wait for Pallas to be imported.
+        from straw_jax.fused import apply_generated
+
+        return apply_generated(x, factor, precision)
     m, n, h = factor.kernel.shape
     one_vector = math.prod(x.shape[:-1]) == 1
     if not one_vector or h >= m:
@@ -110,9 +117,11 @@ def lowrank_dot(
     *,
     scale: ArrayLike,
     precision: lax.PrecisionLike,
+    fused: bool = False,
 ) -> Array:
     """Compute `x @ kernel + scale * (x @ B) @ A`, of the accumulator's dtype."""
-    update = _update(apply_factor(x, B, precision), A, scale, precision, x.dtype)
+    xB = apply_factor(x, B, precision, fused=fused)
+    update = _update(xB, A, scale, precision, x.dtype, fused)
     return update if kernel is None else _dot(x, kernel, precision) + update
 
 
@@ -125,10 +134,11 @@ def lowrank_conv(
     *,
     scale: ArrayLike,
     precision: lax.PrecisionLike,
+    fused: bool = False,
 ) -> Array:
     """Compute `conv(x, kernel + scale * B @ A)`, of the accumulator's dtype."""
-    xB = _apply_to_windows(x, B, geometry, precision)
-    update = _update(xB, A, scale, precision, x.dtype)
+    xB = _apply_to_windows(x, B, geometry, precision, fused)
+    update = _update(xB, A, scale, precision, x.dtype, fused)
     return update if kernel is None else _conv(x, kernel, geometry, precision) + update
 
 
@@ -151,22 +161,28 @@ def _conv(x: Array, kernel: Array, geometry: ConvGeometry, precision: lax.Precis
 
 
 def _update(
-    xB: Array, A: Factor, scale: ArrayLike, precision: lax.PrecisionLike, dtype: DTypeLike
+    xB: Array,
+    A: Factor,
+    scale: ArrayLike,
+    precision: lax.PrecisionLike,
+    dtype: DTypeLike,
+    fused: bool,
 ) -> Array:
     # Scaled at rank r, where it is cheapest.
     xB = xB * jnp.asarray(scale, xB.dtype)
-    return apply_factor(xB.astype(dtype), A, precision)
+    return apply_factor(xB.astype(dtype), A, precision, fused=fused)
 
 
 def _apply_to_windows(
-    x: Array, B: Factor, geometry: ConvGeometry, precision: lax.PrecisionLike
+    x: Array, B: Factor, geometry: ConvGeometry, precision: lax.PrecisionLike, fused: bool = False
 ) -> Array:
     """Compute `conv(x, B)`, `B` read as a kernel `[*window, in, r]`, with the fewer copies."""
     size, stride, dilation = geometry.window[0], geometry.strides[0], geometry.dilation[0]
     rest = math.prod(geometry.window[1:]) * x.shape[-1]
     r = factor_shape(B)[-1]
-    if size * rest <= stride * (rest + size * r):
-        return apply_factor(_patches(x, geometry), B, precision)
+    fused = fused and isinstance(B, Generated)
+    if fused or size * rest <= stride * (rest + size * r):
+        return apply_factor(_patches(x, geometry), B, precision, fused=fused)
     # Patches of one row of the window only, multiplied by all its rows at once; the products that
     # belong together lie some rows apart, and are added at rank r.
     row = geometry._replace(window=(1, *geometry.window[1:]), strides=(1, *geometry.strides[1:]))

@@ -84,6 +84,7 @@ def make_straw(
     context: Any = None,
     hidden: int = 128,
     scale: float = 1.0,
+    fused: bool = False,
 ) -> Straw:
     """Compose an encoder, a generator and an executor.
 
@@ -102,6 +103,8 @@ def make_straw(
         context: what the encoder looks at, `[n, ...]`, if not the sample itself.
         hidden: length of the generator's hidden vector.
         scale: of the low-rank updates (LoRA's alpha / r).
+        fused: apply generated factors with the Pallas kernel of `straw_jax.fused`; off by default
+            since it has not been timed on a GPU or TPU.
 
     Returns:
         Pure functions, see `Straw`.
@@ -129,7 +132,7 @@ def make_straw(
             "Add patterns for them, or use base 'trained'."
         )
     generator = linen(Generator(spec, hidden=hidden, start_at_base=base == "trained"))
-    executor_apply = modulate(executor.apply, scale=scale)
+    executor_apply = modulate(executor.apply, scale=scale, fused=fused)
 
     def init(key: Array) -> Params:
         keys = dict(

@@ -1,0 +1,76 @@
+"""Time generating and applying factors in one kernel against forming them, forward and backward.
+
+    python benchmarks/fused.py --batch-size 128 --positions 1 --rows 16 --columns 8192
+
+One factor [rows, columns] a sample, of a hidden vector. It needs a GPU or TPU: elsewhere the kernel
+is interpreted, and its time would say nothing.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from measure import interleaved, summary, table
+
+from straw_jax.fused import generate_and_apply
+from straw_jax.lowrank import Generated, apply_factor
+from straw_jax.training.environment import device
+
+PLAIN, FUSED = "plain", "one kernel"
+TOLERANCE = 2e-2  # with which GPUs and TPUs multiply matrices of float32 by default
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    sizes = {"batch-size": 128, "positions": 1, "rows": 16, "columns": 8192, "hidden": 128}
+    for name, default in (sizes | {"repeats": 50}).items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    args = parser.parse_args()
+    if bad := [name for name, value in vars(args).items() if isinstance(value, int) and value < 1]:
+        parser.error(f"expected whole numbers of at least 1 for {', '.join(bad)}.")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    if jax.default_backend() not in ("gpu", "tpu"):
+        print(
+            f"fused.py: expected a GPU or TPU, got {device()}: there the kernel is interpreted.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    batch, h, m, n = args.batch_size, args.hidden, args.rows, args.columns
+    rng = np.random.default_rng(0)
+    shapes = [(batch, args.positions, m), (batch, h), (m, n, h), (m, n)]
+    arrays = [jnp.asarray(rng.standard_normal(shape), args.dtype) for shape in shapes]
+
+    def plain(x: jax.Array, hidden: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        return jax.vmap(lambda x, hidden: apply_factor(x, Generated(hidden, kernel, bias)))(
+            x, hidden
+        )
+
+    functions = {PLAIN: plain, FUSED: generate_and_apply}
+    print(f"{device()}; {args.dtype}, " + ", ".join(map(str, shapes)))
+    for name, wrap in {"forward": jax.jit, "forward and backward": gradient}.items():
+        compiled = {key: wrap(function) for key, function in functions.items()}
+        results = [jax.tree.leaves(function(*arrays)) for function in compiled.values()]
+        errors = [jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(a)) for a, b in zip(*results)]  # noqa: B905
+        print(f"\n{name}: largest relative difference {max(map(float, errors)):.1e}")
+        if not max(map(float, errors)) < TOLERANCE:
+            sys.exit("fused.py: the two do not agree; their times are not compared.")
+        cases = {key: lambda f=f: jax.block_until_ready(f(*arrays)) for key, f in compiled.items()}
+        print(table(summary(interleaved(cases, args.repeats), PLAIN), PLAIN))
+
+
+def gradient(function: Callable[..., jax.Array]) -> Callable[..., object]:
+    return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a))), (0, 1, 2, 3)))
+
+
+if __name__ == "__main__":
+    main()
