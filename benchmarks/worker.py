@@ -61,7 +61,7 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     try:
         serve(connection, **json.loads(sys.argv[2]))
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         pass  # the parent has ended
     except Exception as error:  # whatever a framework raises is this cell's result
         text = " ".join(str(error).split()) or "no message"
