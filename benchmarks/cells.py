@@ -36,7 +36,7 @@ KERNELS_BOUND = 4 * GIB  # of all samples' whole kernels, in a layer
 
 # Factors of measured peaks, rounded up: copies of the samples' weights, and numbers beside them.
 _FRAMEWORK = GIB // 2
-_WEIGHT_COPIES = {"training": 6, "inference": 3}
+_WEIGHT_COPIES = {"training": 3, "inference": 2}
 _ACTIVATIONS = {"training": 600_000, "inference": 200_000}
 
 

@@ -51,7 +51,8 @@ def floor_table(parts: Sequence[Phase], rates: Rates, measured: float) -> str:
     floor = least_seconds(parts, rates)
     rows.append(["all", *_amounts(parts), _ms(floor), ""])
     rows.append(["measured (min)", "", "", _ms(measured), f"{measured / floor:.2f} x floor"])
-    return columns(rows)
+    note = "\nbelow the floor: the rates were disturbed, measure again" if measured < floor else ""
+    return columns(rows) + note
 
 
 def rates_line(rates: Rates) -> str:

@@ -283,6 +283,12 @@ def test_floor_is_the_slower_of_operations_and_bytes_in_each_phase():
     lines = [line.split() for line in tables.floor_table(parts, rates, 45.0).splitlines()]
     assert [line[-1] for line in lines[1:3]] == ["operations", "bytes"]
     assert lines[-1][-4:] == ["45000.0", "1.50", "x", "floor"]
+    assert "disturbed" in tables.floor_table(parts, rates, 29.0)
+
+
+def test_best_rates():
+    rates = run.best_rates({"product": [2.0, 1.0], "copy": [0.5, 0.25]})
+    assert rates == (2 * 4096**3, 8 * 20_000_000 / 0.25)
 
 
 @pytest.mark.parametrize("base", ["none", "trained"])
