@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from article import CLASSES, HIDDEN, IMAGE, LEARNING_RATE, STYLE
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
-
-STYLE, HIDDEN = 64, 128
 
 # Positions whose channels one input of the layer joins: there the layouts' orders differ.
 _POSITIONS = {"conv1": 9, "conv2": 9, "fc1": 12 * 12, "fc2": 1}
@@ -43,12 +42,20 @@ class Executor(nn.Module):
 
 
 class Straw(nn.Module):
-    """Encoder, generator and executor; the weights are the generated ones alone, `left @ right`."""
+    """Encoder, generator and executor.
 
-    def __init__(self, classes: int, rank: int) -> None:
+    The weights are `left @ right`, the generated ones alone, or with base "trained"
+    `W0 + left @ right` (which here starts anywhere, not at `W0`).
+    """
+
+    def __init__(self, classes: int, rank: int, base: str = "none") -> None:
         super().__init__()
-        with torch.device("meta"):  # only its shapes are used, its own weights never
-            self.executor = Executor(classes).requires_grad_(False)
+        self.base = base
+        if base == "trained":
+            self.executor = Executor(classes)
+        else:
+            with torch.device("meta"):  # only its shapes are used, its own weights never
+                self.executor = Executor(classes).requires_grad_(False)
         self.encoder = nn.Sequential(
             nn.Conv2d(1, 16, 3, stride=2, padding=1),
             nn.ReLU(),
@@ -75,7 +82,8 @@ class Straw(nn.Module):
         for name, weight in self.executor.named_parameters():
             factors = [next(pieces).reshape(-1, *shape) for shape in self.parts[name]]
             product = factors[0] if len(factors) == 1 else factors[0] @ factors[1]
-            weights[name] = product.reshape(-1, *weight.shape)
+            update = product.reshape(-1, *weight.shape)
+            weights[name] = weight + update if self.base == "trained" else update
         return weights
 
     def forward(self, images: Tensor) -> Tensor:
@@ -87,7 +95,47 @@ class Straw(nn.Module):
         return vmap(one_sample, randomness="different")(self.weights(images), images)
 
 
-def make_train_step(model: Straw, learning_rate: float) -> Callable[[Tensor, Tensor], float]:
+def build(contender: str, work: str, batch: int, rank: int, base: str) -> Callable[[], object]:
+    """Return the step to time; it returns when its work is done.
+
+    Images are noise, normalised beforehand, as PyTorch's loaders do.
+
+    Args:
+        contender: "torch", or "torch_compile".
+        work: "training" or "inference".
+        batch: Images.
+        rank: Of the generated kernels.
+        base: "none" or "trained".
+    """
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    straw = Straw(CLASSES, rank, base)
+    if base == "none":  # its executor has shapes alone
+        straw.encoder.to(device)
+        straw.generator.to(device)
+    else:
+        straw.to(device)
+    model: Any = torch.compile(straw) if contender == "torch_compile" else straw
+    images = torch.randn(batch, 1, *IMAGE[:2], device=device)
+    labels = torch.randint(CLASSES, (batch,), device=device)
+    if work == "training":
+        train_step = make_train_step(model, LEARNING_RATE)
+        return lambda: train_step(images, labels)
+    model.eval()
+
+    def logits() -> Tensor:
+        with torch.inference_mode():
+            return model(images).cpu()  # which waits for an accelerator
+
+    return logits
+
+
+def as_input(images: np.ndarray) -> Tensor:
+    """Return normalised images `[b, 28, 28, 1]` in PyTorch's layout `[b, 1, 28, 28]`."""
+    return torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def make_train_step(model: nn.Module, learning_rate: float) -> Callable[[Tensor, Tensor], float]:
     """Return `(images, labels) -> loss`, which takes one step of Adam."""
     optimizer = torch.optim.Adam(trained(model), lr=learning_rate)
     model.train()
@@ -108,7 +156,7 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 def load_params(model: Straw, params: Any) -> None:
-    """Give a model the parameters of a STRAW of the library with base "none".
+    """Give a model the parameters of a STRAW of the library with the same base.
 
     Args:
         model: changed in place.
@@ -118,6 +166,9 @@ def load_params(model: Straw, params: Any) -> None:
     with torch.no_grad():
         for layer, name, positions in ((0, "conv1", 9), (2, "conv2", 9), (5, "style", 7 * 7)):
             _copy(model.encoder[layer], encoder[name], positions)
+        if model.base == "trained":
+            for name, positions in _POSITIONS.items():
+                _copy(getattr(model.executor, name), params["executor"][name], positions)
         _copy(model.generator[0], generator["hidden"], 1)
         heads = [_head(generator, name) for name in model.parts]
         last: Any = model.generator[2]

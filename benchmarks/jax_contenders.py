@@ -1,0 +1,109 @@
+"""The contenders in JAX: each as a training step, or as inference of a whole batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from article import CLASSES, IMAGE, LEARNING_RATE
+
+from straw_jax.lift import materialize
+from straw_jax.models import CNN
+from straw_jax.straw import Base, Straw, make_straw
+from straw_jax.training.contenders import article_straw, contender
+from straw_jax.training.step import Model, as_input, init_state, make_train_step, training_key
+
+_SAMPLE = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)
+
+
+def build(contender: str, work: str, batch: int, rank: int, base: Base) -> Callable[[], object]:
+    """Return the step to time; it returns when its work is done.
+
+    Args:
+        contender: A name of `cells.MODELS`.
+        work: "training" or "inference".
+        batch: Images, noise.
+        rank: Of the generated kernels, where there are any.
+        base: "none" or "trained".
+    """
+    images, labels = make_batch(batch)
+    case = training if work == "training" else inference
+    return case(model(contender, rank, base), images, labels)
+
+
+def model(name: str, rank: int, base: Base) -> Model:
+    """Return a contender as pure functions."""
+    if name == "naive":
+        return naive_model(rank, base)
+    if name == "dense":  # every weight of the executor is a number that the generator writes
+        return _with_variables(make_straw(CNN(CLASSES), _SAMPLE, rank={"*": "whole"}, base=base))
+    return contender(name, classes=CLASSES, rank=rank, base=base)
+
+
+def make_batch(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return images uint8 `[size, 28, 28, 1]` and labels int32 `[size]`."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (size, *IMAGE), np.uint8)
+    return images, rng.integers(0, CLASSES, size, np.int32)
+
+
+def training(model: Model, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+    """Return the training step that the library's users run."""
+    optimizer = optax.adam(LEARNING_RATE)
+    train_step = make_train_step(model, optimizer)
+    state, key = init_state(model, optimizer, IMAGE, seed=0), training_key(0)
+    real = np.ones(len(images), np.bool_)
+
+    def step() -> object:
+        nonlocal state
+        state, metrics = train_step(state, key, images, labels, real)
+        return jax.block_until_ready((state, metrics))
+
+    return step
+
+
+def inference(model: Model, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+    """Return the logits of the whole batch, as evaluation computes them."""
+    del labels
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *IMAGE)))
+    logits = jax.jit(lambda variables, images: model.apply(variables, as_input(images), None)[0])
+    return lambda: jax.block_until_ready(logits(variables, images))
+
+
+def naive_model(rank: int, base: Base) -> Model:
+    """Return STRAW without this library's lift: `vmap` over an executor with whole kernels."""
+    straw, executor = article_straw(classes=CLASSES, rank=rank, base=base), CNN(CLASSES)
+    shapes = jax.eval_shape(executor.init, jax.random.key(0), _SAMPLE)["params"]
+
+    def apply(
+        variables: Any, images: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        params = variables["params"]
+        start = params["executor"] if base == "trained" else shapes
+
+        def one_sample(factors: Any, image: jax.Array, **mode: Any) -> jax.Array:
+            weights = {"params": materialize(start, factors)}
+            return executor.apply(weights, image[None], **mode)[0]
+
+        factors = straw.factors(params, images)
+        if key is None:
+            return jax.vmap(one_sample)(factors, images), {}
+
+        def one_trained(factors: Any, image: jax.Array, key: jax.Array) -> jax.Array:
+            return one_sample(factors, image, train=True, rngs={"dropout": key})
+
+        return jax.vmap(one_trained)(factors, images, jax.random.split(key, len(images))), {}
+
+    return Model(lambda key, images: {"params": straw.init(key)}, apply)
+
+
+def _with_variables(straw: Straw) -> Model:
+    def apply(
+        variables: Any, images: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        mode = {} if key is None else {"train": True, "rngs": {"dropout": key}}
+        return straw.apply(variables["params"], images, **mode), {}
+
+    return Model(lambda key, images: {"params": straw.init(key)}, apply)

@@ -1,0 +1,246 @@
+#!/usr/bin/env python
+"""Measure the library beside what users would take instead.
+
+`python benchmarks/run.py` takes training steps and forward passes of the article's system with all
+contenders, and compares the library's with the least time that the machine could need.
+`python benchmarks/run.py layers` does so with single layers of growing width.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib import util
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tables
+from cells import (
+    BASES,
+    LAYERS,
+    MODELS,
+    OURS,
+    WIDTHS,
+    WORKS,
+    Case,
+    Cell,
+    layer_cells,
+    model_cells,
+)
+from floor import Rates, phases
+from measure import SETTINGS, WorkerError, free_memory, side_by_side
+from results import Results
+
+FULL = {"batch_sizes": [1, 32, 128, 512], "ranks": [4, 16, 64], "bases": list(BASES)}
+PRODUCT, COPY = 4096, 20_000_000  # rows and columns of a matrix; numbers, 80 MB
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help explains the flags)\n")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read and check the command line; a mistake ends the process with exit code 2."""
+    parser = _Parser(
+        prog="run.py",
+        description=__doc__.splitlines()[0],
+        epilog="Without flags: all contenders at batch 128, rank 16, base none, with the floor.",
+    )
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("models", "layers"),
+        default="models",
+        help="the article's system, or single layers (default: models)",
+    )
+    models = parser.add_argument_group("models")
+    add = models.add_argument
+    add("--batch-sizes", nargs="+", type=_positive, default=[128], metavar="N", help="(128)")
+    add("--ranks", nargs="+", type=_positive, default=[16], metavar="N", help="(16)")
+    add("--bases", nargs="+", choices=BASES, default=["none"], help="(none)")
+    add(
+        "--contenders",
+        nargs="+",
+        choices=MODELS,
+        default=list(MODELS),
+        metavar="NAME",
+        help="any of " + ", ".join(f"{name} ({label})" for name, label in MODELS.items()),
+    )
+    add("--works", nargs="+", choices=WORKS, default=list(WORKS), help="(both)")
+    grid = "; ".join(f"{name.replace('_', ' ')} {values}" for name, values in FULL.items())
+    add("--full", action="store_true", help=f"the whole grid: {grid}")
+    layers = parser.add_argument_group("layers")
+    add = layers.add_argument
+    add("--layers", nargs="+", choices=LAYERS, default=list(LAYERS), help="(all)")
+    add("--widths", nargs="+", type=_positive, default=list(WIDTHS), metavar="N", help="features")
+    add = parser.add_argument
+    add("--repeats", type=_positive, default=12, metavar="N", help="timed steps a case (12)")
+    add(
+        "--seconds",
+        type=float,
+        default=30.0,
+        help="for the timed steps of one case in one cell: then it stops, but after 3 steps at the"
+        " earliest, 1 of the slowest contenders (30)",
+    )
+    add(
+        "--out",
+        type=Path,
+        help="JSON file, written after every cell; a file of the same command is continued"
+        " (results/ and a name with the time)",
+    )
+    parsed = parser.parse_args(arguments)
+    if parsed.full:
+        vars(parsed).update(FULL)
+    if not parsed.seconds >= 0:
+        parser.error(f"argument --seconds: expected a number of at least 0, got {parsed.seconds}")
+    needs_torch = parsed.what == "models" and any("torch" in name for name in parsed.contenders)
+    if needs_torch and util.find_spec("torch") is None:
+        others = " ".join(name for name in parsed.contenders if "torch" not in name)
+        parser.error(
+            'PyTorch is missing: pip install -e ".[benchmarks]", or leave it out: '
+            f"--contenders {others or OURS}"
+        )
+    if parsed.out is None:
+        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        parsed.out = Path("results", f"benchmark_{parsed.what}_{now}.json")
+    return parsed
+
+
+def main() -> int:
+    """Run the benchmark that the command line describes.
+
+    Returns:
+        The exit code: 0 finished, 1 a check or the rates failed, 2 bad input, 130 stopped.
+    """
+    args = parse(sys.argv[1:])
+    fixed = ("what", "contenders", "repeats", "seconds")
+    try:
+        results = Results(args.out, {name: getattr(args, name) for name in fixed})
+        environment = describe_start()
+        results.start(environment)
+    except ValueError as error:
+        return _fail(f"argument --out: {error}", 2)
+    print(json.dumps(environment, indent=2))
+    try:
+        (run_models if args.what == "models" else run_layers)(args, results)
+    except (WorkerError, subprocess.CalledProcessError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail(f"stopped; what is finished is in {args.out}", 130)
+    print(f"\n{args.out}")
+    return 0
+
+
+def run_models(args: argparse.Namespace, results: Results) -> None:
+    """Measure and print the article's system, cell by cell."""
+    cells = model_cells(
+        args.works, args.batch_sizes, args.ranks, args.bases, list(dict.fromkeys(args.contenders))
+    )
+    if any("torch" in name for name in args.contenders):
+        for rank in args.ranks:
+            for base in args.bases:
+                key = f"same model, rank {rank}, base {base}"
+                found = _once(results, key, lambda r=rank, b=base: same_model(r, b))
+                print(f"{key}: {json.dumps(found)}")
+    rates = None
+    if OURS in args.contenders:
+        if any(cell.key not in results.cells for cell in cells):
+            results.add("rates", measure_rates(args.seconds, results.cells.get("rates", {})))
+        rates = best_rates(results.cells["rates"])
+        print(tables.rates_line(rates))
+    for cell in cells:
+        found = measure_cell(cell, args, results)
+        print(f"\n{cell.title}\n{tables.model_table(found)}", flush=True)
+        if rates and (times := found.get(OURS, {}).get("seconds")):
+            parts = phases(**cell.settings)
+            print(f"\n{MODELS[OURS]}, floor\n{tables.floor_table(parts, rates, min(times))}")
+
+
+def run_layers(args: argparse.Namespace, results: Results) -> None:
+    """Measure and print single layers: a table when a layer's last width is done."""
+    found: dict[str, dict[int, Any]] = {}
+    widths = sorted(set(args.widths))
+    for cell in layer_cells(list(dict.fromkeys(args.layers)), widths):
+        by_width = found.setdefault(cell.title, {})
+        by_width[cell.settings["width"]] = measure_cell(cell, args, results)
+        if len(by_width) == len(widths):
+            print(f"\n{cell.title}\n{tables.layer_table(by_width)}", flush=True)
+
+
+def measure_cell(cell: Cell, args: argparse.Namespace, results: Results) -> dict[str, Any]:
+    """Return a cell's results by case, measured now or earlier."""
+
+    def measure() -> dict[str, Any]:
+        print(f"measuring {cell.key} ...", file=sys.stderr, flush=True)
+        return side_by_side(cell.cases, args.repeats, args.seconds, free_memory())
+
+    return _once(results, cell.key, measure)
+
+
+def measure_rates(seconds: float, before: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Time a large matrix product and a large copy; return these seconds after earlier starts'."""
+    cases = [
+        Case("product", "rates", {"what": "product", "size": PRODUCT}),
+        Case("copy", "rates", {"what": "copy", "size": COPY}),
+    ]
+    found = side_by_side(cases, repeats=10, seconds=seconds, free=free_memory())
+    for name, result in found.items():
+        if "reason" in result:
+            raise WorkerError(f"rates, {name}: {result['reason']}")
+    return {name: before.get(name, []) + result["seconds"] for name, result in found.items()}
+
+
+def best_rates(seconds: dict[str, list[float]]) -> Rates:
+    """Return the best of what was timed, as rates."""
+    product, copy = min(seconds["product"]), min(seconds["copy"])
+    return Rates(flops=2 * PRODUCT**3 / product, bytes=2 * 4 * COPY / copy)
+
+
+def same_model(rank: int, base: str) -> dict[str, Any]:
+    """Check that PyTorch's version is the same model, in a process of its own."""
+    return _script("same_model.py", "--rank", str(rank), "--base", base)
+
+
+def describe_start() -> dict[str, Any]:
+    """Return what decides the figures: device, versions, threads, and how busy the machine is."""
+    load = os.getloadavg()[0]  # before anything of this benchmark runs
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.argv]),
+        **_script("environment.py"),
+        "load_average_at_start": load,
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "settings_of_workers": SETTINGS,
+    }
+
+
+def _once(results: Results, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    if key not in results.cells:
+        results.add(key, measure())
+    return results.cells[key]
+
+
+def _script(name: str, *arguments: str) -> dict[str, Any]:
+    words = [sys.executable, str(Path(__file__).with_name(name)), *arguments]
+    done = subprocess.run(words, env=os.environ | SETTINGS, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"run.py: {' '.join(str(message).split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
