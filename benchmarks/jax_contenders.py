@@ -6,14 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from article import CLASSES, IMAGE, LEARNING_RATE
 
 from straw_jax.lift import materialize
 from straw_jax.models import CNN
 from straw_jax.straw import Base, Straw, make_straw
 from straw_jax.training.contenders import article_straw, contender
-from straw_jax.training.step import Model, as_input, init_state, make_train_step, training_key
+from straw_jax.training.runs import Contender, Recipe
+from straw_jax.training.step import Model, as_input, training_key
 
 _SAMPLE = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)
 
@@ -50,15 +50,14 @@ def make_batch(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def training(model: Model, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
-    """Return the training step that the library's users run."""
-    optimizer = optax.adam(LEARNING_RATE)
-    train_step = make_train_step(model, optimizer)
-    state, key = init_state(model, optimizer, IMAGE, seed=0), training_key(0)
+    """Return the training step that experiments/run.py takes; it is compiled at the first call."""
+    contender = Contender("", model, Recipe(1, len(images), LEARNING_RATE), IMAGE)
+    state, key = contender.init_state(seed=0), training_key(0)
     real = np.ones(len(images), np.bool_)
 
     def step() -> object:
         nonlocal state
-        state, metrics = train_step(state, key, images, labels, real)
+        state, metrics = contender.train_step(state, key, images, labels, real)
         return jax.block_until_ready((state, metrics))
 
     return step

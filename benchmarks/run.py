@@ -214,7 +214,7 @@ def describe_start() -> dict[str, Any]:
         "command": shlex.join(["python", *sys.argv]),
         **_script("environment.py"),
         "load_average_at_start": load,
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        **{name: os.environ.get(name, "") for name in ("XLA_FLAGS", "GLIBC_TUNABLES")},
         "settings_of_workers": SETTINGS,
     }
 

@@ -225,7 +225,10 @@ def _patches(x: Array, geometry: ConvGeometry) -> Array:
 
 
 def _dot(x: Array, matrix: Array, precision: lax.PrecisionLike) -> Array:
-    return jnp.matmul(x, matrix, precision=precision, preferred_element_type=_accumulator(x.dtype))
+    # As plain matrices: XLA would transpose `x` to join several axes over which a gradient sums.
+    rows = x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x
+    y = jnp.matmul(rows, matrix, precision=precision, preferred_element_type=_accumulator(x.dtype))
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def _accumulator(dtype: DTypeLike) -> DTypeLike:

@@ -1,5 +1,6 @@
 """What a run ran on."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -30,24 +31,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def keep_freed_memory() -> bool:
-    """Let this process reuse the memory that it frees, where the C library is glibc.
+def return_freed_memory() -> None:
+    """Give back to the system what this process has freed, where the C library is glibc.
 
-    A step on CPU needs hundreds of megabytes for a moment. glibc returns so large a piece to the
-    system at once, which then hands it out again page by page, all zeroed: an eighth of the time of
-    STRAW's step. The price is a higher peak, since pieces of other sizes stay in between. Call it
-    before JAX starts its threads.
-
-    Returns:
-        Whether all of it could be set.
+    Compiling STRAW's training step leaves more than 200 MB behind, beside which the step's own
+    memory would come to lie.
     """
-    trim_threshold, mmap_max, arena_max = -1, -4, -8  # names of <malloc.h>
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return False
-    settings = {arena_max: 1, mmap_max: 0, trim_threshold: 2**31 - 1}
-    return all(mallopt(name, value) for name, value in settings.items())
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # what others than glibc raise
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _processor() -> str:

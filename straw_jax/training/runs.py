@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from straw_jax.data import Dataset
 from straw_jax.training import checkpoints, records
+from straw_jax.training.environment import return_freed_memory
 from straw_jax.training.evaluate import Forward, Score, evaluate, make_forward
 from straw_jax.training.loop import Epoch, NonFiniteError, train
 from straw_jax.training.step import (
@@ -57,7 +58,9 @@ class Contender:
     @functools.cached_property
     def train_step(self) -> TrainStep:
         """The compiled training step."""
-        return self._lowered.compile()
+        train_step = self._lowered.compile()
+        return_freed_memory()
+        return train_step
 
     @functools.cached_property
     def forward(self) -> Forward:

@@ -78,11 +78,12 @@ def init_state(
     """
 
     @jax.jit
-    def init(key: jax.Array) -> State:
-        variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
-        return State(jnp.int32(0), variables, optimizer.init(variables["params"]))
+    def init(key: jax.Array) -> Variables:
+        return model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
 
-    return init(jax.random.fold_in(jax.random.key(seed), 0))
+    variables = init(jax.random.fold_in(jax.random.key(seed), 0))
+    # Apart: the first needs much memory for a moment, for random bits.
+    return State(jnp.int32(0), variables, jax.jit(optimizer.init)(variables["params"]))
 
 
 def state_like(
