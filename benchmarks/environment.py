@@ -14,9 +14,8 @@ def describe() -> dict[str, Any]:
         "device": device(),
         "cores": os.cpu_count(),
         "versions": versions(),
-        "threads": {
-            "jax": len(os.sched_getaffinity(0))
-        },  # its pool has one for each core it may use
+        # JAX's pool has a thread for each core that it may use.
+        "threads": {"jax": _cores()},
     }
     if util.find_spec("torch"):
         import torch
@@ -26,6 +25,10 @@ def describe() -> dict[str, Any]:
         if torch.cuda.is_available():
             found["torch_device"] = torch.cuda.get_device_name()
     return found
+
+
+def _cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import interleaved, summary, table
+from measure import summary
+from tables import columns
+from worker import timed
 
 from straw_jax.fused import generate_and_apply
 from straw_jax.lowrank import Generated, apply_factor
@@ -65,7 +67,16 @@ def main() -> None:
         if not max(map(float, errors)) < TOLERANCE:
             sys.exit("fused.py: the two do not agree; their times are not compared.")
         cases = {key: lambda f=f: jax.block_until_ready(f(*arrays)) for key, f in compiled.items()}
-        print(table(summary(interleaved(cases, args.repeats), PLAIN), PLAIN))
+        seconds: dict[str, list[float]] = {key: [] for key in cases}
+        for _ in range(args.repeats):
+            for key, case in cases.items():
+                seconds[key].append(timed(case))
+        rows = summary({key: {"seconds": times} for key, times in seconds.items()}, PLAIN)
+        figures = [
+            [key, *(f"{row[k] * 1e3:.3f}" for k in ("min", "median")), f"{row['min_ratio']:.2f}"]
+            for key, row in rows.items()
+        ]
+        print(columns([["", "min, ms", "median, ms", f"x {PLAIN}"], *figures]))
 
 
 def gradient(function: Callable[..., jax.Array]) -> Callable[..., object]:

@@ -50,7 +50,10 @@ def make_batch(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def training(model: Model, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
-    """Return the training step that experiments/run.py takes; it is compiled at the first call."""
+    """Return the training step that experiments/run.py takes; it is compiled at the first call.
+
+    Without the large pages that run.py asks for: see GLIBC_TUNABLES in docs/performance.md.
+    """
     contender = Contender("", model, Recipe(1, len(images), LEARNING_RATE), IMAGE)
     state, key = contender.init_state(seed=0), training_key(0)
     real = np.ones(len(images), np.bool_)

@@ -30,7 +30,7 @@ def build(method: str, layer: str, work: str, width: int) -> Callable[[], object
         cotangent = jnp.ones(arguments[0].shape)
 
         def both(cotangent: Array, *arguments: Array) -> object:
-            y, pull_back = jax.vjp(forward(method, layer), *arguments)
+            y, pull_back = jax.vjp(function, *arguments)
             return y, pull_back(cotangent)
 
         compiled = jax.jit(both)

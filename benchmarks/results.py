@@ -44,14 +44,14 @@ class Results:
         """Record a start of the benchmark.
 
         Raises:
-            ValueError: If an earlier start was on another device, or with other versions.
+            ValueError: If an earlier start had another device, other versions or other settings.
         """
         starts = self._content["starts"]
-        for field in ("device", "versions", "threads"):
-            if starts and starts[0][field] != environment[field]:
+        for field in ("device", "versions", "threads", "GLIBC_TUNABLES", "XLA_FLAGS"):
+            if starts and starts[0].get(field) != environment.get(field):
                 raise ValueError(
-                    f"{self.path} was measured with {field} {starts[0][field]}, not "
-                    f"{environment[field]}. Name another file, or remove it."
+                    f"{self.path} was measured with {field} {starts[0].get(field)}, not "
+                    f"{environment.get(field)}. Name another file, or remove it."
                 )
         starts.append(environment)
         self._save()

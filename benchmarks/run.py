@@ -125,6 +125,8 @@ def main() -> int:
         results.start(environment)
     except ValueError as error:
         return _fail(f"argument --out: {error}", 2)
+    except subprocess.CalledProcessError as error:
+        return _fail(error, 1)
     print(json.dumps(environment, indent=2))
     try:
         (run_models if args.what == "models" else run_layers)(args, results)

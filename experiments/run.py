@@ -1,8 +1,10 @@
 #!/usr/bin/env python
 """Train STRAW beside its baselines and report: `python experiments/run.py --help`."""
 
+import contextlib
 import json
 import os
+import platform
 import shlex
 import sys
 import textwrap
@@ -67,9 +69,11 @@ def _use_large_pages() -> None:
     A step on CPU needs hundreds of megabytes for a moment, and in pages of 4 KB Linux needs a sixth
     of STRAW's step to hand them out. glibc reads the setting at the start of a process only.
     """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, sys.orig_argv)
+    restarted = "STRAW_JAX_RESTARTED"  # glibc may take its variable away
+    if platform.libc_ver()[0] == "glibc" and not {"GLIBC_TUNABLES", restarted} & set(os.environ):
+        os.environ |= {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", restarted: "1"}
+        with contextlib.suppress(OSError):  # not allowed: then without
+            os.execv(sys.executable, sys.orig_argv)
 
 
 def _cache_dir() -> Path:

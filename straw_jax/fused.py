@@ -164,7 +164,7 @@ def _per_sample(precision: lax.PrecisionLike) -> Callable[..., Array]:
     def _(size: int, mapped: list[bool], x: Array, *factor: Array) -> tuple[Array, bool]:
         if mapped == [True, False, False, False]:  # more vectors of one sample
             return apply(x, *factor), True
-        if mapped == [True, True, False, False]:
+        if mapped == [True, True, False, False] and x.size:
             y = generate_and_apply(x.reshape(size, -1, x.shape[-1]), *factor, precision)
             return y.reshape(*x.shape[:-1], y.shape[-1]), True
         axes = [0 if each else None for each in mapped]

@@ -99,7 +99,8 @@ def save_exported(
         sample: an input `[n, ...]`, or a tree of them in dicts, lists and tuples; only shapes and
             dtypes are used.
         platforms: where the file can run, of "cpu", "cuda", "rocm" and "tpu"; by default there
-            where this process runs.
+            where this process runs. Choices of this library that depend on the device (how
+            convolutions are computed) are those for the exporting one: export where it shall run.
         **kwargs: samples of the keyword arguments that `predict` will take, such as `context`.
 
     Raises:
@@ -229,7 +230,7 @@ def _as_expected(expected: dict[str, Any], inputs: dict[str, Any]) -> dict[str, 
             "inputs that the model was saved with."
         )
     for (name, spec), (_, leaf) in zip(want, got, strict=True):
-        if (leaf.shape[1:], leaf.dtype) != (spec.shape[1:], spec.dtype):
+        if (leaf.shape[1:], _dtype_here(leaf.dtype)) != (spec.shape[1:], spec.dtype):
             raise ValueError(
                 f"predict: {name}: expected {_describe(spec)}, got {_describe(leaf)}. Convert it, "
                 "or save the model with such a sample."
@@ -259,8 +260,8 @@ def _export(
         error.add_note(
             "save_exported: the model is traced for any batch size, as a symbol. Take sizes from "
             "x.shape, not from len(x); decide nothing by the number of samples; give convolutions "
-            "that differ from sample to sample in factored form (straw_jax.modulate); return "
-            "arrays in dicts, lists and tuples."
+            "that differ from sample to sample in factored form (straw_jax.modulate), without "
+            "fused=True; return arrays in dicts, lists and tuples."
         )
         raise
     batch = jax.tree.leaves(inputs)[0].shape[:1]

@@ -104,7 +104,7 @@ def modulate(
         allow_materialise: form a sample's whole kernel for operations without a factored form,
             where otherwise an error names the layer.
         fused: apply `Generated` factors with the Pallas kernel of `straw_jax.fused`; off by default
-            since it has not been timed on a GPU or TPU.
+            since it has not been timed on a GPU or TPU. Such a model has no `save_exported`.
 
     Returns:
         `modulated(params, factors, x, **kwargs) -> y`. `params` is what `apply` takes; a leaf given

@@ -100,7 +100,7 @@ def apply_factor(
     one_vector = math.prod(x.shape[:-1]) == 1
     if not one_vector or h >= m:
         return _dot(x, form(factor), precision)
-    # As many operations as forming the factor, but `[h, n]` numbers a sample in place of `[m, n]`.
+    # As many operations as forming the factor, but `[n, h]` numbers a sample in place of `[m, n]`.
     # As plain vector and matrix: XLA's CPU compiler turns other shapes into copies.
     vector = x.reshape(m)
     xk = _dot(vector, factor.kernel.reshape(m, n * h), precision).reshape(n, h)
@@ -176,7 +176,7 @@ def _update(
 def _apply_to_windows(
     x: Array, B: Factor, geometry: ConvGeometry, precision: lax.PrecisionLike, fused: bool = False
 ) -> Array:
-    """Compute `conv(x, B)`, `B` read as a kernel `[*window, in, r]`, with the fewer copies."""
+    """Compute `conv(x, B)`, `B [prod(window) * in, r]` read as a kernel, with the fewer copies."""
     size, stride, dilation = geometry.window[0], geometry.strides[0], geometry.dilation[0]
     rest = math.prod(geometry.window[1:]) * x.shape[-1]
     r = factor_shape(B)[-1]
@@ -184,7 +184,7 @@ def _apply_to_windows(
     if fused or size * rest <= stride * (rest + size * r):
         return apply_factor(_patches(x, geometry), B, precision, fused=fused)
     # Patches of one row of the window only, multiplied by all its rows at once; the products that
-    # belong together lie some rows apart, and are added at rank r.
+    # belong together lie some rows apart, and are added.
     row = geometry._replace(window=(1, *geometry.window[1:]), strides=(1, *geometry.strides[1:]))
     matrix = form(B).reshape(size, rest, r).swapaxes(0, 1).reshape(rest, size * r)
     products = _dot(_patches(x, row), matrix, precision)

@@ -104,7 +104,7 @@ def make_straw(
         hidden: length of the generator's hidden vector.
         scale: of the low-rank updates (LoRA's alpha / r).
         fused: apply generated factors with the Pallas kernel of `straw_jax.fused`; off by default
-            since it has not been timed on a GPU or TPU.
+            since it has not been timed on a GPU or TPU. Such a model has no `save_exported`.
 
     Returns:
         Pure functions, see `Straw`.

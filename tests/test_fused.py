@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -230,6 +231,19 @@ def test_it_lowers_for_devices_that_are_not_here(size, platform, target, dtype):
 def test_it_is_not_imported_unless_used():
     code = "import sys, straw_jax.straw; assert 'straw_jax.fused' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_benchmark_refuses_to_time_an_interpreter():
+    script = Path(__file__).parents[1] / "benchmarks" / "fused.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    if jax.default_backend() == "cpu":
+        assert done.returncode == 2
+        assert done.stderr.startswith("fused.py: expected a GPU or TPU, got cpu")
+
+
+def test_nothing_to_apply():
+    x, hidden, kernel, bias = problem(0, 2, 5, 4, 6)
+    assert per_sample(x, hidden, kernel, bias).shape == (0, 2, 6)
 
 
 def test_errors():

@@ -334,7 +334,7 @@ def test_programs_that_cannot_run_here(tmp_path):
 
 def test_inputs_that_do_not_fit(tmp_path):
     predict = load_exported(saved(tmp_path))
-    for bad in (X[:, :2], X[0], X[None], np.ones((2, 3)), X.astype(jnp.bfloat16)):
+    for bad in (X[:, :2], X[0], X[None], X.astype(np.int32), X.astype(jnp.bfloat16)):
         with pytest.raises(
             ValueError, match=r"x: expected float32 \[batch, 3\], got \w+ \[.*\]\. "
         ):
@@ -343,6 +343,11 @@ def test_inputs_that_do_not_fit(tmp_path):
         predict(X, context=X)
     with pytest.raises(ValueError, match=r"inputs x: float32 \[batch, 3\], got x/0: float32 \[33"):
         predict([X])
+
+
+def test_numbers_are_narrowed_as_everywhere_in_jax(tmp_path):
+    predict = load_exported(saved(tmp_path, sample=np.zeros((2, 3))))
+    assert_close(predict(np.ones((2, 3))), predict(np.ones((2, 3), np.float32)), 1e-6)
 
 
 def test_models_that_cannot_be_saved(tmp_path):

@@ -4,6 +4,8 @@ import dataclasses
 import gzip
 import json
 import os
+import platform
+import runpy
 import shlex
 import signal
 import struct
@@ -327,3 +329,21 @@ def test_other_data_are_refused_on_resume(place, finished, tmp_path):
     assert "'train': 96" in stderr.splitlines()[-1]
     assert "'train': 40" in stderr.splitlines()[-1]
     assert [path.name for path in out.iterdir()] == ["config.json"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_it_starts_anew_with_large_pages_once(monkeypatch):
+    script = runpy.run_path(str(SCRIPT))["_use_large_pages"]
+    calls = []
+    monkeypatch.setattr(os, "execv", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(os, "environ", {"PATH": "unchanged"})
+    script()
+    assert calls == [(sys.executable, sys.orig_argv)]
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    script()
+    del os.environ["GLIBC_TUNABLES"]  # as glibc does in a process with privileges
+    script()
+    assert len(calls) == 1
+    monkeypatch.setattr(os, "environ", {"GLIBC_TUNABLES": "glibc.malloc.check=0"})
+    script()
+    assert len(calls) == 1

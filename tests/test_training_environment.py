@@ -5,11 +5,12 @@ import sys
 import pytest
 
 SCRIPT = """
+import resource
 from straw_jax.training.environment import return_freed_memory
 
 def resident():
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 pieces = [bytearray(100_000) for _ in range(2000)]
 last = bytearray(100_000)  # keeps the heap from shrinking by itself

@@ -1,4 +1,4 @@
-"""What a run ran on."""
+"""What a run runs on."""
 
 import contextlib
 import ctypes

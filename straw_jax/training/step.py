@@ -82,7 +82,7 @@ def init_state(
         return model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
 
     variables = init(jax.random.fold_in(jax.random.key(seed), 0))
-    # Apart: the first needs much memory for a moment, for random bits.
+    # Compiled apart from the optimizer's: it needs much memory for a moment, for random bits.
     return State(jnp.int32(0), variables, jax.jit(optimizer.init)(variables["params"]))
 
 
@@ -164,13 +164,17 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation) -> Tr
 
 
 def _joined(gradient: Any) -> Any:
-    """Make every leaf of a gradient wait for all others, without changing it.
+    """Make every leaf of a gradient wait for all others, without changing a finite one, on CPU.
 
     Parameters are then read for the last time before the first is overwritten, and XLA updates all
-    of them in place. Else it copies the largest on CPU, a fifteenth of STRAW's step;
+    of them in place. Else it copies the largest, a fifteenth of STRAW's step;
     `lax.optimization_barrier` is gone before XLA decides on copies.
     """
-    nothing = sum(0 * leaf.ravel()[0].astype(jnp.float32) for leaf in jax.tree.leaves(gradient))
+    if jax.default_backend() != "cpu":
+        return gradient
+    nothing = sum(
+        0 * jnp.sum(leaf.ravel()[:1], dtype=jnp.float32) for leaf in jax.tree.leaves(gradient)
+    )
     return jax.tree.map(lambda leaf: leaf + jnp.asarray(nothing, leaf.dtype), gradient)
 
 
