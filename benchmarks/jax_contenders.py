@@ -10,10 +10,11 @@ from article import CLASSES, IMAGE, LEARNING_RATE
 
 from straw_jax.lift import materialize
 from straw_jax.models import CNN
-from straw_jax.straw import Base, Straw, make_straw
-from straw_jax.training.contenders import article_straw, contender
+from straw_jax.straw import Base, make_straw
+from straw_jax.training.contenders import article_straw, contender, straw_model
+from straw_jax.training.evaluate import make_forward
 from straw_jax.training.runs import Contender, Recipe
-from straw_jax.training.step import Model, as_input, training_key
+from straw_jax.training.step import Model, training_key
 
 _SAMPLE = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)
 
@@ -38,7 +39,7 @@ def model(name: str, rank: int, base: Base) -> Model:
     if name == "naive":
         return naive_model(rank, base)
     if name == "dense":  # every weight of the executor is a number that the generator writes
-        return _with_variables(make_straw(CNN(CLASSES), _SAMPLE, rank={"*": "whole"}, base=base))
+        return straw_model(make_straw(CNN(CLASSES), _SAMPLE, rank={"*": "whole"}, base=base))
     return contender(name, classes=CLASSES, rank=rank, base=base)
 
 
@@ -70,8 +71,8 @@ def inference(model: Model, images: np.ndarray, labels: np.ndarray) -> Callable[
     """Return the logits of the whole batch, as evaluation computes them."""
     del labels
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *IMAGE)))
-    logits = jax.jit(lambda variables, images: model.apply(variables, as_input(images), None)[0])
-    return lambda: jax.block_until_ready(logits(variables, images))
+    forward = make_forward(model)
+    return lambda: jax.block_until_ready(forward(variables, images))
 
 
 def naive_model(rank: int, base: Base) -> Model:
@@ -97,15 +98,5 @@ def naive_model(rank: int, base: Base) -> Model:
             return one_sample(factors, image, train=True, rngs={"dropout": key})
 
         return jax.vmap(one_trained)(factors, images, jax.random.split(key, len(images))), {}
-
-    return Model(lambda key, images: {"params": straw.init(key)}, apply)
-
-
-def _with_variables(straw: Straw) -> Model:
-    def apply(
-        variables: Any, images: jax.Array, key: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        mode = {} if key is None else {"train": True, "rngs": {"dropout": key}}
-        return straw.apply(variables["params"], images, **mode), {}
 
     return Model(lambda key, images: {"params": straw.init(key)}, apply)

@@ -33,7 +33,7 @@ def contender(name: str, *, classes: int, rank: int, base: Base) -> Model:
     if name == "standalone":
         return _flax_model(CNN(classes))
     if name == "straw":
-        return _straw_model(article_straw(classes=classes, rank=rank, base=base))
+        return straw_model(article_straw(classes=classes, rank=rank, base=base))
     if name == "resnet34":
         return _flax_model(ResNet34(classes))
     raise ValueError(f"contender: expected one of {', '.join(NAMES)}, got {name!r}.")
@@ -49,7 +49,9 @@ def style_function(straw: Straw) -> Callable[[Variables, jax.Array], jax.Array]:
     return lambda variables, images: straw.styles(variables["params"], images)
 
 
-def _straw_model(straw: Straw) -> Model:
+def straw_model(straw: Straw) -> Model:
+    """Return a STRAW as pure functions for the training loop."""
+
     def init(key: jax.Array, images: jax.Array) -> Variables:
         del images  # shapes are known
         return {"params": straw.init(key)}
