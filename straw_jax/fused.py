@@ -130,11 +130,8 @@ def _generate_and_apply_bwd(
     precision: lax.PrecisionLike, residuals: tuple[Array, ...], dy: Array
 ) -> tuple[Array, ...]:
     x, hidden, kernel, bias = residuals
-    own = functools.partial(_gradients_of_own, precision)
-    shared = functools.partial(_gradients_of_shared, precision)
-    dx, dhidden = _on_this_device(own, x, hidden, kernel, bias, dy)
-    dkernel, dbias = _on_this_device(shared, x, hidden, kernel, bias, dy)
-    gradients = (dx, dhidden, dkernel, dbias)
+    function = functools.partial(_gradients, precision)
+    gradients = _on_this_device(function, x, hidden, kernel, bias, dy)
     return tuple(g.astype(p.dtype) for g, p in zip(gradients, residuals, strict=True))
 
 
@@ -311,7 +308,7 @@ def _forward(
     return _untile(y.sum(0), shape, problem.position_steps)
 
 
-def _gradients_of_own(
+def _gradients(
     precision: lax.PrecisionLike,
     device: _Device,
     x: Array,
@@ -319,13 +316,26 @@ def _gradients_of_own(
     kernel: Array,
     bias: Array,
     dy: Array,
-) -> tuple[Array, Array]:
-    """Return the gradients of x and hidden."""
+) -> tuple[Array, Array, Array, Array]:
     problem = _prepare(device, x, hidden, kernel, bias)
+    dy = _tile(_grow(dy, (*dy.shape[:2], problem.bias.shape[1])), problem.tiles)
+    dx, dhidden = _gradients_of_own(precision, device, problem, dy)
+    dkernel, dbias = _gradients_of_shared(precision, device, problem, dy)
+    return (
+        _untile(dx, x.shape, problem.position_steps),
+        _shrink(dhidden, hidden.shape),
+        _shrink(dkernel, kernel.shape),
+        _shrink(dbias, bias.shape),
+    )
+
+
+def _gradients_of_own(
+    precision: lax.PrecisionLike, device: _Device, problem: _Problem, dy: Array
+) -> tuple[Array, Array]:
+    """Return the gradients of x, in tiles, and of hidden, padded."""
     samples, positions, columns, rows, *_ = problem.tiles
-    (m, n), h = problem.bias.shape, problem.hidden.shape[1]
+    m, h = problem.bias.shape[0], problem.hidden.shape[1]
     row_steps, column_steps, steps = pl.cdiv(m, rows), problem.column_steps, problem.steps
-    dy = _tile(_grow(dy, (*dy.shape[:2], n)), problem.tiles)
 
     def body(
         x_ref: Any, hidden_ref: Any, kernel_ref: Any, bias_ref: Any, dy_ref: Any,
@@ -368,27 +378,18 @@ def _gradients_of_own(
         ],
         name="generate_and_apply_gradients_of_own",
     )(problem.x, problem.hidden, problem.kernel, problem.bias, dy)
-    dx = _untile(dx.sum(0).swapaxes(1, 2), x.shape, problem.position_steps)
     dhidden = dhidden.sum((0, 1)).reshape(-1, problem.position_steps, h, samples).sum(1)
-    return dx, _shrink(dhidden.swapaxes(1, 2).reshape(-1, h), hidden.shape)
+    return dx.sum(0).swapaxes(1, 2), dhidden.swapaxes(1, 2).reshape(-1, h)
 
 
 def _gradients_of_shared(
-    precision: lax.PrecisionLike,
-    device: _Device,
-    x: Array,
-    hidden: Array,
-    kernel: Array,
-    bias: Array,
-    dy: Array,
+    precision: lax.PrecisionLike, device: _Device, problem: _Problem, dy: Array
 ) -> tuple[Array, Array]:
-    """Return the gradients of kernel and bias, each summed over samples."""
-    problem = _prepare(device, x, hidden, kernel, bias)
+    """Return the gradients of kernel and bias, padded, each summed over samples."""
     samples, positions, columns, _, rows, group = problem.tiles
     (m, n), h = problem.bias.shape, problem.hidden.shape[1]
     steps, position_steps = problem.steps, problem.position_steps
     groups = pl.cdiv(steps, group)
-    dy = _tile(_grow(dy, (*dy.shape[:2], n)), problem.tiles)
 
     def body(x_ref: Any, hidden_ref: Any, dy_ref: Any, dkernel_ref: Any, dbias_ref: Any) -> None:
         first = pl.program_id(2) * group
@@ -431,7 +432,7 @@ def _gradients_of_shared(
         ],
         name="generate_and_apply_gradients_of_shared",
     )(problem.x, problem.hidden, dy)
-    return _shrink(dkernel.sum(0), kernel.shape), _shrink(dbias.sum(0), bias.shape)
+    return dkernel.sum(0), dbias.sum(0)
 
 
 def _in_specs(problem: _Problem, steps: Callable[..., tuple[Any, Any, Any]]) -> list[pl.BlockSpec]:
