@@ -103,7 +103,19 @@ def test_only_unfinished_seeds_are_trained(tmp_path, whole):
     results = [finish(run, DATASET, VARIANTS) for run in group]
     assert results[0] == whole[1]
     assert results[1]["variants"] != results[0]["variants"]
-    assert {line["seed"] for line in records.read_lines(group[0].metrics)} == {5}
+    assert [{line["seed"] for line in run.history()} for run in group] == [{4}, {5}]
+
+
+def test_epochs_are_tested_on_a_sample_of_the_images(tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(runs, "_TESTED_EACH_EPOCH", 5)
+    few = DATASET._replace(
+        test_images=DATASET.test_images[::2], test_labels=DATASET.test_labels[::2]
+    )
+    run, run_few = Run(CONTENDER, 4, tmp_path / "all"), Run(CONTENDER, 4, tmp_path / "few")
+    result = finish(run, DATASET, VARIANTS)
+    result_few = finish(run_few, few, {"standard": few.test_images})
+    assert result["variants"] == whole[1]["variants"]  # these are of all images
+    assert run.history()[-1]["test"] == result_few["variants"]["standard"]
 
 
 def test_divergence_names_step_and_checkpoint(tmp_path, monkeypatch):

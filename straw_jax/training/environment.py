@@ -4,7 +4,9 @@ import contextlib
 import ctypes
 import os
 import platform
+import subprocess
 from importlib import metadata
+from pathlib import Path
 
 import jax
 
@@ -29,6 +31,27 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"  # A checkout on the import path.
     return found
+
+
+def commit() -> str | None:
+    """Name the commit that this package is checked out at, or None where it is not in a clone.
+
+    "-dirty" follows where tracked files differ from it.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # perhaps installed below somebody else's clone
+        return None
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip()
 
 
 def return_freed_memory() -> None:

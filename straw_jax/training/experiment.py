@@ -13,7 +13,7 @@ import numpy as np
 from straw_jax import data
 from straw_jax.straw import Base
 from straw_jax.training import contenders, records, report
-from straw_jax.training.environment import device, versions
+from straw_jax.training.environment import commit, device, versions
 from straw_jax.training.evaluate import Score, in_batches, predict
 from straw_jax.training.runs import Contender, Recipe, Run, finish
 from straw_jax.training.step import as_input
@@ -127,6 +127,7 @@ def run(config: Config, dataset: data.Dataset, command: str) -> None:
         "dataset": dataset.name,
         "experiment": config.experiment,
         "device": device(),
+        "commit": commit(),
         "command": command,
         "versions": versions(),
         "config": settings,
@@ -138,6 +139,9 @@ def run(config: Config, dataset: data.Dataset, command: str) -> None:
         "results": {name: over_seeds(group) for name, group in results.items()},
     }
     first_runs = {name: group[0] for name, group in runs.items()}
+    history = [line for group in runs.values() for run in group for line in run.history()]
+    records.write_lines(out / "metrics.jsonl", history)
+    report.plot_curves(history, out / "curves.png", dataset=dataset.name)
     _draw(config, dataset, variants, first_runs, summary)
     records.write(out / "report.md", report.markdown(summary))
     records.write_json(out / "summary.json", summary)  # Last: it marks the experiment as finished.
@@ -219,7 +223,6 @@ def _draw(
     """Draw all figures, those of single images from one run a model."""
     out, name = Path(config.out), dataset.name
     labels, class_names = dataset.test_labels, dataset.class_names
-    report.plot_curves(records.read_lines(out / "metrics.jsonl"), out / "curves.png", dataset=name)
     report.plot_variants(summary, out / "variants.png")
 
     sheet = {variant: images[:_SHEET] for variant, images in variants.items()}

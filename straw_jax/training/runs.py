@@ -28,6 +28,9 @@ from straw_jax.training.step import (
 )
 
 
+_TESTED_EACH_EPOCH = 4_000  # test images at most, evenly strided
+
+
 class Recipe(NamedTuple):
     """How every run of an experiment is trained.
 
@@ -87,15 +90,15 @@ class Contender:
 class Run:
     """A contender and a seed, and the files they write.
 
-    `runs/NAME-seedN/` holds checkpoints of the whole state by epoch while the run trains; then
-    `result.json`, and a checkpoint of the variables alone. The epochs' figures go to
-    `metrics.jsonl`, which all runs share.
+    `runs/NAME-seedN/` is the run's alone, so that several may train at once. It holds
+    `metrics.jsonl`, a line an epoch, and checkpoints of the whole state by epoch while the run
+    trains; then `result.json`, and a checkpoint of the variables alone.
     """
 
     def __init__(self, contender: Contender, seed: int, out: Path):
         folder = out / "runs" / f"{contender.name}-seed{seed}"
         self.contender, self.seed = contender, seed
-        self.metrics = out / "metrics.jsonl"
+        self.metrics = folder / "metrics.jsonl"
         self.epochs, self.final = folder / "epochs", folder / "final"
         self.result = folder / "result.json"
 
@@ -105,14 +108,12 @@ class Run:
         return f"{self.contender.name} seed {self.seed}"
 
     def history(self) -> list[dict[str, Any]]:
-        """Read this run's lines of `metrics.jsonl`."""
-        return [line for line in records.read_lines(self.metrics) if self._wrote(line)]
+        """Read the run's `metrics.jsonl`."""
+        return records.read_lines(self.metrics)
 
     def forget_after(self, epoch: int) -> None:
-        """Drop this run's lines of later epochs, which are to be trained again."""
-        lines = records.read_lines(self.metrics)
-        kept = [line for line in lines if not self._wrote(line) or line["epoch"] <= epoch]
-        records.write_lines(self.metrics, kept)
+        """Drop the lines of later epochs, which are to be trained again."""
+        records.write_lines(self.metrics, [x for x in self.history() if x["epoch"] <= epoch])
 
     def variables(self) -> Variables:
         """Read the variables that a finished run ended with.
@@ -128,16 +129,13 @@ class Run:
             )
         return restored[1]
 
-    def _wrote(self, line: dict[str, Any]) -> bool:
-        return line["model"] == self.contender.name and line["seed"] == self.seed
-
 
 def finish(run: Run, dataset: Dataset, variants: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Train and test a run, as far as that is still to be done.
 
     Args:
         run: New, stopped at any point, or finished.
-        dataset: What to train on; after each epoch its test images are tested.
+        dataset: What to train on; after each epoch a sample of its test images is tested.
         variants: Test images, uint8 [n, 28, 28, 1] by name, all with `dataset.test_labels`.
 
     Returns:
@@ -170,6 +168,9 @@ def _train(run: Run, dataset: Dataset) -> Variables:
     done, state = restored or (0, contender.init_state(run.seed))
     _say(f"{run.title}: {f'continuing after epoch {done}' if done else 'starting'}, compiling")
     run.forget_after(done)
+    # A sample will do to see how training goes: all images are tested at its end.
+    stride = -(-len(dataset.test_labels) // _TESTED_EACH_EPOCH)
+    labels = dataset.test_labels[::stride]
     training = train(
         contender.train_step,
         state,
@@ -183,7 +184,7 @@ def _train(run: Run, dataset: Dataset) -> Variables:
     try:
         for state, epoch in training:
             score = evaluate(
-                contender.forward, state.variables, dataset.test_images, dataset.test_labels
+                contender.forward, state.variables, dataset.test_images[::stride], labels
             )
             records.append_line(run.metrics, _line(run, epoch, score))
             checkpoints.save(run.epochs, epoch.epoch, state)
