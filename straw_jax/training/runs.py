@@ -27,7 +27,6 @@ from straw_jax.training.step import (
     state_like,
 )
 
-
 _TESTED_EACH_EPOCH = 4_000  # test images at most, evenly strided
 
 
