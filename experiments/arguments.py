@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 MODELS = ("standalone", "straw", "resnet34")
 
-# The article's sets; straw_jax.training.report holds what they gave.
+# The article's sets; straw_jax.training.published holds what they gave.
 EXPERIMENTS: dict[str, dict[str, Any]] = {
     "full_rank16": {"fraction": 1.0, "rank": 16, "epochs": 10},
     "10pct_rank16": {"fraction": 0.1, "rank": 16, "epochs": 5},

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from straw_jax.training.experiment import Config
-from straw_jax.training.report import PUBLISHED
+from straw_jax.training.published import PUBLISHED
 from straw_jax.training.runs import Recipe
 
 ROOT = Path(__file__).parents[1]

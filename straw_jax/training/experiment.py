@@ -12,7 +12,7 @@ import numpy as np
 
 from straw_jax import data
 from straw_jax.straw import Base
-from straw_jax.training import contenders, records, report
+from straw_jax.training import contenders, figures, records, report
 from straw_jax.training.environment import commit, device, versions
 from straw_jax.training.evaluate import Score, in_batches, predict
 from straw_jax.training.runs import Contender, Recipe, Run, finish
@@ -141,7 +141,7 @@ def run(config: Config, dataset: data.Dataset, command: str) -> None:
     first_runs = {name: group[0] for name, group in runs.items()}
     history = [line for group in runs.values() for run in group for line in run.history()]
     records.write_lines(out / "metrics.jsonl", history)
-    report.plot_curves(history, out / "curves.png", dataset=dataset.name)
+    figures.plot_curves(history, out / "curves.png", dataset=dataset.name)
     _draw(config, dataset, variants, first_runs, summary)
     records.write(out / "report.md", report.markdown(summary))
     records.write_json(out / "summary.json", summary)  # Last: it marks the experiment as finished.
@@ -223,7 +223,7 @@ def _draw(
     """Draw all figures, those of single images from one run a model."""
     out, name = Path(config.out), dataset.name
     labels, class_names = dataset.test_labels, dataset.class_names
-    report.plot_variants(summary, out / "variants.png")
+    figures.plot_variants(summary, out / "variants.png")
 
     sheet = {variant: images[:_SHEET] for variant, images in variants.items()}
     predictions = {}
@@ -232,7 +232,7 @@ def _draw(
         predictions[model] = {
             variant: predict(forward, variables, images) for variant, images in sheet.items()
         }
-    report.plot_samples(
+    figures.plot_samples(
         sheet, labels[:_SHEET], predictions, class_names, out / "samples.png", dataset=name
     )
 
@@ -243,7 +243,7 @@ def _draw(
             runs["straw"].variables(),
             dataset.test_images,
         )
-        report.plot_styles(vectors, labels, class_names, out / "styles.png", dataset=name)
+        figures.plot_styles(vectors, labels, class_names, out / "styles.png", dataset=name)
 
 
 def _cost_of_resnet(

@@ -1,0 +1,56 @@
+"""Summaries of experiments that never ran, for tests of what is made from them."""
+
+import statistics
+
+import numpy as np
+
+MODELS = ("standalone", "straw", "resnet34")
+VARIANTS = ("standard", "rotated", "blurred")
+PARAMETERS = {"standalone": 1_204_655, "straw": 20_606_863, "resnet34": 21_299_951}
+UNOFFICIAL = "EMNIST (unofficial archive, sha256 8ef1351a4efc)"
+ARTICLE = {"base": "none", "batch_size": 128, "learning_rate": 1e-4}
+CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")
+
+
+def statistic(values):
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "std": std, "seeds": list(values)}
+
+
+def summary_of(accuracy, loss, **changes):
+    """A summary of `accuracy[model][variant]` and `loss[...]`, lists with a value for each seed."""
+    models = list(accuracy)
+    seeds = len(accuracy[models[0]][VARIANTS[0]])
+    return {
+        "dataset": UNOFFICIAL,
+        "experiment": "10pct_rank16",
+        "device": "cpu (2 cores)",
+        "command": "python experiments/run.py --experiment 10pct_rank16",
+        "versions": {"jax": "0.10.2", "flax": "0.12.8"},
+        "config": ARTICLE,
+        "seeds": list(range(seeds)),
+        "seconds": dict.fromkeys(models, 94.2 * seeds),
+        "parameters": {model: PARAMETERS[model] for model in models},
+        "results": {
+            model: {
+                variant: {
+                    "accuracy": statistic(accuracy[model][variant]),
+                    "loss": statistic(loss[model][variant]),
+                }
+                for variant in VARIANTS
+            }
+            for model in models
+        },
+        **changes,
+    }
+
+
+def example(models=MODELS, seeds=3, **changes):
+    generator = np.random.default_rng([len(models), seeds])
+
+    def draw(low, high):
+        return {
+            m: {v: generator.uniform(low, high, seeds).tolist() for v in VARIANTS} for m in models
+        }
+
+    return summary_of(draw(0.2, 0.9), draw(0.3, 4.0), **changes)
