@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-MODELS = ("standalone", "straw", "resnet34")
+MODELS = ("standalone", "wide_dense", "wide_compute", "wide", "straw", "resnet34")
 
 # The article's sets; straw_jax.training.published holds what they gave.
 EXPERIMENTS: dict[str, dict[str, Any]] = {
@@ -22,8 +22,18 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     "20pct_rank32": {"fraction": 0.2, "rank": 32, "epochs": 5},
 }
 
-# Where things lie does not change a result, so it may change between a run and its resumption.
-_PLACES = ("data_dir", "archive", "out", "resume")
+# What does not change a result may change between a run and its resumption.
+_INCIDENTAL = ("data_dir", "archive", "out", "resume", "jobs")
+
+_USUAL: dict[str, Any] = {
+    "fraction": 0.1,
+    "rank": 16,
+    "base": "none",
+    "models": ["standalone", "straw"],
+    "batch_size": 128,
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +55,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
-        arguments.models = _models(arguments.models)
+        if arguments.models is not None:
+            arguments.models = _models(arguments.models)
         _fill_in(arguments)
         _check_archive(arguments.archive)
         _check_out(arguments)
@@ -72,9 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--models",
         nargs="+",
-        default=["standalone", "straw"],
         metavar="MODEL",
-        help="any of standalone, straw, resnet34 (default: standalone straw)",
+        help="any of standalone, straw, resnet34, and of the controls wide_dense (standalone with"
+        " its dense layer widened to STRAW's parameters), wide_compute and wide (all layers"
+        " widened, to STRAW's multiply-adds and to its parameters) (default: standalone straw)",
     )
     what.add_argument(
         "--rank", type=_whole(1), help="rank of the factors that STRAW writes (default: 16)"
@@ -82,7 +94,6 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--base",
         choices=("none", "trained"),
-        default="none",
         help="what STRAW's factors are added to: nothing, as for the article's figures, or trained"
         " base weights, as in its equation (default: none)",
     )
@@ -99,14 +110,26 @@ def _parser() -> argparse.ArgumentParser:
         help="passes over these images (default: 10 if --fraction is 1, else 5)",
     )
     how.add_argument(
-        "--batch-size", type=_whole(1), default=128, metavar="N", help="images a step (%(default)s)"
+        "--batch-size", type=_whole(1), metavar="N", help="images a step (default: 128)"
     )
     how.add_argument(
         "--learning-rate",
         type=_number("a number above 0", lambda value: 0 < value < math.inf),
-        default=1e-4,
         metavar="RATE",
-        help="of Adam (%(default)s)",
+        help="of Adam (default: 0.0001)",
+    )
+    how.add_argument(
+        "--schedule",
+        choices=("constant", "cosine"),
+        help="of the learning rate: constant, or up to it in the first tenth of all steps and down"
+        " to 0 along half a cosine (default: constant)",
+    )
+    how.add_argument(
+        "--validation",
+        type=_number("a number between 0 and 1", lambda value: 0 < value < 1),
+        metavar="SHARE",
+        help="hold out this share of the training images, and use them in place of the test images:"
+        " for choosing a recipe",
     )
     how.add_argument(
         "--seed", type=_whole(0, 2**31 - 1), default=0, help="of the first run (%(default)s)"
@@ -118,6 +141,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="runs a model, with seeds SEED, SEED + 1, ...; two or more give a standard deviation"
         " (%(default)s)",
+    )
+    how.add_argument(
+        "--jobs",
+        type=_whole(1),
+        metavar="N",
+        help="runs that train at once, each on its share of the cores (default: on CPU one a core,"
+        " at most 8; else 1)",
     )
 
     where = parser.add_argument_group("data and results")
@@ -191,7 +221,7 @@ def _models(words: Sequence[str]) -> list[str]:
 
 
 def _fill_in(arguments: argparse.Namespace) -> None:
-    """Settle what depends on other flags: the experiment's settings, and the output folder."""
+    """Settle what depends on other flags: named settings, defaults, and the output folder."""
     if arguments.experiment:
         for name, value in EXPERIMENTS[arguments.experiment].items():
             if getattr(arguments, name) not in (None, value):
@@ -200,16 +230,16 @@ def _fill_in(arguments: argparse.Namespace) -> None:
                     f" got {getattr(arguments, name)}; leave one of the two out"
                 )
             setattr(arguments, name, value)
-    if arguments.fraction is None:
-        arguments.fraction = 0.1
-    if arguments.rank is None:
-        arguments.rank = 16
+    for name, value in _USUAL.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     if arguments.epochs is None:
         arguments.epochs = 10 if arguments.fraction == 1 else 5
     # The same settings are the same experiment, however they were given.
     arguments.experiment = None
     for name, settings in EXPERIMENTS.items():
-        if arguments.limit is None and settings.items() <= vars(arguments).items():
+        whole = arguments.limit is None and arguments.validation is None
+        if whole and settings.items() <= vars(arguments).items():
             arguments.experiment = name
     arguments.out = arguments.out or str(Path("results", _readable_name(arguments)))
 
@@ -224,7 +254,16 @@ def _readable_name(arguments: argparse.Namespace) -> str:
         f"{arguments.epochs}epochs",
         *arguments.models,
     ]
-    unusual = {"batch_size": 128, "learning_rate": 1e-4, "seed": 0, "seeds": 1, "limit": None}
+    if arguments.schedule != _USUAL["schedule"]:
+        parts.append(arguments.schedule)
+    unusual = {
+        "batch_size": _USUAL["batch_size"],
+        "learning_rate": _USUAL["learning_rate"],
+        "seed": 0,
+        "seeds": 1,
+        "limit": None,
+        "validation": None,
+    }
     parts += [
         f"{name.replace('_', '-')}{getattr(arguments, name):.6g}"
         for name, usual in unusual.items()
@@ -269,7 +308,7 @@ def _check_same_settings(config: Path, arguments: argparse.Namespace) -> None:
     except (OSError, ValueError) as error:
         raise ValueError(f"argument --resume: cannot read {config}: {error}") from None
     for name, now in vars(arguments).items():
-        if name not in _PLACES and earlier.get(name) != now:
+        if name not in _INCIDENTAL and earlier.get(name) != now:
             flag = name.replace("_", "-")
             raise ValueError(
                 f"argument --{flag}: --resume needs the earlier run's {earlier.get(name)},"

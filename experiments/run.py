@@ -49,7 +49,7 @@ def _run(settings: dict[str, Any], command: str) -> int:
     except ValueError as error:
         return _fail(error, 2)
 
-    from straw_jax.training import checkpoints, experiment, loop
+    from straw_jax.training import checkpoints, experiment, loop, parallel
 
     config = experiment.Config(**settings)
     try:
@@ -58,7 +58,7 @@ def _run(settings: dict[str, Any], command: str) -> int:
         return _fail(error, 2)
     try:
         experiment.run(config, dataset, command)
-    except (loop.NonFiniteError, checkpoints.CheckpointError) as error:
+    except (loop.NonFiniteError, checkpoints.CheckpointError, parallel.ProcessError) as error:
         return _fail(error, 1)
     return 0
 

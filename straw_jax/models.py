@@ -14,12 +14,16 @@ class CNN(nn.Module):
 
     Attributes:
         classes: number of outputs.
+        channels: of the two convolutions.
+        hidden: width of the dense layer after them.
 
     References:
         The released code of the STRAW article.
     """
 
     classes: int = 47
+    channels: tuple[int, int] = (32, 64)
+    hidden: int = 128
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
@@ -29,7 +33,7 @@ class CNN(nn.Module):
             x: normalised images.
             train: apply dropout, with the random key named "dropout".
         """
-        for i, features in enumerate((32, 64), start=1):
+        for i, features in enumerate(self.channels, start=1):
             x = nn.Conv(
                 features,
                 (3, 3),
@@ -42,7 +46,7 @@ class CNN(nn.Module):
         x = nn.relu(_max_pool(x))  # in this order ReLU meets a quarter of the numbers
         x = nn.Dropout(0.25, deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(_dense(128, x.shape[-1], name="fc1")(x))
+        x = nn.relu(_dense(self.hidden, x.shape[-1], name="fc1")(x))
         x = nn.Dropout(0.5, deterministic=not train)(x)
         return _dense(self.classes, x.shape[-1], name="fc2")(x)
 

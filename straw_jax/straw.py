@@ -40,6 +40,8 @@ class Straw(NamedTuple):
         apply: `(params, x, *, context=x, **kwargs) -> y`; keyword arguments go to the executor,
             typed random keys among them split over the samples.
         styles: `(params, context) -> [batch, style]`, the style vectors.
+        apply_styles: `(params, styles, x, **kwargs) -> y`, as `apply` with style vectors that the
+            caller gives: another sample's, a mean, or changed ones.
         factors: `(params, context) -> factors` by path, each with a sample axis, as `FactorSpec`
             describes.
     """
@@ -48,6 +50,7 @@ class Straw(NamedTuple):
     init: Callable[[Array], Params]
     apply: Callable[..., Any]
     styles: Callable[[Params, Any], Array]
+    apply_styles: Callable[..., Any]
     factors: Callable[[Params, Any], dict[str, Factors | Array]]
 
 
@@ -148,21 +151,22 @@ def make_straw(
     def styles(params: Params, context: Any) -> Array:
         return encoder.apply(params["encoder"], context)
 
-    def generate(params: Params, context: Any) -> dict[str, Any]:
-        return generator.apply(params["generator"], styles(params, context))
-
     def factors(params: Params, context: Any) -> dict[str, Factors | Array]:
+        generated = generator.apply(params["generator"], styles(params, context))
         return {
             path: Factors(form(factor.B), form(factor.A)) if isinstance(factor, Factors) else factor
-            for path, factor in generate(params, context).items()
+            for path, factor in generated.items()
         }
 
-    def apply(params: Params, x: Any, *, context: Any = None, **kwargs: Any) -> Any:
-        generated = generate(params, x if context is None else context)
+    def apply_styles(params: Params, styles: Array, x: Any, **kwargs: Any) -> Any:
+        generated = generator.apply(params["generator"], styles)
         weights = params["executor"] if base == "trained" else shapes
         return executor_apply(weights, generated, x, **kwargs)
 
-    return Straw(spec, init, apply, styles, factors)
+    def apply(params: Params, x: Any, *, context: Any = None, **kwargs: Any) -> Any:
+        return apply_styles(params, styles(params, x if context is None else context), x, **kwargs)
+
+    return Straw(spec, init, apply, styles, apply_styles, factors)
 
 
 def _network(model: nn.Module | Network) -> Network:

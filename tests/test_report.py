@@ -219,7 +219,7 @@ def test_article_stands_beside_ours(experiment):
     *_, standalone, straw, resnet = report.table(summary).splitlines()
     for line, model in zip((standalone, straw, resnet), MODELS, strict=True):
         printed = [float(number) for number in line.split()[1:]]
-        assert printed == [published[variant][model][0] for variant in VARIANTS]
+        assert printed == [figures[variant][model][0] for variant in VARIANTS]
 
 
 def test_published_figures_are_the_articles():

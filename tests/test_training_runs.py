@@ -4,7 +4,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from training_models import CLASSES, MODEL, SHAPE, images_and_labels
+from training_models import CLASSES, MODEL, images_and_labels
 
 from straw_jax.data import Dataset
 from straw_jax.training import NonFiniteError, records, runs
@@ -19,7 +19,8 @@ DATASET = Dataset(
     "stripes", *images_and_labels(20), *images_and_labels(9), tuple(map(str, range(CLASSES)))
 )
 VARIANTS = {"standard": DATASET.test_images, "flipped": DATASET.test_images[:, ::-1]}
-CONTENDER = Contender("small", MODEL, Recipe(epochs=3, batch_size=8, learning_rate=1e-2), SHAPE)
+RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=1e-2, schedule="constant")
+CONTENDER = Contender("small", MODEL, RECIPE, DATASET.train_images.shape)
 
 
 class KilledError(Exception):
@@ -124,7 +125,7 @@ def test_divergence_names_step_and_checkpoint(tmp_path, monkeypatch):
             state = jax.tree.map(lambda leaf: leaf * np.nan if leaf.ndim else leaf, state)
         return CONTENDER.train_step(state, *batch)
 
-    contender = Contender("small", MODEL, CONTENDER.recipe, SHAPE)
+    contender = Contender("small", MODEL, RECIPE, DATASET.train_images.shape)
     monkeypatch.setattr(contender, "train_step", poisoned)
     run = Run(contender, 4, tmp_path)
     good = run.epochs / "1"
@@ -147,9 +148,9 @@ def test_cut_off_line_is_dropped(tmp_path):
 
 
 def test_over_seeds_gives_mean_and_sample_deviation():
-    results = [{"variants": {"standard": {"loss": 1.0, "accuracy": a}}} for a in (0.5, 0.7)]
-    spread = over_seeds(results)["standard"]
+    scores = [{"standard": {"loss": 1.0, "accuracy": a}} for a in (0.5, 0.7)]
+    spread = over_seeds(scores)["standard"]
     assert spread["accuracy"]["mean"] == pytest.approx(0.6)
     assert spread["accuracy"]["std"] == pytest.approx(0.02**0.5)
     assert spread["accuracy"]["seeds"] == [0.5, 0.7]
-    assert over_seeds(results[:1])["standard"]["loss"] == {"mean": 1.0, "std": None, "seeds": [1.0]}
+    assert over_seeds(scores[:1])["standard"]["loss"] == {"mean": 1.0, "std": None, "seeds": [1.0]}

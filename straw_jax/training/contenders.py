@@ -1,6 +1,6 @@
-"""The article's three contenders, as pure functions for the training loop."""
+"""The article's three contenders and static controls of them, as pure functions for training."""
 
-from collections.abc import Callable
+import bisect
 from typing import Any
 
 import jax
@@ -8,21 +8,25 @@ import jax.numpy as jnp
 
 from straw_jax.models import CNN, ResNet34
 from straw_jax.straw import Base, Straw, make_straw
+from straw_jax.training.costs import multiply_adds
 from straw_jax.training.step import Model, Variables
 
-NAMES = ("standalone", "straw", "resnet34")
+NAMES = ("standalone", "wide_dense", "wide_compute", "wide", "straw", "resnet34")
 
 _IMAGE = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
 
 
 def contender(name: str, *, classes: int, rank: int, base: Base) -> Model:
-    """Return one of the article's contenders.
+    """Return one of the contenders.
 
     Args:
-        name: "standalone" (the executor alone), "straw", or "resnet34".
+        name: "standalone" (the executor alone), "straw" or "resnet34", which are the article's;
+            or a control, the executor alone with more of its own: "wide_dense" (its dense layer
+            widened to STRAW's trained parameters), "wide_compute" and "wide" (all layers widened
+            by one factor, to STRAW's multiply-adds a sample and to its trained parameters).
         classes: number of classes.
-        rank: of STRAW's updates; the others have none.
-        base: STRAW's, as in `make_straw`; the others have none.
+        rank: of STRAW's updates, which the controls follow.
+        base: STRAW's, as in `make_straw`.
 
     Returns:
         The contender as pure functions.
@@ -30,13 +34,21 @@ def contender(name: str, *, classes: int, rank: int, base: Base) -> Model:
     Raises:
         ValueError: if the name is unknown.
     """
+    if straw := straw_of(name, classes=classes, rank=rank, base=base):
+        return straw_model(straw)
     if name == "standalone":
-        return _flax_model(CNN(classes))
-    if name == "straw":
-        return straw_model(article_straw(classes=classes, rank=rank, base=base))
+        return flax_model(CNN(classes))
     if name == "resnet34":
-        return _flax_model(ResNet34(classes))
+        return flax_model(ResNet34(classes))
+    if name in NAMES:
+        straw = article_straw(classes=classes, rank=rank, base=base)
+        return flax_model(_widened(name, classes, straw_model(straw)))
     raise ValueError(f"contender: expected one of {', '.join(NAMES)}, got {name!r}.")
+
+
+def straw_of(name: str, *, classes: int, rank: int, base: Base) -> Straw | None:
+    """Return the STRAW that a contender is, or None where it is none; arguments as `contender`."""
+    return article_straw(classes=classes, rank=rank, base=base) if name == "straw" else None
 
 
 def article_straw(*, classes: int, rank: int, base: Base) -> Straw:
@@ -44,9 +56,16 @@ def article_straw(*, classes: int, rank: int, base: Base) -> Straw:
     return make_straw(CNN(classes), _IMAGE, rank=rank, base=base)
 
 
-def style_function(straw: Straw) -> Callable[[Variables, jax.Array], jax.Array]:
-    """Return `(variables, images float32 [b, 28, 28, 1]) -> style vectors [b, style]`."""
-    return lambda variables, images: straw.styles(variables["params"], images)
+def parameters(model: Model) -> int:
+    """Count a model's trained parameters."""
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), _zeros()))
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def sample_cost(model: Model) -> int:
+    """Count the multiply-adds of one image's way through a model, without its gradient."""
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), _zeros()))
+    return multiply_adds(lambda *inputs: model.apply(*inputs, None)[0], variables, _IMAGE)
 
 
 def straw_model(straw: Straw) -> Model:
@@ -64,7 +83,9 @@ def straw_model(straw: Straw) -> Model:
     return Model(init, apply)
 
 
-def _flax_model(module: Any) -> Model:
+def flax_model(module: Any) -> Model:
+    """Return a Flax module, with or without state, as pure functions for the training loop."""
+
     def apply(
         variables: Variables, images: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, Variables]:
@@ -78,3 +99,26 @@ def _flax_model(module: Any) -> Model:
 
 def _mode(key: jax.Array | None) -> dict[str, Any]:
     return {} if key is None else {"train": True, "rngs": {"dropout": key}}
+
+
+def _widened(name: str, classes: int, straw: Model) -> CNN:
+    """Widen the executor until it is as near to STRAW in a count as whole widths allow."""
+
+    def executor(width: int) -> CNN:
+        if name == "wide_dense":
+            return CNN(classes, hidden=width)
+        return CNN(classes, channels=(round(width / 4), round(width / 2)), hidden=width)
+
+    count = sample_cost if name == "wide_compute" else parameters
+
+    def of_width(width: int) -> int:
+        return count(flax_model(executor(width)))
+
+    target = count(straw)
+    widths = range(2, 100_000)
+    above = bisect.bisect_left(widths, target, key=of_width)
+    return executor(min(widths[above - 1 : above + 1], key=lambda w: abs(of_width(w) - target)))
+
+
+def _zeros() -> jax.Array:
+    return jnp.zeros(_IMAGE.shape, _IMAGE.dtype)

@@ -44,29 +44,42 @@ def make_forward(model: Model) -> Forward:
 
 
 def in_batches(
-    function: Forward, variables: Variables, images: np.ndarray, *, batch_size: int = 128
+    function: Callable[..., jax.Array],
+    variables: Variables,
+    *inputs: np.ndarray,
+    batch_size: int = 128,
 ) -> np.ndarray:
-    """Apply a function of images to any number of them, in batches of one size.
+    """Apply a function of samples to any number of them, in batches of one size.
 
     Args:
-        function: `(variables, images uint8 [b, 28, 28, 1]) -> array [b, ...]`, sample by sample.
+        function: `(variables, *inputs [b, ...]) -> array [b, ...]`, sample by sample.
         variables: Its first argument.
-        images: uint8 [n, 28, 28, 1], n at least 1.
+        inputs: Arrays [n, ...], n at least 1, such as images, uint8 [n, 28, 28, 1].
         batch_size: Samples in a batch, which decides memory, not results.
 
     Returns:
         Array [n, ...] on the host.
 
     Raises:
-        ValueError: There are no images.
+        ValueError: There are no samples.
     """
-    if not len(images):
-        raise ValueError("in_batches: expected at least one image, got none")
+    count = len(inputs[0])
+    if not count:
+        raise ValueError("in_batches: expected at least one sample, got none")
     outputs = [
-        function(variables, images[chosen])
-        for chosen, _ in batches(np.arange(len(images)), batch_size)
+        function(variables, *(array[chosen] for array in inputs))
+        for chosen, _ in batches(np.arange(count), batch_size)
     ]
-    return np.concatenate([np.asarray(output) for output in outputs])[: len(images)]
+    return np.concatenate([np.asarray(output) for output in outputs])[:count]
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> Score:
+    """Measure loss and accuracy of logits [n, classes] for labels int32 [n]."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels)
+    return Score(
+        loss=float(np.asarray(losses, np.float64).mean()),
+        accuracy=float(np.mean(logits.argmax(axis=-1) == labels)),
+    )
 
 
 def evaluate(
@@ -83,12 +96,7 @@ def evaluate(
     Returns:
         The means over exactly these n images.
     """
-    logits = in_batches(forward, variables, images)
-    losses = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels)
-    return Score(
-        loss=float(np.asarray(losses, np.float64).mean()),
-        accuracy=float(np.mean(logits.argmax(axis=-1) == labels)),
-    )
+    return score(in_batches(forward, variables, images), labels)
 
 
 def predict(forward: Forward, variables: Variables, images: np.ndarray) -> np.ndarray:

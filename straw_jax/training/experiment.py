@@ -3,20 +3,20 @@
 import dataclasses
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from straw_jax import data
-from straw_jax.straw import Base
+from straw_jax.straw import Base, Straw
 from straw_jax.training import contenders, figures, records, report
+from straw_jax.training.controls import control_scores, style_vectors
 from straw_jax.training.environment import commit, device, versions
-from straw_jax.training.evaluate import Score, in_batches, predict
-from straw_jax.training.runs import Contender, Recipe, Run, finish
-from straw_jax.training.step import as_input
+from straw_jax.training.evaluate import Score, predict
+from straw_jax.training.parallel import in_processes, jobs_for
+from straw_jax.training.runs import Contender, Recipe, Run, Schedule, finish
 
 _SHEET = 8  # Test images on the sheet of samples.
 
@@ -31,14 +31,18 @@ class Config:
         archive: EMNIST's `gzip.zip`, or None.
         fraction: Share of the training set, in (0, 1].
         limit: At most so many training and so many test images, 2 or more; None for all.
+        validation: Share of these training images, below 1, that is held out of training and takes
+            the place of the test images; None for the test images.
         rank: Of STRAW's factors.
         base: STRAW's base weights, "none" or "trained".
         models: Contenders by name.
         epochs: Passes over the training images.
         batch_size: Samples a step.
         learning_rate: Adam's.
+        schedule: Of the learning rate, as in `Recipe`.
         seed: Of each model's first run.
         seeds: How many runs a model, with seeds that count up from `seed`.
+        jobs: How many runs train at once, as in `jobs_for`.
         experiment: Which of the article's three sets these settings are, or None.
         out: Folder for the results.
         resume: Whether to continue what lies in `out`.
@@ -49,14 +53,17 @@ class Config:
     archive: str | None
     fraction: float
     limit: int | None
+    validation: float | None
     rank: int
     base: Base
     models: Sequence[str]
     epochs: int
     batch_size: int
     learning_rate: float
+    schedule: Schedule
     seed: int
     seeds: int
+    jobs: int | None
     experiment: str | None
     out: str
     resume: bool
@@ -69,7 +76,8 @@ def load_dataset(config: Config) -> data.Dataset:
         config: The experiment's settings.
 
     Returns:
-        The data set, cut to `config.limit`.
+        The data set, cut to `config.limit`. With `config.validation`, its test images are training
+        images that were held out, and its name says so.
 
     Raises:
         ValueError: It cannot be had, or is not the one that `config.out` has results of.
@@ -83,6 +91,8 @@ def load_dataset(config: Config) -> data.Dataset:
         test_images=dataset.test_images[: config.limit],
         test_labels=dataset.test_labels[: config.limit],
     )
+    if config.validation:
+        dataset = _held_out(dataset, config.validation)
     path = Path(config.out, "config.json")
     if path.exists() and (earlier := records.read_json(path)["data"]) != _description(dataset):
         raise ValueError(
@@ -90,6 +100,74 @@ def load_dataset(config: Config) -> data.Dataset:
             f" {_description(dataset)}. Give the earlier data, or choose another --out"
         )
     return dataset
+
+
+class Experiment:
+    """Contenders and seeds on one data set: all runs, finished or not.
+
+    Attributes:
+        config: The settings.
+        dataset: From `load_dataset`.
+        variants: Its test images by variant.
+        seeds: Of each model's runs.
+    """
+
+    def __init__(self, config: Config, dataset: data.Dataset):
+        self.config, self.dataset = config, dataset
+        self.variants = data.variants(dataset.test_images)
+        self.seeds = range(config.seed, config.seed + config.seeds)
+        self._contenders: dict[str, Contender] = {}
+
+    def contender(self, name: str) -> Contender:
+        """Return a contender, whose compiled programs all its runs share."""
+        if name not in self._contenders:
+            config = self.config
+            recipe = Recipe(config.epochs, config.batch_size, config.learning_rate, config.schedule)
+            model = contenders.contender(name, **self._sizes())
+            images_shape = self.dataset.train_images.shape
+            self._contenders[name] = Contender(name, model, recipe, images_shape)
+        return self._contenders[name]
+
+    def straw(self, name: str) -> Straw | None:
+        """Return the STRAW that a contender is, or None where it is none."""
+        return contenders.straw_of(name, **self._sizes())
+
+    def run(self, name: str, seed: int) -> Run:
+        """Return a contender's run."""
+        return Run(self.contender(name), seed, Path(self.config.out))
+
+    def finish(self, name: str, seed: int, *, bar: bool = True) -> dict[str, Any]:
+        """Train and test a run and its controls, as far as that is still to be done.
+
+        Args:
+            name: The contender's.
+            seed: The run's.
+            bar: Whether to show a progress bar, where stderr is a terminal.
+
+        Returns:
+            The run's result, as from `runs.finish`; of a STRAW also "controls", scores by control
+            and variant.
+        """
+        run = self.run(name, seed)
+        result = finish(run, self.dataset, self.variants, bar=bar)
+        if straw := self.straw(name):
+            path = run.result.with_name("controls.json")
+            if not path.exists():
+                scores = control_scores(
+                    straw,
+                    run.variables(),
+                    self.dataset.train_images,
+                    self.variants,
+                    self.dataset.test_labels,
+                )
+                records.write_json(path, scores)
+            result["controls"] = records.read_json(path)
+        return result
+
+    def _sizes(self) -> dict[str, Any]:
+        config = self.config
+        classes = len(self.dataset.class_names)
+        return {"classes": classes, "rank": config.rank, "base": config.base}
 
 
 def run(config: Config, dataset: data.Dataset, command: str) -> None:
@@ -103,60 +181,54 @@ def run(config: Config, dataset: data.Dataset, command: str) -> None:
     Raises:
         NonFiniteError: Training diverged; names the step and the last good checkpoint.
         CheckpointError: A run should continue but has no whole checkpoint.
+        ProcessError: A process that trained was ended from outside.
     """
     out = Path(config.out)
-    settings = dataclasses.asdict(config)
     records.write_json(
-        out / "config.json", {**settings, "data": _description(dataset), "command": command}
+        out / "config.json",
+        {**dataclasses.asdict(config), "data": _description(dataset), "command": command},
     )
-    seeds = range(config.seed, config.seed + config.seeds)
-    runs = {
-        name: [Run(contender, seed, out) for seed in seeds]
-        for name in config.models
-        for contender in [_contender(name, config, dataset)]
-    }
-    parameters = {name: group[0].contender.parameters() for name, group in runs.items()}
-    _print_start(config, dataset, parameters)
-
-    variants = data.variants(dataset.test_images)
+    experiment = Experiment(config, dataset)
+    tasks = [(name, seed) for name in config.models for seed in experiment.seeds]
+    jobs = jobs_for(len(tasks), config.jobs)
+    _print_start(experiment, jobs)
+    if jobs > 1:
+        _finish_in_processes(experiment, tasks, jobs)
     results = {
-        name: [finish(each, dataset, variants) for each in group] for name, group in runs.items()
+        name: [experiment.finish(name, seed) for seed in experiment.seeds] for name in config.models
     }
-
     summary = {
         "dataset": dataset.name,
         "experiment": config.experiment,
         "device": device(),
+        "jobs": jobs,
         "commit": commit(),
         "command": command,
         "versions": versions(),
-        "config": settings,
-        "seeds": list(seeds),
-        "seconds": {
-            name: sum(result["seconds"] for result in group) for name, group in results.items()
-        },
-        "parameters": parameters,
-        "results": {name: over_seeds(group) for name, group in results.items()},
+        "config": dataclasses.asdict(config),
+        "seeds": list(experiment.seeds),
+        **_figures_of(experiment, results),
     }
-    first_runs = {name: group[0] for name, group in runs.items()}
-    history = [line for group in runs.values() for run in group for line in run.history()]
+    history = [line for task in tasks for line in experiment.run(*task).history()]
     records.write_lines(out / "metrics.jsonl", history)
     figures.plot_curves(history, out / "curves.png", dataset=dataset.name)
-    _draw(config, dataset, variants, first_runs, summary)
+    figures.plot_variants(summary, out / "variants.png")
+    _draw_samples(experiment)
+    _draw_styles(experiment)
     records.write(out / "report.md", report.markdown(summary))
     records.write_json(out / "summary.json", summary)  # Last: it marks the experiment as finished.
 
     print(f"\n{report.table(summary)}\n")
-    if "resnet34" not in runs:
-        print(_cost_of_resnet(config, dataset, next(iter(first_runs.values())), summary))
+    if "resnet34" not in config.models:
+        print(_cost_of_resnet(experiment, summary))
     print(f"Report, figures and all numbers: {out}")
 
 
-def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Turn results by seed into figures by variant.
+def over_seeds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Turn scores by seed into figures by variant.
 
     Args:
-        results: One for each seed, from `finish`.
+        scores: One for each seed: by variant, a `Score` as a mapping.
 
     Returns:
         For each variant, and of it for "loss" and "accuracy": "mean", "std" (sample standard
@@ -169,11 +241,29 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     return {
         variant: {
-            measure: spread([result["variants"][variant][measure] for result in results])
+            measure: spread([by_variant[variant][measure] for by_variant in scores])
             for measure in Score._fields
         }
-        for variant in results[0]["variants"]
+        for variant in scores[0]
     }
+
+
+def _held_out(dataset: data.Dataset, share: float) -> data.Dataset:
+    """Put an evenly strided share of the training images in the place of the test images."""
+    count = len(dataset.train_labels)
+    held = np.diff(np.floor(share * np.arange(count + 1))) > 0
+    if not held.any() or held.all():
+        raise ValueError(
+            f"--validation: expected a share that parts {count} training images in two, got"
+            f" {share:g}. Choose another, or a larger --fraction or --limit"
+        )
+    return dataset._replace(
+        name=f"{dataset.name}, validation images held out of its training set",
+        train_images=dataset.train_images[~held],
+        train_labels=dataset.train_labels[~held],
+        test_images=dataset.train_images[held],
+        test_labels=dataset.train_labels[held],
+    )
 
 
 def _description(dataset: data.Dataset) -> dict[str, Any]:
@@ -185,77 +275,115 @@ def _description(dataset: data.Dataset) -> dict[str, Any]:
     }
 
 
-def _contender(name: str, config: Config, dataset: data.Dataset) -> Contender:
-    model = contenders.contender(
-        name, classes=len(dataset.class_names), rank=config.rank, base=config.base
-    )
-    recipe = Recipe(config.epochs, config.batch_size, config.learning_rate)
-    return Contender(name, model, recipe, dataset.train_images.shape[1:])
+def _finish_in_processes(
+    experiment: Experiment, tasks: Sequence[tuple[str, int]], jobs: int
+) -> None:
+    unfinished = [task for task in tasks if not experiment.run(*task).result.exists()]
+    cost = {
+        name: contenders.sample_cost(experiment.contender(name).model)
+        for name in experiment.config.models
+    }
+    longest_first = sorted(unfinished, key=lambda task: -cost[task[0]])
+    in_processes(_finisher, (experiment.config, experiment.dataset), longest_first, jobs)
 
 
-def _straw(config: Config, dataset: data.Dataset) -> Any:
-    return contenders.article_straw(
-        classes=len(dataset.class_names), rank=config.rank, base=config.base
-    )
+def _finisher(config: Config, dataset: data.Dataset) -> Callable[[tuple[str, int]], None]:
+    experiment = Experiment(config, dataset)
+
+    def finish_one(task: tuple[str, int]) -> None:
+        experiment.finish(*task, bar=False)  # several bars would overwrite each other
+
+    return finish_one
 
 
-def _print_start(config: Config, dataset: data.Dataset, parameters: Mapping[str, int]) -> None:
-    found = _description(dataset)
+def _figures_of(
+    experiment: Experiment, results: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """What the summary says of each model."""
+    models = {name: experiment.contender(name) for name in results}
+    return {
+        "seconds": {
+            name: sum(result["seconds"] for result in group) for name, group in results.items()
+        },
+        "parameters": {name: each.parameters() for name, each in models.items()},
+        "multiply_adds": {
+            name: contenders.sample_cost(each.model) for name, each in models.items()
+        },
+        "results": {
+            name: over_seeds([result["variants"] for result in group])
+            for name, group in results.items()
+        },
+        "controls": {
+            name: {
+                control: over_seeds([result["controls"][control] for result in group])
+                for control in group[0]["controls"]
+            }
+            for name, group in results.items()
+            if "controls" in group[0]
+        },
+    }
+
+
+def _print_start(experiment: Experiment, jobs: int) -> None:
+    config, found = experiment.config, _description(experiment.dataset)
     print(f"data     {found['name']}")
     print(f"         {found['train']:,} training images, {found['test']:,} test images", end="")
     print(f", {found['classes']} classes")
-    print(f"device   {device()}")
+    print(f"device   {device()}" + (f", {jobs} runs at a time" if jobs > 1 else ""))
     print(f"results  {config.out}")
-    for name, count in parameters.items():
-        print(f"model    {name}, {count:,} trained parameters")
-    if "straw" in parameters:
-        print(f"\nWhat STRAW's generator writes for each sample:\n{_straw(config, dataset).spec}\n")
+    for name in config.models:
+        print(f"model    {name}, {experiment.contender(name).parameters():,} trained parameters")
+    for name in config.models:
+        if straw := experiment.straw(name):
+            print(f"\nWhat the generator of {name} writes for each sample:\n{straw.spec}\n")
     sys.stdout.flush()  # Before the hours of training, even if stdout is a file.
 
 
-def _draw(
-    config: Config,
-    dataset: data.Dataset,
-    variants: Mapping[str, np.ndarray],
-    runs: Mapping[str, Run],
-    summary: Mapping[str, Any],
-) -> None:
-    """Draw all figures, those of single images from one run a model."""
-    out, name = Path(config.out), dataset.name
-    labels, class_names = dataset.test_labels, dataset.class_names
-    figures.plot_variants(summary, out / "variants.png")
-
-    sheet = {variant: images[:_SHEET] for variant, images in variants.items()}
+def _draw_samples(experiment: Experiment) -> None:
+    """Draw a sheet of test images with what each model's first run takes them for."""
+    dataset = experiment.dataset
+    sheet = {variant: images[:_SHEET] for variant, images in experiment.variants.items()}
     predictions = {}
-    for model, run in runs.items():
+    for name in experiment.config.models:
+        run = experiment.run(name, experiment.seeds[0])
         forward, variables = run.contender.forward, run.variables()
-        predictions[model] = {
+        predictions[name] = {
             variant: predict(forward, variables, images) for variant, images in sheet.items()
         }
     figures.plot_samples(
-        sheet, labels[:_SHEET], predictions, class_names, out / "samples.png", dataset=name
+        sheet,
+        dataset.test_labels[:_SHEET],
+        predictions,
+        dataset.class_names,
+        Path(experiment.config.out, "samples.png"),
+        dataset=dataset.name,
     )
 
-    if "straw" in runs:
-        style = contenders.style_function(_straw(config, dataset))
-        vectors = in_batches(
-            jax.jit(lambda variables, images: style(variables, as_input(images))),
-            runs["straw"].variables(),
-            dataset.test_images,
-        )
-        figures.plot_styles(vectors, labels, class_names, out / "styles.png", dataset=name)
+
+def _draw_styles(experiment: Experiment) -> None:
+    """Draw the style vectors of the test images, of the first STRAW's first run."""
+    dataset = experiment.dataset
+    for name in experiment.config.models:
+        if straw := experiment.straw(name):
+            variables = experiment.run(name, experiment.seeds[0]).variables()
+            figures.plot_styles(
+                style_vectors(straw, variables, dataset.test_images),
+                dataset.test_labels,
+                dataset.class_names,
+                Path(experiment.config.out, "styles.png"),
+                dataset=dataset.name,
+            )
+            return
 
 
-def _cost_of_resnet(
-    config: Config, dataset: data.Dataset, measured: Run, summary: Mapping[str, Any]
-) -> str:
+def _cost_of_resnet(experiment: Experiment, summary: Mapping[str, Any]) -> str:
     """Estimate what the missing baseline would take here, from the time of a model that ran."""
-    name = measured.contender.name
-    resnet = _contender("resnet34", config, dataset)
-    ratio = resnet.step_flops / measured.contender.step_flops
-    minutes = summary["seconds"][name] * ratio / 60
+    models = experiment.config.models
+    cost = contenders.sample_cost(experiment.contender("resnet34").model)
+    ratio = cost / summary["multiply_adds"][models[0]]
+    minutes = summary["seconds"][models[0]] * ratio / 60
     return (
-        f"Adding ResNet-34 (--models {' '.join(config.models)} resnet34) would take about"
-        f" {minutes:,.0f} minutes more on this device: an estimate, since a step of it has"
-        f" {ratio:,.0f} times the multiply-adds of one of {name}."
+        f"Adding ResNet-34 (--models {' '.join(models)} resnet34) would take about"
+        f" {minutes:,.0f} minutes more on this device: an estimate, since a sample takes it"
+        f" {ratio:,.0f} times the multiply-adds of {models[0]}."
     )

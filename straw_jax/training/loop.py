@@ -51,7 +51,7 @@ def train(
     epochs: int,
     batch_size: int,
     seed: int,
-    title: str = "training",
+    title: str | None = "training",
 ) -> Iterator[tuple[State, Epoch]]:
     """Train up to an epoch, from wherever the state stands.
 
@@ -68,7 +68,7 @@ def train(
         epochs: Epochs in all, those that `state` has behind it included.
         batch_size: Samples a step.
         seed: Decides the order of samples and every dropout mask.
-        title: Shown before the progress bar.
+        title: Shown before the progress bar; None for no bar.
 
     Yields:
         State and figures at the end of each epoch. The state is donated to the next epoch: save or
@@ -87,7 +87,7 @@ def train(
         desc=title,
         unit=" images",
         leave=False,
-        disable=None,  # no bar where stderr is no terminal
+        disable=True if title is None else None,  # None: no bar where stderr is no terminal
     ) as bar:
         for epoch in range(done + 1, epochs + 1):
             start = time.perf_counter()

@@ -37,7 +37,12 @@ SOURCE = (
     "with code at https://github.com/REDDITARUN/STRAW"
 )
 # In all three sets; the published figures come from the code without base weights.
-PUBLISHED_SETTINGS = {"base": "none", "batch_size": 128, "learning_rate": 1e-4}
+PUBLISHED_SETTINGS = {
+    "base": "none",
+    "batch_size": 128,
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+}
 
 OFFICIAL = "EMNIST balanced"
 UNOFFICIAL = "EMNIST (unofficial archive"

@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from straw_jax.data import Dataset
 from straw_jax.training import checkpoints, records
+from straw_jax.training.batches import steps_per_epoch
 from straw_jax.training.environment import return_freed_memory
 from straw_jax.training.evaluate import Forward, Score, evaluate, make_forward
 from straw_jax.training.loop import Epoch, NonFiniteError, train
@@ -27,6 +28,8 @@ from straw_jax.training.step import (
     state_like,
 )
 
+Schedule: TypeAlias = Literal["constant", "cosine"]
+
 _TESTED_EACH_EPOCH = 4_000  # test images at most, evenly strided
 
 
@@ -36,22 +39,36 @@ class Recipe(NamedTuple):
     Attributes:
         epochs: Passes over the training images.
         batch_size: Samples a step.
-        learning_rate: Adam's, constant.
+        learning_rate: Adam's.
+        schedule: "constant", or "cosine": up to `learning_rate` in the first tenth of all steps,
+            and down to 0 along half a cosine.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float
+    schedule: Schedule
+
+    def optimizer(self, images: int) -> optax.GradientTransformation:
+        """Make the optimizer for a number of training images."""
+        if self.schedule == "constant":
+            return optax.adam(self.learning_rate)
+        steps = self.epochs * steps_per_epoch(images, self.batch_size)
+        rise = -(-steps // 10)
+        return optax.adam(
+            optax.warmup_cosine_decay_schedule(0, self.learning_rate, rise, max(steps, rise + 1))
+        )
 
 
 class Contender:
-    """A model and its optimizer, compiled once, on first use, for images of one shape."""
+    """A model and its optimizer, compiled once, on first use, for training images of one shape."""
 
-    def __init__(self, name: str, model: Model, recipe: Recipe, image_shape: tuple[int, ...]):
+    def __init__(self, name: str, model: Model, recipe: Recipe, images_shape: tuple[int, ...]):
         self.name, self.model, self.recipe = name, model, recipe
-        self.image_shape = image_shape
-        self.optimizer = optax.adam(recipe.learning_rate)
-        self.state_like: State = state_like(model, self.optimizer, image_shape)
+        count, *image_shape = images_shape
+        self.image_shape = tuple(image_shape)
+        self.optimizer = recipe.optimizer(count)
+        self.state_like: State = state_like(model, self.optimizer, self.image_shape)
 
     def parameters(self) -> int:
         """Count the trained parameters."""
@@ -60,7 +77,10 @@ class Contender:
     @functools.cached_property
     def train_step(self) -> TrainStep:
         """The compiled training step."""
-        train_step = self._lowered.compile()
+        lowered = lower_train_step(
+            self.model, self.optimizer, self.image_shape, batch_size=self.recipe.batch_size
+        )
+        train_step = lowered.compile()
         return_freed_memory()
         return train_step
 
@@ -68,18 +88,6 @@ class Contender:
     def forward(self) -> Forward:
         """The evaluation pass."""
         return make_forward(self.model)
-
-    @property
-    def step_flops(self) -> float:
-        """Estimated floating-point operations of one training step; does not compile it."""
-        analysis: Any = self._lowered.cost_analysis()
-        return float(analysis["flops"])
-
-    @functools.cached_property
-    def _lowered(self) -> jax.stages.Lowered:
-        return lower_train_step(
-            self.model, self.optimizer, self.image_shape, batch_size=self.recipe.batch_size
-        )
 
     def init_state(self, seed: int) -> State:
         """Make the state before the first step."""
@@ -129,13 +137,16 @@ class Run:
         return restored[1]
 
 
-def finish(run: Run, dataset: Dataset, variants: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def finish(
+    run: Run, dataset: Dataset, variants: Mapping[str, np.ndarray], *, bar: bool = True
+) -> dict[str, Any]:
     """Train and test a run, as far as that is still to be done.
 
     Args:
         run: New, stopped at any point, or finished.
         dataset: What to train on; after each epoch a sample of its test images is tested.
         variants: Test images, uint8 [n, 28, 28, 1] by name, all with `dataset.test_labels`.
+        bar: Whether to show a progress bar, where stderr is a terminal.
 
     Returns:
         The run's result: "seconds" of training, and "variants", loss and accuracy by name.
@@ -145,7 +156,7 @@ def finish(run: Run, dataset: Dataset, variants: Mapping[str, np.ndarray]) -> di
         CheckpointError: The run should go on but has no whole checkpoint.
     """
     if not run.result.exists():
-        forward, variables = run.contender.forward, _train(run, dataset)
+        forward, variables = run.contender.forward, _train(run, dataset, bar)
         scores = {
             name: evaluate(forward, variables, images, dataset.test_labels)._asdict()
             for name, images in variants.items()
@@ -160,7 +171,7 @@ def finish(run: Run, dataset: Dataset, variants: Mapping[str, np.ndarray]) -> di
     return records.read_json(run.result)
 
 
-def _train(run: Run, dataset: Dataset) -> Variables:
+def _train(run: Run, dataset: Dataset, bar: bool) -> Variables:
     """Train a run to its end, noting and saving every epoch."""
     contender, recipe = run.contender, run.contender.recipe
     restored = checkpoints.restore(run.epochs, contender.state_like)
@@ -178,7 +189,7 @@ def _train(run: Run, dataset: Dataset) -> Variables:
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         seed=run.seed,
-        title=run.title,
+        title=run.title if bar else None,
     )
     try:
         for state, epoch in training:

@@ -1,0 +1,54 @@
+"""What a model costs: multiply-adds, counted in its jaxpr."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend import core
+
+
+def multiply_adds(function: Callable[..., Any], *args: Any) -> int:
+    """Count the multiply-adds of matrix products and convolutions.
+
+    Nothing is computed. A loop of known length counts as often as it runs, a `while` loop's body
+    once, a branch as its dearest case.
+
+    Args:
+        function: any JAX function.
+        args: what it takes: arrays, or `jax.ShapeDtypeStruct` in their place.
+
+    Returns:
+        Multiply-adds of one call.
+    """
+    return _in_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _in_jaxpr(jaxpr: core.Jaxpr) -> int:
+    return sum(_in_equation(equation) for equation in jaxpr.eqns)
+
+
+def _in_equation(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    out = equation.outvars[0].aval
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return math.prod(out.shape) * math.prod(left[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
+        return math.prod(out.shape) * math.prod(kernel) // out_features
+    inner = [_in_jaxpr(jaxpr) for jaxpr in _jaxprs(params)]
+    if name == "cond":
+        return max(inner)
+    return params.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
+
+
+def _jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else [value]:
+            if isinstance(item, core.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, core.Jaxpr):
+                yield item
