@@ -58,14 +58,16 @@ def article_straw(*, classes: int, rank: int, base: Base) -> Straw:
 
 def parameters(model: Model) -> int:
     """Count a model's trained parameters."""
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), _zeros()))
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return sum(leaf.size for leaf in jax.tree.leaves(_shapes(model)["params"]))
 
 
 def sample_cost(model: Model) -> int:
     """Count the multiply-adds of one image's way through a model, without its gradient."""
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), _zeros()))
-    return multiply_adds(lambda *inputs: model.apply(*inputs, None)[0], variables, _IMAGE)
+
+    def logits(variables: Variables, images: jax.Array) -> jax.Array:
+        return model.apply(variables, images, None)[0]
+
+    return multiply_adds(logits, _shapes(model), _IMAGE)
 
 
 def straw_model(straw: Straw) -> Model:
@@ -120,5 +122,5 @@ def _widened(name: str, classes: int, straw: Model) -> CNN:
     return executor(min(widths[above - 1 : above + 1], key=lambda w: abs(of_width(w) - target)))
 
 
-def _zeros() -> jax.Array:
-    return jnp.zeros(_IMAGE.shape, _IMAGE.dtype)
+def _shapes(model: Model) -> Variables:
+    return jax.eval_shape(model.init, jax.random.key(0), _IMAGE)
