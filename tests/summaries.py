@@ -6,6 +6,7 @@ import numpy as np
 
 MODELS = ("standalone", "straw", "resnet34")
 VARIANTS = ("standard", "rotated", "blurred")
+CONTROLS = ("same class", "shuffled", "mean", "zero")
 PARAMETERS = {"standalone": 1_204_655, "straw": 20_606_863, "resnet34": 21_299_951}
 UNOFFICIAL = "EMNIST (unofficial archive, sha256 8ef1351a4efc)"
 ARTICLE = {"base": "none", "batch_size": 128, "learning_rate": 1e-4}
@@ -17,6 +18,10 @@ def statistic(values):
     return {"mean": statistics.mean(values), "std": std, "seeds": list(values)}
 
 
+def _by_variant(accuracy, loss):
+    return {v: {"accuracy": statistic(accuracy[v]), "loss": statistic(loss[v])} for v in VARIANTS}
+
+
 def summary_of(accuracy, loss, **changes):
     """A summary of `accuracy[model][variant]` and `loss[...]`, lists with a value for each seed."""
     models = list(accuracy)
@@ -25,21 +30,26 @@ def summary_of(accuracy, loss, **changes):
         "dataset": UNOFFICIAL,
         "experiment": "10pct_rank16",
         "device": "cpu (2 cores)",
+        "jobs": 2,
+        "commit": "0123456789",
         "command": "python experiments/run.py --experiment 10pct_rank16",
         "versions": {"jax": "0.10.2", "flax": "0.12.8"},
         "config": ARTICLE,
         "seeds": list(range(seeds)),
         "seconds": dict.fromkeys(models, 94.2 * seeds),
         "parameters": {model: PARAMETERS[model] for model in models},
-        "results": {
+        "multiply_adds": {model: 20 * PARAMETERS[model] for model in models},
+        "results": {model: _by_variant(accuracy[model], loss[model]) for model in models},
+        "controls": {
             model: {
-                variant: {
-                    "accuracy": statistic(accuracy[model][variant]),
-                    "loss": statistic(loss[model][variant]),
-                }
-                for variant in VARIANTS
+                # Other figures than the model's own, and than each other.
+                control: _by_variant(
+                    {v: [a / (2 + i) for a in accuracy[model][v]] for v in VARIANTS}, loss[model]
+                )
+                for i, control in enumerate(CONTROLS)
             }
             for model in models
+            if model == "straw"
         },
         **changes,
     }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from summaries import ARTICLE, MODELS, UNOFFICIAL, VARIANTS, example, summary_of
+from summaries import ARTICLE, CONTROLS, MODELS, UNOFFICIAL, VARIANTS, example, summary_of
 
 from straw_jax.training import published, report
 
@@ -86,12 +86,30 @@ def test_table_gives_every_result_in_100_columns(summary):
                 assert shows(text.strip(), by_variant[variant][metric], scale, digits)
 
 
+def test_controls_are_in_table_and_report():
+    summary = example()
+    lines = report.table(summary).splitlines()
+    start = next(i for i, line in enumerate(lines) if "other style vectors" in line) + 1
+    rows = section(report.markdown(summary), "Controls")
+    assert rows[0]["style vector of"] == "the image itself"
+    controls = summary["controls"]["straw"].items()
+    for line, row, (name, by_variant) in zip(lines[start:], rows[1:], controls, strict=False):
+        printed = [text.strip() for text in line.split("  ") if text]
+        assert printed[0] == name
+        for text, variant in zip(printed[1:], VARIANTS, strict=True):
+            assert shows(text, by_variant[variant]["accuracy"], 100, 2)
+            assert row[f"{variant}: accuracy, %"] == text
+    static = example(("standalone", "resnet34"))
+    assert "Controls" not in report.markdown(static)
+    assert "style vectors" not in report.table(static)
+
+
 def test_columns_of_the_table_line_up():
     lines = report.table(example()).splitlines()
     header = next(line for line in lines if "rotated" in line)
     ends = [header.index(variant) + len(variant) for variant in VARIANTS]
     rows = [line for line in lines if line.startswith("  ") and line != header]
-    assert len(rows) == 9
+    assert len(rows) == 9 + len(CONTROLS)
     assert all(line[end - 1].isdigit() for line in rows for end in ends)
     assert all(line[end : end + 2].strip() == "" for line in rows for end in ends)
 

@@ -20,8 +20,15 @@ if TYPE_CHECKING:
 
 FilePath = str | PathLike[str]
 
-# A model keeps its colour in every figure; the three differ in lightness as well as in hue.
-MODEL_COLOURS = {"standalone": "#0077BB", "straw": "#EE7733", "resnet34": "#555555"}
+# A model keeps its colour in every figure; the article's differ in lightness as well as in hue.
+MODEL_COLOURS = {
+    "standalone": "#0077BB",
+    "wide_dense": "#33BBEE",
+    "wide_compute": "#88CCAA",
+    "wide": "#114477",
+    "straw": "#EE7733",
+    "resnet34": "#555555",
+}
 RIGHT, WRONG = "#00796B", "#CC3311"
 # Paul Tol's "muted" scheme, dealt out to the classes again and again.
 CLASS_COLOURS = (

@@ -10,6 +10,13 @@ from typing import Any
 from straw_jax.training.published import SOURCE, Comparison, compare
 
 MODEL_NAMES = {"straw": "STRAW", "resnet34": "ResNet-34"}
+# As straw_jax.training.controls names them: whose style vector each image's weights come from.
+CONTROL_NAMES = {
+    "same class": "another image of its class",
+    "shuffled": "another image",
+    "mean": "mean of training images",
+    "zero": "zero",
+}
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -20,8 +27,8 @@ def table(summary: Mapping[str, Any]) -> str:
 
     Returns:
         Lines of text without a final newline: data set, device, seeds, then accuracy in per cent
-        and loss by model (rows) and test variant (columns). Published accuracies follow where
-        they may be compared.
+        and loss by model (rows) and test variant (columns), and the accuracy of controls. Published
+        accuracies follow where they may be compared.
     """
     results, variants = summary["results"], variant_names(summary)
     rows: list[list[str] | str] = [["", *variants, "parameters", "training time"]]
@@ -34,6 +41,11 @@ def table(summary: Mapping[str, Any]) -> str:
     for model, by_variant in results.items():
         loss = [_mean_std(by_variant[v]["loss"], 1, 4) for v in variants]
         rows.append([f"  {model_name(model)}", *loss, "", ""])
+    for model, by_control in summary["controls"].items():
+        rows.append(f"accuracy, %, of {model_name(model)} with other style vectors than its own")
+        for control, by_variant in by_control.items():
+            accuracy = [_mean_std(by_variant[v]["accuracy"], 100, 2) for v in variants]
+            rows.append([f"  {control}", *accuracy, "", ""])
     comparison = compare(summary)
     if comparison and comparison.fair:
         rows.append(f"the article's accuracy, %: {comparison.verdict}, one run each")
@@ -78,6 +90,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         _section_run(summary),
         _section_results(summary),
         _section_differences(summary),
+        _section_controls(summary),
         _section_models(summary),
         _section_seeds(summary),
         _section_figures(summary),
@@ -91,7 +104,9 @@ def _section_run(summary: Mapping[str, Any]) -> str:
         ["data set", summary["dataset"]],
         ["the article's set", summary["experiment"] or "none of the three"],
         ["device", summary["device"]],
+        ["commit", summary["commit"] or "not in a clone"],
         ["seeds", ", ".join(map(str, summary["seeds"]))],
+        ["runs at a time", str(summary["jobs"])],
         ["training time, all models and seeds", _duration(sum(summary["seconds"].values()))],
         ["versions", versions],
     ]
@@ -150,13 +165,37 @@ def _section_differences(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(["## Difference from the standalone", text, _markdown_table(header, rows)])
 
 
+def _section_controls(summary: Mapping[str, Any]) -> str:
+    """Accuracy with other style vectors than each image's own; empty without a STRAW."""
+    variants = variant_names(summary)
+    rows = []
+    for model, by_control in summary["controls"].items():
+        for control, by_variant in {"": summary["results"][model], **by_control}.items():
+            source = CONTROL_NAMES[control] if control else "the image itself"
+            accuracy = [_mean_std(by_variant[v]["accuracy"], 100, 2) for v in variants]
+            rows.append([model_name(model), source, *accuracy])
+    if not rows:
+        return ""
+    header = ["model", "style vector of", *(f"{variant}: accuracy, %" for variant in variants)]
+    text = (
+        "Is it the sample? The same trained model, each image's weights written from another style"
+        " vector than its own. The mean is one static network; zero is the generator's biases."
+    )
+    return "\n\n".join(["## Controls", text, _markdown_table(header, rows)])
+
+
 def _section_models(summary: Mapping[str, Any]) -> str:
     parameters, seconds = summary["parameters"], summary["seconds"]
     rows = [
-        [model_name(model), f"{count:,}", _count(count), _duration(seconds[model])]
+        [
+            model_name(model),
+            f"{count:,}",
+            f"{summary['multiply_adds'][model]:,}",
+            _duration(seconds[model]),
+        ]
         for model, count in parameters.items()
     ]
-    header = ["model", "trained parameters", "about", "training time, all seeds"]
+    header = ["model", "trained parameters", "multiply-adds an image", "training time, all seeds"]
     parts = ["## Models", _markdown_table(header, rows)]
     largest, smallest = (f(parameters, key=parameters.__getitem__) for f in (max, min))
     ratio = parameters[largest] / parameters[smallest]
