@@ -52,27 +52,31 @@ def plot_sets(sets: Mapping[str, Sequence[Row]], path: FilePath) -> None:
         name: [each for row in of_set for each in (row, *row.controls())]
         for name, of_set in sets.items()
     }
-    places: dict[str, int] = {}
-    for of_set in rows.values():
-        for row in of_set:
-            places.setdefault(_label(row), len(places))
+    places: dict[str, int] = {}  # of the lines, by label
+    labels = [_label(row) for of_set in rows.values() for row in of_set]
+    labels += [label for of_set in rows.values() for label in _published(of_set)]
+    for label in labels:
+        places.setdefault(label, len(places))
     dataset = next(iter(rows.values()))[0].summary["dataset"]
     size = (4.2 + 3.2 * len(rows), 1.5 + 0.27 * len(places))
     figure = new_figure("Accuracy on standard test images", dataset, size)
     panels = figure.subplots(1, len(rows), sharex=True, sharey=True, squeeze=False)[0]
+    diamond: dict[str, Any] = {"mfc": "none", "mec": "black", "ms": 8, "zorder": 4}
     for axes, (name, of_set) in zip(panels, rows.items(), strict=True):
         for row in of_set:
             _dot(axes, row, places[_label(row)])
+        for label, accuracy in _published(of_set).items():
+            axes.plot(accuracy, places[label], "D", **diamond)
         config = of_set[0].summary["config"]
         axes.set_title(f"set {name[-1]}: {100 * config['fraction']:g} % of the images", fontsize=10)
-        axes.set(xlabel="accuracy (%)", xlim=(0, 100))
+        axes.set(xlabel="accuracy (%)", xlim=(0, 103))
         axes.set_yticks([*places.values()], [*places], fontsize=9)
         tidy(axes)
     panels[0].invert_yaxis()
     handles = [
         *panels[0].plot([], [], "o", color="black", label="ours, ± 1 standard deviation"),
         *panels[0].plot([], [], "o", color="black", mfc="white", label="other style vectors"),
-        *panels[0].plot([], [], "D", mfc="none", mec="black", label="the article, one run each"),
+        *panels[0].plot([], [], "D", **diamond, label="the article, one run each"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     save(figure, path)
@@ -82,19 +86,24 @@ def _label(row: Row) -> str:
     return f"{row.name} ({row.base})" if row.control else row.name
 
 
+def _published(rows: Sequence[Row]) -> dict[str, float]:
+    """The article's accuracy in per cent by label, where it may be compared."""
+    comparison = compare(rows[0].summary)
+    if not comparison or not comparison.fair:
+        return {}
+    return {
+        model_name(model) + ", base none" * (model == "straw"): accuracy
+        for model, (accuracy, _) in comparison.results["standard"].items()
+    }
+
+
 def _dot(axes: "Axes", row: Row, place: int) -> None:
-    """Draw a row's accuracy, and the article's."""
     accuracy = statistic([*row.accuracy("standard").values()])
+    spread = 100 * accuracy["std"] if accuracy["std"] is not None else None
     colour = _BASE_COLOURS[row.base] if row.base else model_colour(row.model)
     style: dict[str, Any] = {"fmt": "o", "color": colour, "capsize": 3, "ms": 6, "zorder": 3}
-    spread = 100 * accuracy["std"] if accuracy["std"] is not None else None
     face = "white" if row.control else colour
     axes.errorbar([100 * accuracy["mean"]], [place], xerr=spread, mfc=face, **style)
-    comparison = compare(row.summary)
-    if comparison and comparison.fair and not row.control and row.base != "trained":
-        published = comparison.results["standard"].get(row.model)
-        if published:
-            axes.plot(published[0], place, "D", mfc="none", mec="black", ms=8, zorder=4)
 
 
 def plot_ranks(rows: Sequence[Row], path: FilePath) -> None:

@@ -230,8 +230,8 @@ def analysis(analyses: Mapping[str, Any]) -> str:
 
 def _section(title: str, parts: Iterable[str | None]) -> str:
     """Put parts under a heading; nothing where there are none."""
-    parts = [part.strip() for part in parts if part]
-    return "\n\n".join([title, *parts]) if parts else ""
+    present = [part.strip() for part in parts if part]
+    return "\n\n".join([title, *present]) if present else ""
 
 
 def _link(figures: Mapping[str, str], name: str) -> str | None:
