@@ -1,5 +1,6 @@
 """All studies in one command: what it would run, what it refuses, how it stops and goes on."""
 
+import json
 import os
 import shlex
 import signal
@@ -24,14 +25,22 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def reproduce(*words, first=()):
+def reproduce(*words, first=(), script=SCRIPT):
     return subprocess.run(
-        [sys.executable, SCRIPT, *words],
+        [sys.executable, script, *words],
         env=environment(*first),
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.fixture(scope="module")
+def no_jax(tmp_path_factory):
+    """A folder whose `jax` cannot be imported: what answers in spite of it answers at once."""
+    folder = tmp_path_factory.mktemp("no_jax")
+    (folder / "jax.py").write_text("raise SystemExit('jax was imported')\n")
+    return folder
 
 
 # --- what would be run ------------------------------------------------------------------------
@@ -83,25 +92,14 @@ def test_flags_go_to_every_study(tmp_path, no_jax):
 def test_finished_studies_are_left_out_and_begun_ones_go_on(tmp_path, no_jax):
     for name, file in (("set2", "summary.json"), ("rank1", "config.json")):
         (tmp_path / "here" / name).mkdir(parents=True)
-        (tmp_path / "here" / name / file).write_text("{}")
-    settings = parse(["--rank", "1", "--models", "straw", "--out", "other"])
-    (tmp_path / "here" / "rank1" / "config.json").write_text(
-        __import__("json").dumps(vars(settings))
-    )
+        settings = vars(parse([*STUDIES[name].flags.split(), "--out", "other"]))
+        (tmp_path / "here" / name / file).write_text(json.dumps(settings))
     ran = reproduce(
         "--dry-run", "--only", "set2", "rank1", "rank2", "--out", "here", first=[no_jax]
     )
     first, second = ran.stdout.splitlines()
     assert "here/rank1 --resume" in first
     assert second.endswith("here/rank2")
-
-
-@pytest.fixture(scope="module")
-def no_jax(tmp_path_factory):
-    """A folder whose `jax` cannot be imported: what answers in spite of it answers at once."""
-    folder = tmp_path_factory.mktemp("no_jax")
-    (folder / "jax.py").write_text("raise SystemExit('jax was imported')\n")
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -134,53 +132,67 @@ def test_help_tells_the_studies_in_their_order(no_jax):
     assert list(STUDIES)[-3:] == ["set1", "set3_resnet34", "set1_resnet34"]
 
 
-# --- a tiny real run --------------------------------------------------------------------------
+# --- what is run ------------------------------------------------------------------------------
+
+FAKE_RUN = """
+import pathlib, sys
+name = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+name.mkdir(parents=True, exist_ok=True)
+if name.name == "rank2":
+    sys.exit(int(sys.argv[sys.argv.index("--seed") + 1]))
+(name / "summary.json").write_text("{}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(1, "reproduce.py: rank2 failed, exit code 1\n"), (2, "")]
+)
+def test_a_study_that_fails_ends_it_with_its_exit_code(tmp_path, code, said):
+    for script in (SCRIPT, SCRIPT.with_name("arguments.py")):
+        (tmp_path / script.name).write_bytes(script.read_bytes())
+    (tmp_path / "run.py").write_text(FAKE_RUN)
+    (tmp_path / "results.py").write_text("print('page written')")
+    words = ["--only", "rank1", "rank2", "rank4", "--", "--seed", str(code)]
+    ran = reproduce(*words, script=tmp_path / "reproduce.py")
+    assert (ran.returncode, ran.stderr) == (code, said)
+    assert [line.split(":")[0] for line in ran.stdout.splitlines() if line] == [
+        "3 studies, 0 of them finished; results in results/reproduction",
+        "=== rank1",
+        "page written",
+        "=== rank2",
+    ]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C of a terminal, as POSIX has it")
 def test_studies_are_stopped_and_gone_on_with(tmp_path):
     write_archive(tmp_path / "tiny.zip", train=100)
     words = "--only rank1 rank2 --out here --archive tiny.zip --data-dir data --dataset emnist"
+    words += " -- --models standalone"  # the quickest
     command = [sys.executable, str(SCRIPT), *words.split()]
-    running = {
-        "env": environment(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache")),
-        "text": True,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-    }
-    process = subprocess.Popen(command, start_new_session=True, **running)
-    ready = tmp_path / "here" / "rank2" / "runs" / "straw-seed0" / "metrics.jsonl"
-    while not ready.exists():
+    quick = {"JAX_COMPILATION_CACHE_DIR": "cache", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    kept = {"env": environment(**quick), "text": True, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, **kept)
+    epochs = tmp_path / "here" / "rank2" / "runs" / "standalone-seed0" / "epochs"
+    while not (epochs / "1" / "commit_success.txt").exists():
         assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+        time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
-    stdout, stderr = process.communicate(timeout=100)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert stderr.splitlines()[-1] == (
-        f"reproduce.py: stopped; to go on: {shlex.join(['python', *command[1:]])}"
-    )
-    assert "not run: set2" in stdout
+    again = shlex.join(["python", *command[1:]])
+    assert stderr.splitlines()[-1] == f"reproduce.py: stopped; to go on: {again}"
     assert "Traceback" not in stderr
-    page = tmp_path / "here" / "results.md"
-    assert "`rank2` | not run" in page.read_text()
-    before = (tmp_path / "here" / "rank1" / "summary.json").stat().st_mtime_ns
+    assert "not run: set2" in stdout
+    page, summary = (tmp_path / "here" / name for name in ("results.md", "rank1/summary.json"))
+    assert "| `rank1` | cpu (" in page.read_text()
+    assert "| `rank2` | not run |" in page.read_text()
+    before = summary.read_bytes()
 
-    ran = subprocess.run(command, check=False, timeout=200, **running)
+    ran = subprocess.run(command, check=False, timeout=300, stderr=subprocess.PIPE, **kept)
     assert ran.returncode == 0, ran.stderr
     assert "2 studies, 1 of them finished" in ran.stdout
     assert "=== rank1" not in ran.stdout
     assert "=== rank2" in ran.stdout
     assert "continuing after epoch" in ran.stderr
-    assert (tmp_path / "here" / "rank1" / "summary.json").stat().st_mtime_ns == before
-    assert "`rank2` | not run" not in page.read_text()
-    assert "| 1 | none | 10,183 |" in page.read_text()
-    assert "| 2 | none | 20,095 |" in page.read_text()
-
-
-def test_a_study_that_fails_ends_it_with_its_exit_code(tmp_path):
-    write_archive(tmp_path / "tiny.zip")
-    words = "--only rank1 rank2 --archive tiny.zip --data-dir data --out here"
-    ran = reproduce(*words.split(), "--", "--learning-rate", "1e30")
-    assert ran.returncode == 1
-    assert ran.stderr.splitlines()[-1] == "reproduce.py: rank1 failed, exit code 1"
-    assert "=== rank2" not in ran.stdout
+    assert summary.read_bytes() == before
+    assert "| `rank2` | cpu (" in page.read_text()
