@@ -7,9 +7,23 @@ import numpy as np
 MODELS = ("standalone", "straw", "resnet34")
 VARIANTS = ("standard", "rotated", "blurred")
 CONTROLS = ("same class", "shuffled", "mean", "zero")
-PARAMETERS = {"standalone": 1_204_655, "straw": 20_606_863, "resnet34": 21_299_951}
+PARAMETERS = {
+    "standalone": 1_204_655,
+    "wide_dense": 20_605_678,
+    "wide_compute": 1_939_214,
+    "wide": 20_607_351,
+    "straw": 20_606_863,
+    "resnet34": 21_299_951,
+}
 UNOFFICIAL = "EMNIST (unofficial archive, sha256 8ef1351a4efc)"
-ARTICLE = {"base": "none", "batch_size": 128, "learning_rate": 1e-4}
+ARTICLE = {
+    "fraction": 0.1,
+    "rank": 16,
+    "base": "none",
+    "epochs": 5,
+    "batch_size": 128,
+    "learning_rate": 1e-4,
+}
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")
 
 
@@ -64,3 +78,17 @@ def example(models=MODELS, seeds=3, **changes):
         }
 
     return summary_of(draw(0.2, 0.9), draw(0.3, 4.0), **changes)
+
+
+def cells(line):
+    """Cells of a line of a Markdown table."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def shows(text, expected, scale, digits):
+    """Whether a printed mean, and spread if there is one, is what the summary holds."""
+    numbers = [float(number) for number in text.split(" ± ")]
+    exact = [expected["mean"]] + ([] if expected["std"] is None else [expected["std"]])
+    return len(numbers) == len(exact) and np.allclose(
+        numbers, np.multiply(exact, scale), rtol=0, atol=0.51 * 10**-digits
+    )

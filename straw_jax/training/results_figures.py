@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 from straw_jax.training.figures import FilePath, model_colour, new_figure, save, tidy
 from straw_jax.training.published import compare
 from straw_jax.training.report import model_name, statistic, variant_names
-from straw_jax.training.results_page import Row, Studies, finished, rank_rows, set_rows
+from straw_jax.training.results_page import (
+    Row,
+    Studies,
+    finished,
+    published_name,
+    rank_rows,
+    set_rows,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +99,7 @@ def _published(rows: Sequence[Row]) -> dict[str, float]:
     if not comparison or not comparison.fair:
         return {}
     return {
-        model_name(model) + ", base none" * (model == "straw"): accuracy
+        published_name(model): accuracy
         for model, (accuracy, _) in comparison.results["standard"].items()
     }
 

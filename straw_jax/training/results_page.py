@@ -179,6 +179,11 @@ def rows_of(summaries: Iterable[Summary]) -> list[Row]:
     return sorted(first.values(), key=lambda row: (order.get(row.model, len(order)), row.name))
 
 
+def published_name(model: str) -> str:
+    """Name the row that a model of the article's is, as `Row.name` does."""
+    return model_name(model) + ", base none" * (model == "straw")
+
+
 def rank_rows(studies: Mapping[str, Summary]) -> list[Row]:
     """Return STRAW at each rank, on the second set's images, by base and rank."""
     rows = [
@@ -335,10 +340,10 @@ def _set_parts(rows: Sequence[Row], name: str) -> list[str]:
             far += [f"{row.name} on {variant} images ({difference:+.2f})"] if is_far else []
         table.append(cells + _cost(row))
     for model in comparison.results[variants[0]]:
-        if model not in {row.model for row in rows}:
+        if published_name(model) not in {row.name for row in rows}:
             published = [f"{comparison.results[v][model][0]:.2f}" for v in variants]
             cells = [cell for figure in published for cell in ("not run", figure)]
-            table.append([model_name(model), "-", *cells, *["-"] * len(_COST)])
+            table.append([published_name(model), "-", *cells, *["-"] * len(_COST)])
     parts = [markdown_table(header, table)]
     if far:
         parts.append(f"† More than {FAR} points from the article: {'; '.join(far)}.")
