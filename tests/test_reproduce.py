@@ -9,12 +9,11 @@ import sys
 import time
 
 import pytest
-from commands import ROOT, environment, write_archive
+import scripts
+from arguments import parse
+from reproduce import STUDIES
 
-SCRIPT = ROOT / "experiments" / "reproduce.py"
-sys.path.insert(0, str(SCRIPT.parent))
-from arguments import parse  # noqa: E402 - a script's module, not a package's
-from reproduce import STUDIES  # noqa: E402
+SCRIPT = scripts.EXPERIMENTS / "reproduce.py"
 
 _NO_PRESET = pytest.mark.xfail(raises=SystemExit, reason="run.py has no --preset yet")
 
@@ -28,7 +27,7 @@ def _elsewhere(tmp_path, monkeypatch):
 def reproduce(*words, first=(), script=SCRIPT):
     return subprocess.run(
         [sys.executable, script, *words],
-        env=environment(*first),
+        env=scripts.environment(*first),
         capture_output=True,
         text=True,
         check=False,
@@ -79,7 +78,7 @@ def test_dry_run_prints_the_commands_and_does_nothing(tmp_path, no_jax):
 
 
 def test_flags_go_to_every_study(tmp_path, no_jax):
-    write_archive(tmp_path / "tiny.zip")
+    scripts.write_archive(tmp_path / "tiny.zip")
     words = "--dry-run --only set2 rank1 --seeds 2 --dataset emnist --data-dir data"
     words += " --archive tiny.zip -- --jobs 1 --limit 9"
     ran = reproduce(*words.split(), first=[no_jax])
@@ -165,12 +164,12 @@ def test_a_study_that_fails_ends_it_with_its_exit_code(tmp_path, code, said):
 
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C of a terminal, as POSIX has it")
 def test_studies_are_stopped_and_gone_on_with(tmp_path):
-    write_archive(tmp_path / "tiny.zip", train=100)
+    scripts.write_archive(tmp_path / "tiny.zip", train=100)
     words = "--only rank1 rank2 --out here --archive tiny.zip --data-dir data --dataset emnist"
     words += " -- --models standalone"  # the quickest
     command = [sys.executable, str(SCRIPT), *words.split()]
     quick = {"JAX_COMPILATION_CACHE_DIR": "cache", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    kept = {"env": environment(**quick), "text": True, "stdout": subprocess.PIPE}
+    kept = {"env": scripts.environment(**quick), "text": True, "stdout": subprocess.PIPE}
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, **kept)
     epochs = tmp_path / "here" / "rank2" / "runs" / "standalone-seed0" / "epochs"
     while not (epochs / "1" / "commit_success.txt").exists():

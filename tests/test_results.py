@@ -6,18 +6,18 @@ import sys
 
 import numpy as np
 import pytest
-from commands import ROOT, environment
+import scripts
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from reproduce import STUDIES
+from results import write
 from summaries import ARTICLE, CONTROLS, MODELS, VARIANTS, cells, example, shows, summary_of
 
 from straw_jax.training import published, results_figures, results_page
 
-SCRIPT = ROOT / "experiments" / "results.py"
-sys.path.insert(0, str(SCRIPT.parent))
-import results  # noqa: E402 - a script, not a package's module
-from reproduce import STUDIES  # noqa: E402
+SCRIPT = scripts.EXPERIMENTS / "results.py"
+DOCS = scripts.ROOT / "docs"
 
 TRAINED = {**ARTICLE, "base": "trained"}
 STATIC = ("standalone", "wide_dense", "wide_compute")
@@ -335,7 +335,7 @@ def test_page_and_figures_are_made_from_a_folder(tmp_path, capsys):
     for name, summary in rank_studies().items():
         _write(tmp_path / "here" / name / "summary.json", summary)
     _write(tmp_path / "here" / "findings" / "ranks.md", "More is better.\n")
-    results.write(tmp_path / "here", tmp_path / "docs" / "page.md")
+    write(tmp_path / "here", tmp_path / "docs" / "page.md")
     text = (tmp_path / "docs" / "page.md").read_text()
     assert "## Rank\n\nMore is better.\n" in text
     for name in ("main", "rank"):
@@ -357,7 +357,7 @@ def test_bad_input_gets_one_line(tmp_path, file, message):
         _write(tmp_path / file, "{")
     words = [sys.executable, SCRIPT, "here", "--out", "page.md"]
     ran = subprocess.run(
-        words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+        words, cwd=tmp_path, env=scripts.environment(), capture_output=True, text=True, check=False
     )
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.count("\n") == 1
@@ -365,7 +365,7 @@ def test_bad_input_gets_one_line(tmp_path, file, message):
     assert not (tmp_path / "page.md").exists()
 
 
-@pytest.mark.skipif(not (ROOT / "docs" / "results").is_dir(), reason="no results are kept")
+@pytest.mark.skipif(not (DOCS / "results").is_dir(), reason="no results are kept")
 def test_page_in_docs_is_that_of_its_results(tmp_path):
-    results.write(ROOT / "docs" / "results", tmp_path / "results.md")
-    assert (tmp_path / "results.md").read_text() == (ROOT / "docs" / "results.md").read_text()
+    write(DOCS / "results", tmp_path / "results.md")
+    assert (tmp_path / "results.md").read_text() == (DOCS / "results.md").read_text()
