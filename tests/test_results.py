@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from reproduce import STUDIES
 from results import write
-from summaries import ARTICLE, CONTROLS, MODELS, VARIANTS, cells, example, shows, summary_of
+from summaries import (
+    ARTICLE,
+    CONTROLS,
+    MODELS,
+    VARIANTS,
+    cells,
+    example,
+    example_analysis,
+    shows,
+    summary_of,
+)
 
 from straw_jax.training import published, results_figures, results_page
 
@@ -236,6 +246,24 @@ def test_preset_stands_beside_resnet34():
     assert "the article's |" not in glyphs
 
 
+# --- analysis -----------------------------------------------------------------------------------
+
+
+def test_analysis_is_told_where_there_is_one():
+    text = page_of({"set2": example()}, analyses={"set2": example_analysis()})
+    assert "## What the modulator does\n\n### STRAW, base none (`set2`)" in text
+    table = tables(text, "### STRAW, base none (`set2`)")
+    counts = ["1,179,648", "589,824", *["3.54 M"] * 3, "4,718,592", "1,179,648", "0"]
+    assert table["fc1"] == counts
+    update = ["1.23 (0.90 to 1.50)", "0.46", "73.1 (72.5)"]
+    assert table["fc1/bias"] == [*update, "-"]
+    part = text.split("### STRAW, base none (`set2`)")[1]
+    assert f"| fc1/kernel | {' | '.join(update)} | 1.2 (0.9 to 1.5) of 16 |" in part
+    assert "| fc1/kernel | 0.00 | 0.81 | 0.17 | 0.62 | 1.41 |" in part
+    assert "| STRAW | own | 72.5 ± 1.1 | 35.0 |\n| STRAW | upright style | 72.5 | 50.0 |" in part
+    assert "1,880 test images" in part
+
+
 # --- texts --------------------------------------------------------------------------------------
 
 
@@ -334,10 +362,12 @@ def _write(path, value):
 def test_page_and_figures_are_made_from_a_folder(tmp_path, capsys):
     for name, summary in rank_studies().items():
         _write(tmp_path / "here" / name / "summary.json", summary)
+    _write(tmp_path / "here" / "set2" / "analysis.json", example_analysis())
     _write(tmp_path / "here" / "findings" / "ranks.md", "More is better.\n")
     write(tmp_path / "here", tmp_path / "docs" / "page.md")
     text = (tmp_path / "docs" / "page.md").read_text()
     assert "## Rank\n\nMore is better.\n" in text
+    assert "### Accuracy by angle (`set2`)" in text
     for name in ("main", "rank"):
         assert f"](page_{name}.png)" in text
         with Image.open(tmp_path / "docs" / f"page_{name}.png") as picture:

@@ -22,6 +22,7 @@ from straw_jax.training.report import (
     statistic,
     variant_names,
 )
+from straw_jax.training.results_analysis import analysis_text
 
 Summary: TypeAlias = Mapping[str, Any]
 Studies: TypeAlias = Mapping[str, Summary | None]
@@ -116,7 +117,9 @@ def page(
         _section("## Base weights: none against trained", [findings.get("bases"), _bases(run)]),
         _section("## Rank", [findings.get("ranks"), _ranks(run), _link(figures, "rank")]),
         _section("## The preset", [findings.get("preset"), *_preset_parts(run)]),
-        _section("## What the modulator does", [findings.get("modulator"), analysis(analyses)]),
+        _section(
+            "## What the modulator does", [findings.get("modulator"), analysis_text(analyses)]
+        ),
         _section("## How it was run", _record(studies)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -218,19 +221,6 @@ def differences(row: Row, other: Row, variant: str) -> list[float]:
     """Compute the accuracy of one model less that of another, for each seed that both have."""
     ours, theirs = row.accuracy(variant), other.accuracy(variant)
     return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-
-
-def analysis(analyses: Mapping[str, Any]) -> str:
-    """Write what `analysis.json` says of the modulators: PLACEHOLDER, its layout is not settled.
-
-    Args:
-        analyses: What the files hold, by study.
-
-    Returns:
-        Markdown; nothing yet.
-    """
-    del analyses
-    return ""
 
 
 def _section(title: str, parts: Iterable[str | None]) -> str:
