@@ -158,7 +158,7 @@ def _run(waiting: dict[str, list[str]], out: Path, studies: int) -> int:
 
 
 def _write_page(out: Path) -> int:
-    return _call([str(_HERE / "results.py"), str(out), "--out", str(out / "results.md")])
+    return _call([str(_HERE / "write_results.py"), str(out), "--out", str(out / "results.md")])
 
 
 def _call(words: Sequence[str]) -> int:

@@ -150,7 +150,7 @@ def test_a_study_that_fails_ends_it_with_its_exit_code(tmp_path, code, said):
     for script in (SCRIPT, SCRIPT.with_name("arguments.py")):
         (tmp_path / script.name).write_bytes(script.read_bytes())
     (tmp_path / "run.py").write_text(FAKE_RUN)
-    (tmp_path / "results.py").write_text("print('page written')")
+    (tmp_path / "write_results.py").write_text("print('page written')")
     words = ["--only", "rank1", "rank2", "rank4", "--", "--seed", str(code)]
     ran = reproduce(*words, script=tmp_path / "reproduce.py")
     assert (ran.returncode, ran.stderr) == (code, said)

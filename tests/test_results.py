@@ -6,12 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+import results_figures
+import results_page
 import scripts
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from reproduce import STUDIES
-from results import write
 from summaries import (
     ARTICLE,
     CONTROLS,
@@ -23,10 +24,11 @@ from summaries import (
     shows,
     summary_of,
 )
+from write_results import write
 
-from straw_jax.training import published, results_figures, results_page
+from straw_jax.training import published
 
-SCRIPT = scripts.EXPERIMENTS / "results.py"
+SCRIPT = scripts.EXPERIMENTS / "write_results.py"
 DOCS = scripts.ROOT / "docs"
 
 TRAINED = {**ARTICLE, "base": "trained"}
@@ -391,7 +393,7 @@ def test_bad_input_gets_one_line(tmp_path, file, message):
     )
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.count("\n") == 1
-    assert ran.stderr.startswith(f"results.py: {message}")
+    assert ran.stderr.startswith(f"write_results.py: {message}")
     assert not (tmp_path / "page.md").exists()
 
 

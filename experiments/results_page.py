@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from results_analysis import analysis_text
+
 from straw_jax.straw import Base
 from straw_jax.training import contenders
 from straw_jax.training.published import PUBLISHED, SOURCE, Comparison, compare
@@ -22,7 +24,6 @@ from straw_jax.training.report import (
     statistic,
     variant_names,
 )
-from straw_jax.training.results_analysis import analysis_text
 
 Summary: TypeAlias = Mapping[str, Any]
 Studies: TypeAlias = Mapping[str, Summary | None]
@@ -250,7 +251,7 @@ def _introduction(run: Mapping[str, Summary]) -> str:
         "commit": _shared(run, lambda summary: summary["commit"] or "not in a clone"),
     }
     text = (
-        "This page is made by `experiments/results.py` from the summaries of the runs; the"
+        "This page is made by `experiments/write_results.py` from the summaries of the runs; the"
         " commands are at its end. Accuracies are of test images, in per cent: mean ± sample"
         ' standard deviation over seeds. A figure without "±" is of one seed.'
     )

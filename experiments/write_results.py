@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the results page from finished studies: `python experiments/results.py --help`."""
+"""Write the results page from finished studies: `python experiments/write_results.py --help`."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ def main() -> int:
         The exit code: 0 written, 2 bad input, 130 stopped by Ctrl-C.
     """
     parser = Parser(
-        prog="results.py",
+        prog="write_results.py",
         description="Write one page of all results, and its figures beside it, from"
         " FOLDER/STUDY/summary.json, FOLDER/STUDY/analysis.json and FOLDER/findings/SECTION.md,"
         " of which any may be missing.",
@@ -34,7 +34,7 @@ def main() -> int:
     try:
         write(arguments.folder, arguments.out)
     except (OSError, ValueError) as error:
-        print(f"results.py: {error}", file=sys.stderr)
+        print(f"write_results.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -58,7 +58,10 @@ def write(folder: Path, out: Path) -> None:
             f"expected finished studies, found no {folder / 'STUDY' / 'summary.json'}. Run"
             " experiments/reproduce.py first"
         )
-    from straw_jax.training import records, results_figures, results_page
+    import results_figures
+    import results_page
+
+    from straw_jax.training import records
 
     known = {**dict.fromkeys(STUDIES), **studies}
     figures = {"main": f"{out.stem}_main.png", "rank": f"{out.stem}_rank.png"}

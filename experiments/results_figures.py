@@ -4,10 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from straw_jax.training.figures import FilePath, model_colour, new_figure, save, tidy
-from straw_jax.training.published import compare
-from straw_jax.training.report import model_name, statistic, variant_names
-from straw_jax.training.results_page import (
+from results_page import (
     Row,
     Studies,
     finished,
@@ -15,6 +12,10 @@ from straw_jax.training.results_page import (
     rank_rows,
     set_rows,
 )
+
+from straw_jax.training.figures import FilePath, model_colour, new_figure, save, tidy
+from straw_jax.training.published import compare
+from straw_jax.training.report import model_name, statistic, variant_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
