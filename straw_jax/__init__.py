@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from straw_jax.inference import load_exported, predictor, save_exported
     from straw_jax.lift import materialize, modulate
     from straw_jax.lowrank import Factors, Generated, form
-    from straw_jax.models import CNN, ResNet34
+    from straw_jax.models import CNN, CompactCNN, ResNet34
     from straw_jax.straw import Network, Straw, linen, make_straw
 
 __all__ = [
     "CNN",
+    "CompactCNN",
     "ConvEye",
     "FactorSpec",
     "Factors",
@@ -51,7 +52,7 @@ _MODULES = {
     "inference": ["load_exported", "predictor", "save_exported"],
     "lift": ["materialize", "modulate"],
     "lowrank": ["Factors", "Generated", "form"],
-    "models": ["CNN", "ResNet34"],
+    "models": ["CNN", "CompactCNN", "ResNet34"],
     "straw": ["Network", "Straw", "linen", "make_straw"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
