@@ -67,7 +67,7 @@ class CompactCNN(nn.Module):
 
     classes: int = 47
     stages: Sequence[Sequence[int]] = ((32,), (64,), (128, 128))
-    dropout: float = 0.5
+    dropout: float = 0.3
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
