@@ -9,18 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from straw_jax.encoders import ConvEye
+    from straw_jax.encoders import ConvEye, NormEye
     from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
     from straw_jax.functional import hyperlora, hyperlora_conv
     from straw_jax.generator import Generator
     from straw_jax.inference import load_exported, predictor, save_exported
     from straw_jax.lift import materialize, modulate
     from straw_jax.lowrank import Factors, Generated, form
-    from straw_jax.models import CNN, ResNet34
+    from straw_jax.models import CNN, CompactCNN, ResNet34
     from straw_jax.straw import Network, Straw, linen, make_straw
 
 __all__ = [
     "CNN",
+    "CompactCNN",
     "ConvEye",
     "FactorSpec",
     "Factors",
@@ -28,6 +29,7 @@ __all__ = [
     "GeneratedLeaf",
     "Generator",
     "Network",
+    "NormEye",
     "ResNet34",
     "Straw",
     "factor_spec",
@@ -44,14 +46,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "encoders": ["ConvEye"],
+    "encoders": ["ConvEye", "NormEye"],
     "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],
     "functional": ["hyperlora", "hyperlora_conv"],
     "generator": ["Generator"],
     "inference": ["load_exported", "predictor", "save_exported"],
     "lift": ["materialize", "modulate"],
     "lowrank": ["Factors", "Generated", "form"],
-    "models": ["CNN", "ResNet34"],
+    "models": ["CNN", "CompactCNN", "ResNet34"],
     "straw": ["Network", "Straw", "linen", "make_straw"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -1,13 +1,26 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from reference import random_array
+from flax import linen as nn
+from reference import assert_close, random_array
 
-from straw_jax import CNN, ResNet34
+from straw_jax import CNN, CompactCNN, NormEye, ResNet34
 
 
 def shapes_of(module, images):
     return jax.eval_shape(lambda: module.init(jax.random.key(0), images))
+
+
+def convolved(params, number, x, stride=1):
+    """A 3x3 convolution, GroupNorm with 8 groups, and ReLU; but for the convolution in NumPy."""
+    conv, norm = params[f"conv{number}"], params[f"norm{number}"]
+    layer = nn.Conv(conv["kernel"].shape[-1], (3, 3), stride, padding=1, use_bias=False)
+    x = np.asarray(layer.apply({"params": conv}, x))
+    groups = np.reshape(x, (*x.shape[:-1], 8, -1))
+    groups = groups - groups.mean((1, 2, 4), keepdims=True)
+    groups = groups / np.sqrt((groups**2).mean((1, 2, 4), keepdims=True) + 1e-6)
+    return np.maximum(groups.reshape(x.shape) * norm["scale"] + norm["bias"], 0)
 
 
 @pytest.mark.parametrize(("module", "count"), [(CNN(), 1_204_655), (ResNet34(), 21_299_951)])
@@ -27,15 +40,56 @@ def test_cnn_starts_as_pytorch_would():
         assert float(jnp.abs(params[name]["kernel"]).max()) > 0.9 * fan_in**-0.5
 
 
-def test_dropout_only_while_training():
+@pytest.mark.parametrize("module", [CNN(), CompactCNN()])
+def test_dropout_only_while_training(module):
     images = random_array(0, (2, 28, 28, 1))
-    variables = CNN().init(jax.random.key(0), images)
-    still = CNN().apply(variables, images)
-    assert jnp.array_equal(still, CNN().apply(variables, images))
-    one = CNN().apply(variables, images, train=True, rngs={"dropout": jax.random.key(1)})
-    two = CNN().apply(variables, images, train=True, rngs={"dropout": jax.random.key(2)})
+    variables = module.init(jax.random.key(0), images)
+    still = module.apply(variables, images)
+    assert jnp.array_equal(still, module.apply(variables, images))
+    one = module.apply(variables, images, train=True, rngs={"dropout": jax.random.key(1)})
+    two = module.apply(variables, images, train=True, rngs={"dropout": jax.random.key(2)})
     assert not jnp.allclose(one, still)
     assert not jnp.allclose(one, two)
+
+
+@pytest.mark.parametrize("side", [8, 15])  # an odd row or column is left out by the pools
+def test_compact_cnn_is_convolutions_group_norms_and_pools(side):
+    module = CompactCNN(classes=5, stages=((8, 16), (24,)))
+    images = random_array(0, (2, side, side, 3))
+    params = jax.jit(module.init)(jax.random.key(0), images)["params"]
+    params = jax.tree.map(lambda p: np.asarray(p + 0.1 * random_array(p.size, p.shape)), params)
+
+    def pooled(x):
+        return np.asarray(nn.max_pool(x, (2, 2), (2, 2)))
+
+    want = pooled(convolved(params, 2, convolved(params, 1, images)))
+    want = np.reshape(pooled(convolved(params, 3, want)), (2, -1))
+    want = want @ params["fc"]["kernel"] + params["fc"]["bias"]
+    assert_close(jax.jit(module.apply)({"params": params}, images), want, 1e-5)
+
+
+def test_norm_eye_is_convolutions_group_norms_and_a_dense_layer():
+    module = NormEye(style=3, features=(8, 16))
+    images = random_array(0, (2, 9, 10, 1))
+    params = jax.jit(module.init)(jax.random.key(0), images)["params"]
+    params = jax.tree.map(lambda p: np.asarray(p + 0.1 * random_array(p.size, p.shape)), params)
+    want = convolved(params, 2, convolved(params, 1, images, stride=2), stride=2).reshape(2, -1)
+    want = np.tanh(want @ params["style"]["kernel"] + params["style"]["bias"])
+    assert_close(jax.jit(module.apply)({"params": params}, images), want, 1e-5)
+
+
+def test_compact_cnn_has_the_parameters_that_its_docstring_says():
+    params = shapes_of(CompactCNN(), jnp.zeros((1, 28, 28, 1)))["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert f"{count:,} parameters" in CompactCNN.__doc__
+
+
+def test_compact_cnn_starts_as_he():
+    images = jnp.zeros((1, 28, 28, 1))
+    params = jax.jit(CompactCNN().init)(jax.random.key(0), images)["params"]
+    for name, fan_in in {"conv2": 288, "conv3": 576, "conv4": 1152}.items():
+        spread = float(np.std(params[name]["kernel"]))
+        assert spread == pytest.approx((2 / fan_in) ** 0.5, rel=0.03)
 
 
 def test_resnet_downsamples_three_times_after_a_full_size_stem():

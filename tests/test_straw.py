@@ -4,7 +4,7 @@ import pytest
 from flax import linen as nn
 from reference import assert_close, random_array
 
-from straw_jax import CNN, ConvEye, Network, linen, make_straw, materialize
+from straw_jax import CNN, CompactCNN, ConvEye, Network, linen, make_straw, materialize
 
 
 class TinyExecutor(nn.Module):
@@ -51,6 +51,24 @@ def test_each_sample_runs_the_executor_with_its_own_dense_weights(base):
         want = executor.apply({"params": own}, IMAGES[i : i + 1])[0]
         assert_close(logits[i], want, 1e-5)
     assert not jnp.allclose(factors["dense/kernel"].B[0], factors["dense/kernel"].B[1])
+
+
+def test_compact_straw_runs_its_executor_with_each_samples_dense_weights():
+    executor = CompactCNN(classes=4, stages=((8,), (16,)))
+    straw = make_straw(executor, IMAGES, rank=2, base="trained", encoder=ConvEye(3), hidden=4)
+    params = jax.jit(straw.init)(jax.random.key(1))
+    params = jax.tree.map(lambda p: p + 0.1 * random_array(p.size, p.shape), params)
+    logits = jax.jit(straw.apply)(params, IMAGES)
+    factors = jax.jit(straw.factors)(params, IMAGES)
+
+    @jax.jit
+    def own(factors, image):
+        weights = materialize(params["executor"], factors)
+        return executor.apply({"params": weights}, image[None])[0]
+
+    for i in range(3):
+        assert_close(logits[i], own(jax.tree.map(lambda f, i=i: f[i], factors), IMAGES[i]), 1e-5)
+    assert not jnp.allclose(factors["norm2/scale"][0], factors["norm2/scale"][1])
 
 
 def test_untrained_modulator_leaves_a_trained_base_as_it_is():
