@@ -9,11 +9,21 @@ import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-MODELS = ("standalone", "wide_dense", "wide_compute", "wide", "straw", "resnet34")
+MODELS = (
+    "standalone",
+    "wide_dense",
+    "wide_compute",
+    "wide",
+    "straw",
+    "resnet34",
+    "compact_static",
+    "compact_wide",
+    "compact",
+)
 
 # The article's sets; straw_jax.training.published holds what they gave.
 EXPERIMENTS: dict[str, dict[str, Any]] = {
@@ -22,9 +32,21 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     "20pct_rank32": {"fraction": 0.2, "rank": 32, "epochs": 5},
 }
 
+# Recipes of our own, chosen on validation images (--validation).
+PRESETS: dict[str, dict[str, Any]] = {
+    "compact": {
+        "rank": 4,
+        "base": "trained",
+        "batch_size": 32,
+        "learning_rate": 4e-3,
+        "schedule": "cosine",
+    },
+}
+_PRESET_MODELS = {"compact": ["compact_static", "compact_wide", "compact"]}
+
 # What does not change a result may change between a run and its resumption. (The name of the
-# article's set follows from other settings.)
-_INCIDENTAL = ("data_dir", "archive", "out", "resume", "jobs", "experiment")
+# article's set, and of a preset, follow from other settings.)
+_INCIDENTAL = ("data_dir", "archive", "out", "resume", "jobs", "experiment", "preset")
 
 _USUAL: dict[str, Any] = {
     "fraction": 0.1,
@@ -85,12 +107,20 @@ def _parser() -> argparse.ArgumentParser:
         help="one of the article's sets, in place of --fraction, --rank and --epochs",
     )
     what.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="a recipe of ours, in place of --models, --rank, --base, --batch-size,"
+        " --learning-rate and --schedule; compact: a STRAW of 343 thousand parameters, its executor"
+        " alone, and that widened to as many parameters",
+    )
+    what.add_argument(
         "--models",
         nargs="+",
         metavar="MODEL",
         help="any of standalone, straw, resnet34, and of the controls wide_dense (standalone with"
         " its dense layer widened to STRAW's parameters), wide_compute and wide (all layers"
-        " widened, to STRAW's multiply-adds and to its parameters) (default: standalone straw)",
+        " widened, to STRAW's multiply-adds and to its parameters), or those of --preset"
+        " (default: standalone straw)",
     )
     what.add_argument(
         "--rank", type=_whole(1), help="rank of the factors that STRAW writes (default: 16)"
@@ -227,13 +257,10 @@ def _models(words: Sequence[str]) -> list[str]:
 def _fill_in(arguments: argparse.Namespace) -> None:
     """Settle what depends on other flags: named settings, defaults, and the output folder."""
     if arguments.experiment:
-        for name, value in EXPERIMENTS[arguments.experiment].items():
-            if getattr(arguments, name) not in (None, value):
-                raise ValueError(
-                    f"argument --{name}: --experiment {arguments.experiment} sets it to {value},"
-                    f" got {getattr(arguments, name)}; leave one of the two out"
-                )
-            setattr(arguments, name, value)
+        _take_over(arguments, "experiment", EXPERIMENTS)
+    if arguments.preset:
+        _take_over(arguments, "preset", PRESETS)
+        arguments.models = arguments.models or _PRESET_MODELS[arguments.preset]
     for name, value in _USUAL.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
@@ -246,6 +273,20 @@ def _fill_in(arguments: argparse.Namespace) -> None:
         if whole and settings.items() <= vars(arguments).items():
             arguments.experiment = name
     arguments.out = arguments.out or str(Path("results", _readable_name(arguments)))
+
+
+def _take_over(
+    arguments: argparse.Namespace, flag: str, named: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Take over named settings, which no other flag may contradict."""
+    chosen = getattr(arguments, flag)
+    for name, value in named[chosen].items():
+        if getattr(arguments, name) not in (None, value):
+            raise ValueError(
+                f"argument --{name.replace('_', '-')}: --{flag} {chosen} sets it to {value}, got"
+                f" {getattr(arguments, name)}; leave one of the two out"
+            )
+        setattr(arguments, name, value)
 
 
 def _readable_name(arguments: argparse.Namespace) -> str:

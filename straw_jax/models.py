@@ -54,7 +54,7 @@ class CNN(nn.Module):
 
 
 class CompactCNN(nn.Module):
-    """A small executor that learns from few images in few epochs: 294,799 parameters.
+    """A small executor that learns from few images in few epochs: 147,087 parameters.
 
     3x3 convolutions, each followed by GroupNorm and ReLU, and a 2x2 max-pool after each stage. What
     is left is small, and so are the last layer and what a generator writes for it.
@@ -70,7 +70,7 @@ class CompactCNN(nn.Module):
     """
 
     classes: int = 47
-    stages: Sequence[Sequence[int]] = ((32,), (64,), (128, 128))
+    stages: Sequence[Sequence[int]] = ((32,), (64,), (128,))
     dropout: float = 0.3
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""The article's three contenders and static controls of them, as pure functions for training."""
+"""The contenders: the article's, ours, and static controls of both, as pure functions."""
 
 import bisect
 from typing import Any
@@ -6,12 +6,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from straw_jax.models import CNN, ResNet34
+from straw_jax.encoders import NormEye
+from straw_jax.models import CNN, CompactCNN, ResNet34
 from straw_jax.straw import Base, Straw, make_straw
 from straw_jax.training.costs import multiply_adds
 from straw_jax.training.step import Model, Variables
 
-NAMES = ("standalone", "wide_dense", "wide_compute", "wide", "straw", "resnet34")
+NAMES = (
+    "standalone",
+    "wide_dense",
+    "wide_compute",
+    "wide",
+    "straw",
+    "resnet34",
+    "compact_static",
+    "compact_wide",
+    "compact",
+)
 
 _IMAGE = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
 
@@ -23,7 +34,9 @@ def contender(name: str, *, classes: int, rank: int, base: Base) -> Model:
         name: "standalone" (the executor alone), "straw" or "resnet34", which are the article's;
             or a control, the executor alone with more of its own: "wide_dense" (its dense layer
             widened to STRAW's trained parameters), "wide_compute" and "wide" (all layers widened
-            by one factor, to STRAW's multiply-adds a sample and to its trained parameters).
+            by one factor, to STRAW's multiply-adds a sample and to its trained parameters); or
+            "compact" (`compact_straw`), and of it "compact_static" (the executor alone) and
+            "compact_wide" (all its layers widened to the trained parameters of "compact").
         classes: number of classes.
         rank: of STRAW's updates, which the controls follow.
         base: STRAW's, as in `make_straw`.
@@ -40,20 +53,36 @@ def contender(name: str, *, classes: int, rank: int, base: Base) -> Model:
         return flax_model(CNN(classes))
     if name == "resnet34":
         return flax_model(ResNet34(classes))
+    if name == "compact_static":
+        return flax_model(CompactCNN(classes))
     if name in NAMES:
-        straw = article_straw(classes=classes, rank=rank, base=base)
-        return flax_model(_widened(name, classes, straw_model(straw)))
+        return _widened(name, classes=classes, rank=rank, base=base)
     raise ValueError(f"contender: expected one of {', '.join(NAMES)}, got {name!r}.")
 
 
 def straw_of(name: str, *, classes: int, rank: int, base: Base) -> Straw | None:
     """Return the STRAW that a contender is, or None where it is none; arguments as `contender`."""
-    return article_straw(classes=classes, rank=rank, base=base) if name == "straw" else None
+    if name == "straw":
+        return article_straw(classes=classes, rank=rank, base=base)
+    if name == "compact":
+        return compact_straw(classes=classes, rank=rank, base=base)
+    return None
 
 
 def article_straw(*, classes: int, rank: int, base: Base) -> Straw:
     """Return the article's STRAW: its eye, its generator, and its CNN as executor."""
     return make_straw(CNN(classes), _IMAGE, rank=rank, base=base)
+
+
+def compact_straw(*, classes: int, rank: int = 4, base: Base = "trained") -> Straw:
+    """Return a STRAW of 342,702 parameters that learns from few images in few epochs.
+
+    To be trained as run.py's preset "compact" is: Adam, batches of 32, a learning rate of 0.004
+    with the schedule "cosine".
+    """
+    return make_straw(
+        CompactCNN(classes), _IMAGE, rank=rank, base=base, encoder=NormEye(), hidden=16
+    )
 
 
 def parameters(model: Model) -> int:
@@ -103,23 +132,29 @@ def _mode(key: jax.Array | None) -> dict[str, Any]:
     return {} if key is None else {"train": True, "rngs": {"dropout": key}}
 
 
-def _widened(name: str, classes: int, straw: Model) -> CNN:
-    """Widen the executor until it is as near to STRAW in a count as whole widths allow."""
+def _widened(name: str, *, classes: int, rank: int, base: Base) -> Model:
+    """Widen an executor until it is as near to its STRAW in a count as whole widths allow."""
+    make = compact_straw if name == "compact_wide" else article_straw
+    straw = straw_model(make(classes=classes, rank=rank, base=base))
 
-    def executor(width: int) -> CNN:
+    def executor(width: int) -> Model:
+        """Make it with a last hidden layer, or a last convolution, of this width."""
+        if name == "compact_wide":
+            stages = tuple((8 * max(round(width / part / 8), 1),) for part in (4, 2, 1))
+            return flax_model(CompactCNN(classes, stages))
         if name == "wide_dense":
-            return CNN(classes, hidden=width)
-        return CNN(classes, channels=(round(width / 4), round(width / 2)), hidden=width)
+            return flax_model(CNN(classes, hidden=width))
+        channels = round(width / 4), round(width / 2)
+        return flax_model(CNN(classes, channels=channels, hidden=width))
 
     count = sample_cost if name == "wide_compute" else parameters
-
-    def of_width(width: int) -> int:
-        return count(flax_model(executor(width)))
-
     target = count(straw)
     widths = range(2, 100_000)
-    above = bisect.bisect_left(widths, target, key=of_width)
-    return executor(min(widths[above - 1 : above + 1], key=lambda w: abs(of_width(w) - target)))
+    above = bisect.bisect_left(widths, target, key=lambda width: count(executor(width)))
+    nearest = min(
+        widths[above - 1 : above + 1], key=lambda width: abs(count(executor(width)) - target)
+    )
+    return executor(nearest)
 
 
 def _shapes(model: Model) -> Variables:

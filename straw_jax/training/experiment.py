@@ -46,6 +46,7 @@ class Config:
         seeds: How many runs a model, with seeds that count up from `seed`.
         jobs: How many runs train at once, as in `jobs_for`.
         experiment: Which of the article's three sets these settings are, or None.
+        preset: Which named recipe these settings are, or None.
         out: Folder for the results.
         resume: Whether to continue what lies in `out`.
     """
@@ -67,6 +68,7 @@ class Config:
     seeds: int
     jobs: int | None
     experiment: str | None
+    preset: str | None
     out: str
     resume: bool
 

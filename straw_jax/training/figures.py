@@ -28,6 +28,9 @@ MODEL_COLOURS = {
     "wide": "#114477",
     "straw": "#EE7733",
     "resnet34": "#555555",
+    "compact_static": "#88BBDD",
+    "compact_wide": "#446688",
+    "compact": "#CC3311",
 }
 RIGHT, WRONG = "#00796B", "#CC3311"
 # Paul Tol's "muted" scheme, dealt out to the classes again and again.

@@ -9,7 +9,7 @@ from typing import Any
 
 from straw_jax.training.published import SOURCE, Comparison, compare
 
-MODEL_NAMES = {"straw": "STRAW", "resnet34": "ResNet-34"}
+MODEL_NAMES = {"straw": "STRAW", "resnet34": "ResNet-34", "compact": "compact STRAW"}
 # As straw_jax.training.controls names them: whose style vector each image's weights come from.
 CONTROL_NAMES = {
     "same class": "another image of its class",
