@@ -266,7 +266,7 @@ def _formed(updates: FactorTree) -> _Formed:
     """Form what is `Generated`, in float32 or wider, and check that every factor has samples."""
 
     def wide(array: Array) -> Array:
-        return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+        return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
 
     formed: _Formed = {}
     for path, factor in updates.items():
