@@ -378,10 +378,11 @@ def turned_accuracies(
         labels: int [n].
 
     Returns:
-        Accuracies by angle: "own", and for a STRAW "upright style" (the turned image, with the
-        style vector of the upright one) and "turned style" (the upright image, with the style
-        vector of the turned one). An upright image's style vector also tells its class: only both
-        together say what turning does to the modulator and what to the executor.
+        Accuracies by angle: "own", and for a STRAW with other style vectors: "upright style" (for
+        a turned image that of the upright one), "same class style" (that of another upright image
+        of its class) and "turned style" (for the upright image that of the turned one). A style
+        vector may tell the class: what turning does to the modulator, and what to the executor,
+        is in all of them together.
     """
     run = experiment.run(name, seed)
     variables, upright = run.variables(), next(iter(turned.values()))
@@ -400,7 +401,9 @@ def turned_accuracies(
         def accuracy(images: np.ndarray, context: np.ndarray) -> float:
             return score(in_batches(forward, variables, images, context), labels).accuracy
 
+        others = upright[exchanged(labels, np.random.default_rng(_PAIRS))]
         accuracies["upright style"] = [accuracy(x, upright) for x in turned.values()]
+        accuracies["same class style"] = [accuracy(x, others) for x in turned.values()]
         accuracies["turned style"] = [accuracy(upright, x) for x in turned.values()]
     return accuracies
 
