@@ -76,8 +76,8 @@ def _costs(rows: list[dict[str, Any]]) -> str:
 def _updates(straw: Mapping[str, Any], reference: str) -> str:
     lines = [
         f"Updates: norm over that of the {reference} (5 to 95 %), standard deviation over images",
-        "over the mean update's norm, share of the variance between classes (corrected for chance),",
-        "effective rank (5 to 95 %) of the largest possible",
+        "over the mean update's norm, share of the variance between classes (and corrected for",
+        "chance), effective rank (5 to 95 %) of the largest possible",
     ]
     for path, found in straw["updates"].items():
         classes = {name: figure["mean"] for name, figure in found["between_classes"].items()}
@@ -99,8 +99,8 @@ def _movement(movement: Mapping[str, Any], analysis: Mapping[str, Any]) -> str:
     amounts = [f"{a}°" for a in analysis["angles"]] + [f"σ{s:g}" for s in analysis["sigmas"]]
     amounts += ["class", "other"]
     lines = [
-        "Distance from an image's own update, over the mean norm: of the image turned, of it blurred",
-        "(σ in pixels), of another image of its class, of any other image",
+        "Distance from an image's own update, over the mean norm: of the image turned, of it",
+        "blurred (σ in pixels), of another image of its class, of any other image",
         " " * 14 + "".join(f"{amount:>6}" for amount in amounts),
     ]
     for path, found in movement.items():

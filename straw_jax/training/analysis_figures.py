@@ -27,8 +27,6 @@ _STYLE_NAMES = {
 def plot_updates(analysis: Mapping[str, Any], straw: str, path: FilePath) -> None:
     """Draw each leaf's update as bars: size, variation, between classes, effective rank.
 
-    Error bars are one sample standard deviation over seeds, where there are several.
-
     Args:
         analysis: contents of `analysis.json`.
         straw: which model.
@@ -36,51 +34,40 @@ def plot_updates(analysis: Mapping[str, Any], straw: str, path: FilePath) -> Non
     """
     found, leaves = (analysis["straw"][straw][part] for part in ("updates", "leaves"))
     seeds, count = len(analysis["seeds"][straw]), analysis["images"]["updates"]
-    spread = f"; bars ± 1 standard deviation over {seeds} seeds" if seeds > 1 else "; one seed"
-    title = f"Weights that {model_name(straw)} writes for {count:,} test images{spread}"
-    figure = new_figure(title, analysis["dataset"], (11.5, 0.38 * len(found) + 1.8))
+    over_seeds = f"line: ± 1 std over {seeds} seeds" if seeds > 1 else "one seed"
+    over_images = "line: 5 to 95 % of the images"
+    title = f"Weights that {model_name(straw)} writes for {count:,} test images"
+    figure = new_figure(title, analysis["dataset"], (12.5, 0.38 * len(found) + 1.8))
     panels: list[Axes] = list(figure.subplots(1, 4, sharey=True))
     places = {leaf: len(found) - 1 - index for index, leaf in enumerate(found)}
-
-    def bars(axes: "Axes", figures: Mapping[str, Mapping[str, Any]], label: str, form: str) -> None:
-        at = [places[leaf] for leaf in figures]
-        means = [each["mean"] for each in figures.values()]
-        errors = [each["std"] or 0 for each in figures.values()]
-        error_bars: dict[str, Any] = {"xerr": errors, "capsize": 3} if seeds > 1 else {}
-        axes.barh(at, means, 0.68, color=model_colour(straw), **error_bars)
-        for place, mean, error in zip(at, means, errors, strict=True):
-            axes.annotate(
-                format(mean, form), (max(mean, 0) + error, place), (4, 0),
-                textcoords="offset points", va="center", fontsize=8,
-            )  # fmt: skip
-        axes.set_xlabel(label, fontsize=9)
-        axes.margins(x=0.22)
-        tidy(axes)
-        axes.grid(visible=False, axis="y")
-
-    def of(*names: str) -> dict[str, Any]:
-        chosen = {leaf: each for leaf, each in found.items() if names[0] in each}
-        for name in names:
-            chosen = {leaf: each[name] for leaf, each in chosen.items()}
-        return chosen
-
-    bars(panels[0], of("norm", "mean"), f"norm, over that of\nthe {analysis['reference']}", ".2f")
-    bars(panels[1], of("variation"), "standard deviation over images,\nover the mean's norm", ".2f")
-    bars(
-        panels[2],
-        of("between_classes", "corrected"),
-        "share of the variance between\nclasses, corrected for chance",
-        ".0%",
-    )
-    panels[2].xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    ranks = of("effective_rank", "mean")
-    bars(panels[3], ranks, "effective rank, mean; line: 5 to\n95 % of images; | : largest", ".1f")
-    for leaf, each in of("effective_rank").items():
-        low, high = each["p5"]["mean"], each["p95"]["mean"]
-        panels[3].hlines(places[leaf] - 0.42, low, high, color="black", lw=1.5)
-        largest, at = leaves[leaf]["largest"], places[leaf]
-        panels[3].vlines(largest, at - 0.4, at + 0.4, color="black", lw=1.5)
     panels[0].set_yticks(list(places.values()), list(places))
+
+    reference = analysis["reference"]
+    norms = {leaf: _quantiles(each["norm"]) for leaf, each in found.items()}
+    texts = {leaf: f"{mean:.2f}" for leaf, (mean, *_) in norms.items()}
+    _bars(panels[0], places, norms, texts, f"norm, over that of the {reference}\n{over_images}")
+
+    variations = {leaf: _spread(each["variation"]) for leaf, each in found.items()}
+    texts = {leaf: f"{mean:.2f}" for leaf, (mean, *_) in variations.items()}
+    label = f"std over images, over the mean's norm\n{over_seeds}"
+    _bars(panels[1], places, variations, texts, label)
+
+    shares = {leaf: _spread(each["between_classes"]["corrected"]) for leaf, each in found.items()}
+    texts = {leaf: f"{mean:.0%}" for leaf, (mean, *_) in shares.items()}
+    label = f"variance between classes (less chance)\n{over_seeds}"
+    _bars(panels[2], places, shares, texts, label)
+    panels[2].xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+    ranks = {
+        leaf: _quantiles(each["effective_rank"])
+        for leaf, each in found.items()
+        if "effective_rank" in each
+    }
+    texts = {leaf: f"{mean:.1f} of {leaves[leaf]['largest']}" for leaf, (mean, *_) in ranks.items()}
+    _bars(panels[3], places, ranks, texts, f"effective rank of the largest possible\n{over_images}")
+    for axes in panels:
+        for bar in axes.patches:
+            bar.set_facecolor(model_colour(straw))
     save(figure, path)
 
 
@@ -101,7 +88,10 @@ def plot_movement(analysis: Mapping[str, Any], straw: str, path: FilePath) -> No
     title = f"How far {model_name(straw)}'s weights move when an image is turned or blurred"
     figure = new_figure(title, analysis["dataset"], (2.5 * len(kernels) + 1.6, 5.2))
     grid: np.ndarray = figure.subplots(2, len(kernels), sharey=True, sharex="row", squeeze=False)
-    yardsticks = {"another image": ("any other image", "-."), "same class": ("same class", "--")}
+    yardsticks = {
+        "another image": ("any other image", "-."),
+        "same class": ("another image\nof its class", "--"),
+    }
     handles: list[Any] = []
     for row, (kind, label) in zip(grid, kinds.items(), strict=True):
         for axes, leaf in zip(row, kernels, strict=True):
@@ -113,7 +103,11 @@ def plot_movement(analysis: Mapping[str, Any], straw: str, path: FilePath) -> No
             ]
             marks = {"marker": "o", "ms": 4, "lw": 1.8, "label": "the image itself,\nchanged"}
             colour = model_colour(straw)
-            handles += _line(axes, amounts[kind], found[leaf][kind], 1, color=colour, **marks)
+            handles = _line(axes, amounts[kind], found[leaf][kind], 1, color=colour, **marks)
+            handles += [
+                axes.axhline(found[leaf][name]["mean"], color="#555555", ls=ls, lw=1.3, label=text)
+                for name, (text, ls) in yardsticks.items()
+            ]
             axes.set_xticks(amounts[kind][::2] if kind == "rotation" else amounts[kind])
             axes.set_xlabel(label, fontsize=9)
             tidy(axes)
@@ -143,17 +137,49 @@ def plot_turned(analysis: Mapping[str, Any], path: FilePath) -> None:
     axes: Axes = figure.subplots()
     handles: list[Any] = []
     for model, styles in analysis["turned"].items():
-        for style, figures in styles.items():
-            label = model_name(model) + _STYLE_NAMES.get(style, "")
-            marks = {"ms": 4, "lw": 1.8, "label": label, **_STYLE_MARKS[style]}
-            handles += _line(
-                axes, analysis["angles"], figures, 100, color=model_colour(model), **marks
-            )
+        for style, mark in _STYLE_MARKS.items():
+            if style in styles:
+                label = model_name(model) + _STYLE_NAMES.get(style, "")
+                marks = {"ms": 4, "lw": 1.8, "label": label, **mark}
+                x, colour = analysis["angles"], model_colour(model)
+                handles += _line(axes, x, styles[style], 100, color=colour, **marks)
     axes.set(xlabel="rotation, either way (degrees)", ylabel="accuracy (%)", ylim=(0, 100))
     axes.set_xticks(analysis["angles"])
     tidy(axes)
     figure.legend(handles=handles, loc="outside right center", frameon=False)
     save(figure, path)
+
+
+def _bars(
+    axes: "Axes",
+    places: Mapping[str, float],
+    values: Mapping[str, tuple[float, float, float]],
+    texts: Mapping[str, str],
+    label: str,
+) -> None:
+    """Draw for each leaf a bar to its value, a line over its range, and a text beyond both."""
+    for leaf, (value, low, high) in values.items():
+        axes.barh(places[leaf], value, 0.68)
+        axes.hlines(places[leaf], low, high, color="black", lw=1.5)
+        beyond = max(value, high, 0), places[leaf]
+        axes.annotate(texts[leaf], beyond, (4, 0), textcoords="offset points", va="center")
+    axes.set_xlabel(label, fontsize=9)
+    axes.margins(x=0.3)
+    axes.set_xlim(left=min([0.0, *(low for _, low, _ in values.values())]))
+    tidy(axes)
+    axes.grid(visible=False, axis="y")
+
+
+def _quantiles(figure: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Mean and range over images, each the mean over seeds."""
+    mean, low, high = (figure[name]["mean"] for name in ("mean", "p5", "p95"))
+    return mean, low, high
+
+
+def _spread(figure: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Mean over seeds, and one standard deviation below and above it."""
+    mean, std = figure["mean"], figure["std"] or 0.0
+    return mean, mean - std, mean + std
 
 
 def _line(
