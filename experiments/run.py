@@ -48,6 +48,7 @@ def _run(settings: dict[str, Any], command: str) -> int:
 
     config = experiment.Config(**settings)
     try:
+        parallel.jobs_for(1, config.jobs)  # refuses what this device cannot do
         dataset = experiment.load_dataset(config)
     except (ValueError, OSError) as error:
         return fail(error, 2)

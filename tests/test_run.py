@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from straw_jax.training import contenders
 from straw_jax.training.experiment import Config
 from straw_jax.training.published import PUBLISHED
 from straw_jax.training.runs import Recipe
@@ -25,7 +26,7 @@ from straw_jax.training.runs import Recipe
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "run.py"
 sys.path.insert(0, str(SCRIPT.parent))
-from arguments import EXPERIMENTS, parse  # noqa: E402 - a script's module, not a package's
+from arguments import EXPERIMENTS, MODELS, parse  # noqa: E402 - a script's module, not a package's
 
 
 def _environment(*first, **more):
@@ -63,6 +64,10 @@ def test_arguments_are_the_settings():
     assert set(Recipe._fields) <= set(vars(_parse()))
 
 
+def test_models_are_the_contenders():
+    assert MODELS == contenders.NAMES
+
+
 def test_experiments_are_those_of_the_report():
     assert list(EXPERIMENTS) == list(PUBLISHED)
 
@@ -81,6 +86,7 @@ def test_experiment_and_its_settings_are_the_same(name):
     assert _parse(spelt).experiment == name
     assert _parse(f"{spelt} --epochs 7").experiment is None
     assert _parse(f"--experiment {name} --limit 100").experiment is None
+    assert _parse(f"--experiment {name} --validation 0.1").experiment is None
 
 
 def test_models_take_commas_and_blanks_in_one_order():
@@ -91,7 +97,7 @@ def test_models_take_commas_and_blanks_in_one_order():
 def test_other_settings_get_another_folder():
     flags = ["", "--fraction 0.2", "--rank 8", "--base trained", "--epochs 6", "--models straw"]
     flags += ["--dataset glyphs", "--batch-size 64", "--learning-rate 1e-3", "--seed 1"]
-    flags += ["--seeds 3", "--limit 100"]
+    flags += ["--seeds 3", "--limit 100", "--schedule cosine", "--validation 0.5"]
     assert len({_parse(line).out for line in flags}) == len(flags)
     assert all(Path(_parse(line).out).parent == Path("results") for line in flags)
 
@@ -131,7 +137,10 @@ def _folder_with_traps(folder):
         ("--seed -1", "--seed: expected"),
         ("--seeds 0", "--seeds: expected"),
         ("--limit 1", "--limit: expected"),
-        ("--models vgg", "--models: expected any of standalone, straw, resnet34, got 'vgg'"),
+        ("--jobs 0", "--jobs: expected"),
+        ("--validation 1", "--validation: expected a number between 0 and 1, got '1'"),
+        ("--schedule linear", "--schedule: invalid choice: 'linear'"),
+        ("--models vgg", "--models: expected any of standalone, wide_dense, "),
         ("--models ,", "--models: expected any of"),
         ("--base W0", "--base: invalid choice: 'W0'"),
         ("--experiment 30pct", "--experiment: invalid choice: '30pct'"),
@@ -144,6 +153,10 @@ def _folder_with_traps(folder):
         ("--out file", "--out: cannot write to file"),
         ("--out old --rank 4", "--out: old holds an earlier run; continue it with --resume"),
         ("--out old --rank 5 --resume", "--rank: --resume needs the earlier run's 4, got 5"),
+        (
+            "--out old --rank 4 --schedule cosine --resume",
+            "--schedule: --resume needs the earlier run's",
+        ),
         ("--out torn --resume", "--resume: cannot read torn"),
     ],
 )
@@ -188,7 +201,7 @@ class _Place:
         _write_archive(folder / "tiny.zip")
 
     def command(self, out, *more):
-        settings = "--archive tiny.zip --data-dir data --fraction 1 --rank 1 --epochs 3"
+        settings = "--archive tiny.zip --data-dir data --fraction 1 --rank 1 --epochs 3 --jobs 1"
         words = [*shlex.split(settings), "--batch-size", "16", "--out", out, *more]
         return [sys.executable, str(SCRIPT), *words]
 
@@ -241,6 +254,9 @@ def test_all_files_are_written(finished):
     assert summary["seeds"] == [0]
     assert list(summary["parameters"]) == ["standalone", "straw"]
     assert summary["parameters"]["standalone"] == 1_204_655
+    assert summary["multiply_adds"]["standalone"] == 11_997_184
+    assert list(summary["controls"]) == ["straw"]
+    assert list(summary["controls"]["straw"]) == ["same class", "shuffled", "mean", "zero"]
     for model in ("standalone", "straw"):
         assert list(summary["results"][model]) == ["standard", "rotated", "blurred"]
         for measures in summary["results"][model].values():
@@ -293,13 +309,44 @@ def test_interrupted_and_killed_experiment_ends_with_the_same_bits(place, finish
     assert code == 0, stderr
     assert "straw seed 0: continuing after epoch" in stderr
     assert "standalone seed 0" not in stderr
+    _assert_same_end(place, "cut", "whole")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be dealt out")
+def test_runs_in_processes_of_their_own_end_with_the_same_bits(place, finished):
+    code, stdout, stderr = place.run("both", "--jobs", "2")
+    assert code == 0, stderr
+    assert "2 runs at a time" in stdout
+    assert json.loads((place.folder / "both" / "summary.json").read_text())["jobs"] == 2
+
+    ready = "cut2/runs/straw-seed0/epochs/1/commit_success.txt"
+    code, _, stderr = place.stop(signal.SIGINT, ready, "cut2", "--jobs", "2")
+    assert code == 130
+    assert stderr.splitlines()[-1].endswith("--resume")
+    assert "Traceback" not in stderr
+    ready = "cut2/runs/straw-seed0/epochs/2/commit_success.txt"
+    code, _, _ = place.stop(signal.SIGKILL, ready, "cut2", "--jobs", "2", "--resume")
+    assert code == -signal.SIGKILL
+    code, _, stderr = place.run("cut2", "--jobs", "2", "--resume")
+    assert code == 0, stderr
+    assert "straw seed 0: continuing after epoch" in stderr
+    _assert_same_end(place, "cut2", "both")
+
+
+def _assert_same_end(place, cut, whole):
     for model in ("standalone", "straw"):
-        whole, cut = ((place.folder / out / "runs" / f"{model}-seed0") for out in ("whole", "cut"))
-        assert _leaf_checksums(cut / "final" / "3") == _leaf_checksums(whole / "final" / "3")
-        scores = [json.loads((run / "result.json").read_text())["variants"] for run in (cut, whole)]
+        folders = [place.folder / out / "runs" / f"{model}-seed0" for out in (cut, whole)]
+        checksums = [_leaf_checksums(folder / "final" / "3") for folder in folders]
+        assert checksums[0] == checksums[1]
+        scores = [json.loads((run / "result.json").read_text())["variants"] for run in folders]
         assert scores[0] == scores[1]
-        assert not (cut / "epochs").exists()
-    lines = (place.folder / "cut" / "metrics.jsonl").read_text().splitlines()
+        assert not (folders[0] / "epochs").exists()
+    controls = [
+        (place.folder / out / "runs" / "straw-seed0" / "controls.json").read_text()
+        for out in (cut, whole)
+    ]
+    assert controls[0] == controls[1]
+    lines = (place.folder / cut / "metrics.jsonl").read_text().splitlines()
     epochs = [(line["model"], line["epoch"]) for line in map(json.loads, lines)]
     assert epochs == [(model, epoch) for model in ("standalone", "straw") for epoch in (1, 2, 3)]
 
@@ -317,6 +364,15 @@ def test_divergence_is_one_line(place, finished):
     assert "step" in last
     assert "last good checkpoint: none" in last
     assert "Traceback" not in stderr
+
+
+def test_validation_never_shows_the_test_images(place, finished):
+    settings = ["--models", "standalone", "--epochs", "1", "--validation", "0.25"]
+    code, stdout, stderr = place.run("validation", *settings)
+    assert code == 0, stderr
+    assert "72 training images, 24 test images" in stdout
+    summary = json.loads((place.folder / "validation" / "summary.json").read_text())
+    assert summary["dataset"].endswith("validation images held out of its training set")
 
 
 def test_other_data_are_refused_on_resume(place, finished, tmp_path):

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from training_models import CLASSES, MODEL, images_and_labels
@@ -145,6 +146,29 @@ def test_cut_off_line_is_dropped(tmp_path):
     with path.open("a") as file:
         file.write('{"epoch": 2')
     assert records.read_lines(path) == [{"epoch": 1}]
+
+
+def _rates(recipe, images):
+    """The learning rate of each step: Adam's steps, where the gradient is always 1."""
+    optimizer = recipe.optimizer(images)
+    state = optimizer.init(jnp.zeros(()))
+    rates = []
+    for _ in range(recipe.epochs * -(-images // recipe.batch_size)):
+        with jax.numpy_dtype_promotion("standard"):
+            change, state = optimizer.update(jnp.ones(()), state)
+        rates.append(-float(change))
+    return np.array(rates)
+
+
+def test_schedules_of_the_learning_rate():
+    np.testing.assert_allclose(_rates(RECIPE, 20), 9 * [1e-2], rtol=1e-4)
+    recipe = RECIPE._replace(schedule="cosine", epochs=10, batch_size=10, learning_rate=0.5)
+    rates = _rates(recipe, 95)  # 100 steps
+    np.testing.assert_allclose(rates[:11], np.linspace(0, 0.5, 11), rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(
+        rates[10:], 0.25 * (1 + np.cos(np.pi * np.arange(90) / 90)), rtol=1e-3
+    )
+    assert np.isfinite(_rates(recipe._replace(epochs=1), 3)).all()  # one step
 
 
 def test_over_seeds_gives_mean_and_sample_deviation():

@@ -3,11 +3,13 @@
 import dataclasses
 import statistics
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from straw_jax import data
 from straw_jax.straw import Base, Straw
@@ -295,6 +297,7 @@ def _finish_in_processes(
 
 
 def _finisher(config: Config, dataset: data.Dataset) -> Callable[[tuple[str, int]], None]:
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
     experiment = Experiment(config, dataset)
 
     def finish_one(task: tuple[str, int]) -> None:

@@ -79,15 +79,16 @@ def in_processes(
         for future in as_completed([pool.submit(_do, task) for task in tasks]):
             future.result()
         pool.shutdown()
-    except BrokenProcessPool:
+    except BrokenProcessPool:  # The pool has ended the others.
         raise ProcessError(
             "a process that trained was ended from outside, perhaps for want of memory. Go on with"
             " --resume, and a lower --jobs if memory is short"
         ) from None
-    finally:
+    except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in set(multiprocessing.active_children()) - others:
             child.terminate()
+        raise
 
 
 _do_task: Callable[[Any], None]

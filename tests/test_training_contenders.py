@@ -1,0 +1,69 @@
+"""The contenders are what their names say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from straw_jax.training import contenders
+from straw_jax.training.contenders import contender, parameters, sample_cost
+
+
+def _contender(name, rank=4, base="none"):
+    return contender(name, classes=47, rank=rank, base=base)
+
+
+def test_article_contenders_have_their_sizes():
+    assert parameters(_contender("standalone")) == 1_204_655
+    assert parameters(_contender("resnet34")) == 21_299_951
+    assert parameters(_contender("straw", 16)) == 20_606_863
+    # 3x3 kernels on 26x26 and 24x24 positions, and two dense layers.
+    convolutions = 26**2 * 9 * 32 + 24**2 * 9 * 32 * 64
+    assert sample_cost(_contender("standalone")) == convolutions + 9216 * 128 + 128 * 47
+
+
+@pytest.mark.parametrize("base", ["none", "trained"])
+@pytest.mark.parametrize("rank", [2, 16])
+def test_widened_executors_are_as_large_or_dear_as_straw(rank, base):
+    straw = _contender("straw", rank, base)
+    for name, count in (
+        ("wide_dense", parameters),
+        ("wide", parameters),
+        ("wide_compute", sample_cost),
+    ):
+        # Widths are whole: a channel more or less is at most some per cent.
+        assert count(_contender(name, rank, base)) == pytest.approx(count(straw), rel=0.03)
+
+
+def test_widened_executors_keep_their_proportions():
+    def kernels(name):
+        shapes = jax.eval_shape(
+            _contender(name, 16).init, jax.random.key(0), jnp.zeros((1, 28, 28, 1))
+        )
+        return {layer: leaves["kernel"].shape for layer, leaves in shapes["params"].items()}
+
+    assert kernels("wide_dense")["conv2"] == kernels("standalone")["conv2"]
+    wide = kernels("wide")
+    assert wide["conv2"][3] == pytest.approx(2 * wide["conv2"][2], abs=1)
+    assert wide["fc1"][1] == pytest.approx(4 * wide["conv1"][3], abs=2)
+
+
+@pytest.mark.parametrize("name", contenders.NAMES)
+def test_only_straws_write_weights(name):
+    straw = contenders.straw_of(name, classes=47, rank=1, base="none")
+    assert (straw is None) == (name != "straw")
+
+
+def test_every_contender_gives_logits():
+    images = jnp.zeros((2, 28, 28, 1))
+    for name in ("standalone", "wide_compute", "straw"):
+        model = _contender(name, rank=1)
+        logits, state = model.apply(model.init(jax.random.key(0), images), images, None)
+        assert logits.shape == (2, 47)
+        assert state == {}
+        assert np.isfinite(logits).all()
+
+
+def test_unknown_contender_lists_the_known():
+    with pytest.raises(ValueError, match=r"expected one of standalone, .* got 'resnet18'"):
+        _contender("resnet18")
