@@ -1,49 +1,27 @@
 """The command line, from bad input to a killed and resumed experiment, in processes of its own."""
 
 import dataclasses
-import gzip
 import json
 import os
 import platform
 import runpy
 import shlex
 import signal
-import struct
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
+import scripts
+from arguments import EXPERIMENTS, MODELS, parse
 
 from straw_jax.training import contenders
 from straw_jax.training.experiment import Config
 from straw_jax.training.published import PUBLISHED
 from straw_jax.training.runs import Recipe
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "experiments" / "run.py"
-sys.path.insert(0, str(SCRIPT.parent))
-from arguments import EXPERIMENTS, MODELS, parse  # noqa: E402 - a script's module, not a package's
-
-
-def _environment(*first, **more):
-    path = os.pathsep.join([*map(str, first), str(ROOT)])
-    return {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", **more}
-
-
-def _write_archive(path, *, train=96, test=20):
-    """Write an archive laid out as EMNIST's, of random images."""
-    rng = np.random.default_rng(0)
-    with zipfile.ZipFile(path, "w") as archive:
-        for split, count in (("train", train), ("test", test)):
-            images = struct.pack(">4i", 2051, count, 28, 28) + rng.bytes(count * 784)
-            labels = struct.pack(">2i", 2049, count) + bytes(np.arange(count, dtype=np.uint8) % 47)
-            for kind, raw in (("images-idx3", images), ("labels-idx1", labels)):
-                member = f"gzip/emnist-balanced-{split}-{kind}-ubyte.gz"
-                archive.writestr(member, gzip.compress(raw))
+SCRIPT = scripts.EXPERIMENTS / "run.py"
 
 
 # --- arguments --------------------------------------------------------------------------------
@@ -112,7 +90,7 @@ def no_jax(tmp_path_factory):
 
 def _folder_with_traps(folder):
     (folder / "file").write_text("")
-    _write_archive(folder / "whole.zip")
+    scripts.write_archive(folder / "whole.zip")
     (folder / "cut.zip").write_bytes((folder / "whole.zip").read_bytes()[:-100])
     (folder / "old").mkdir()
     settings = {**vars(_parse("--rank 4 --out old")), "models": ["standalone", "straw"]}
@@ -166,7 +144,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(tmp_path, no_jax, line, mess
     found = subprocess.run(
         [sys.executable, SCRIPT, *shlex.split(line)],
         cwd=tmp_path,
-        env=_environment(no_jax),
+        env=scripts.environment(no_jax),
         capture_output=True,
         text=True,
         check=False,
@@ -181,7 +159,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(tmp_path, no_jax, line, mess
 def test_help_names_every_flag(no_jax):
     found = subprocess.run(
         [sys.executable, SCRIPT, "--help"],
-        env=_environment(no_jax),
+        env=scripts.environment(no_jax),
         capture_output=True,
         text=True,
         check=True,
@@ -198,7 +176,7 @@ class _Place:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        _write_archive(folder / "tiny.zip")
+        scripts.write_archive(folder / "tiny.zip")
 
     def command(self, out, *more):
         settings = "--archive tiny.zip --data-dir data --fraction 1 --rank 1 --epochs 3 --jobs 1"
@@ -209,7 +187,7 @@ class _Place:
         return subprocess.Popen(
             self.command(*words),
             cwd=self.folder,
-            env=_environment(JAX_COMPILATION_CACHE_DIR=str(self.folder / "cache")),
+            env=scripts.environment(JAX_COMPILATION_CACHE_DIR=str(self.folder / "cache")),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -376,7 +354,7 @@ def test_validation_never_shows_the_test_images(place, finished):
 
 
 def test_other_data_are_refused_on_resume(place, finished, tmp_path):
-    _write_archive(tmp_path / "other.zip", train=40)
+    scripts.write_archive(tmp_path / "other.zip", train=40)
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.json").write_bytes((finished[0] / "config.json").read_bytes())
