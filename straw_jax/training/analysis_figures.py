@@ -85,7 +85,9 @@ def plot_movement(analysis: Mapping[str, Any], straw: str, path: FilePath) -> No
     kernels = [leaf for leaf in found if leaves[leaf]["largest"] is not None]
     kinds = {"rotation": "rotation (degrees)", "blur": "blur, σ (pixels)"}
     amounts = {"rotation": analysis["angles"], "blur": analysis["sigmas"]}
+    count, seeds = analysis["images"]["updates"], len(analysis["seeds"][straw])
     title = f"How far {model_name(straw)}'s weights move when an image is turned or blurred"
+    title += f" ({count:,} test images, {seeds} seed{'s' if seeds > 1 else ''})"
     figure = new_figure(title, analysis["dataset"], (2.5 * len(kernels) + 1.6, 5.2))
     grid: np.ndarray = figure.subplots(2, len(kernels), sharey=True, sharex="row", squeeze=False)
     yardsticks = {
@@ -164,7 +166,7 @@ def _bars(
         beyond = max(value, high, 0), places[leaf]
         axes.annotate(texts[leaf], beyond, (4, 0), textcoords="offset points", va="center")
     axes.set_xlabel(label, fontsize=9)
-    axes.margins(x=0.3)
+    axes.margins(x=0.36)
     axes.set_xlim(left=min([0.0, *(low for _, low, _ in values.values())]))
     tidy(axes)
     axes.grid(visible=False, axis="y")
