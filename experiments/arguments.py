@@ -37,8 +37,11 @@ _USUAL: dict[str, Any] = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Answer a mistake with one line on stderr and exit code 2."""
+
     def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end the process."""
         self.exit(2, f"{self.prog}: {message} (--help explains the flags)\n")
 
 
@@ -126,7 +129,7 @@ def _stored_settings(results: Path) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="run.py",
         description="Train STRAW and its baselines on EMNIST balanced, test them on standard,"
         " rotated and blurred images, and write table, report and figures.",

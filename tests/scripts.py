@@ -3,7 +3,6 @@
 import gzip
 import os
 import struct
-import sys
 import zipfile
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))  # for `arguments` and `process`, which are no package's
 
 
 def environment(*first, **more):

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from summaries import ARTICLE, CONTROLS, MODELS, UNOFFICIAL, VARIANTS, example, summary_of
+from summaries import (
+    ARTICLE,
+    CONTROLS,
+    MODELS,
+    UNOFFICIAL,
+    VARIANTS,
+    cells,
+    example,
+    shows,
+    summary_of,
+)
 
 from straw_jax.training import published, report
 
@@ -30,24 +40,11 @@ def summaries(draw):
     return summary_of(values(1.0), values(99.0))
 
 
-def cells(line):
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
 def section(text, title):
     """Rows of the table under a heading of the Markdown report, as dictionaries by column."""
     part = text.split(f"## {title}\n")[1].split("\n## ")[0]
     header, _, *rows = [cells(line) for line in part.splitlines() if line.startswith("|")]
     return [dict(zip(header, row, strict=True)) for row in rows]
-
-
-def shows(text, expected, scale, digits):
-    """Whether a printed mean, and spread if there is one, is what the summary holds."""
-    numbers = [float(number) for number in text.split(" ± ")]
-    exact = [expected["mean"]] + ([] if expected["std"] is None else [expected["std"]])
-    return len(numbers) == len(exact) and np.allclose(
-        numbers, np.multiply(exact, scale), rtol=0, atol=0.51 * 10**-digits
-    )
 
 
 # --- text ---------------------------------------------------------------------------------------

@@ -34,17 +34,17 @@ def table(summary: Mapping[str, Any]) -> str:
     rows: list[list[str] | str] = [["", *variants, "parameters", "training time"]]
     rows.append("accuracy, %")
     for model, by_variant in results.items():
-        accuracy = [_mean_std(by_variant[v]["accuracy"], 100, 2) for v in variants]
-        cost = [_count(summary["parameters"][model]), _duration(summary["seconds"][model])]
+        accuracy = [mean_std(by_variant[v]["accuracy"], 100, 2) for v in variants]
+        cost = [readable_count(summary["parameters"][model]), duration(summary["seconds"][model])]
         rows.append([f"  {model_name(model)}", *accuracy, *cost])
     rows.append("loss")
     for model, by_variant in results.items():
-        loss = [_mean_std(by_variant[v]["loss"], 1, 4) for v in variants]
+        loss = [mean_std(by_variant[v]["loss"], 1, 4) for v in variants]
         rows.append([f"  {model_name(model)}", *loss, "", ""])
     for model, by_control in summary["controls"].items():
         rows.append(f"accuracy, %, of {model_name(model)} with other style vectors than its own")
         for control, by_variant in by_control.items():
-            accuracy = [_mean_std(by_variant[v]["accuracy"], 100, 2) for v in variants]
+            accuracy = [mean_std(by_variant[v]["accuracy"], 100, 2) for v in variants]
             rows.append([f"  {control}", *accuracy, "", ""])
     comparison = compare(summary)
     if comparison and comparison.fair:
@@ -58,11 +58,18 @@ def table(summary: Mapping[str, Any]) -> str:
         f"run       {summary['experiment'] or 'own settings'}; {_seeds(summary)}",
         "",
     ]
-    return "\n".join(heading + _aligned(rows))
+    return "\n".join(heading + aligned(rows))
 
 
-def _aligned(rows: Sequence[list[str] | str]) -> list[str]:
-    """Line up columns (the first to the left, others to the right); a bare string spans them."""
+def aligned(rows: Sequence[list[str] | str]) -> list[str]:
+    """Lay out rows as lines of text: the first column to the left, the others to the right.
+
+    Args:
+        rows: cells, as many in each row; a bare string spans all columns.
+
+    Returns:
+        A line for each row.
+    """
     cells = [row for row in rows if not isinstance(row, str)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
@@ -107,14 +114,14 @@ def _section_run(summary: Mapping[str, Any]) -> str:
         ["commit", summary["commit"] or "not in a clone"],
         ["seeds", ", ".join(map(str, summary["seeds"]))],
         ["runs at a time", str(summary["jobs"])],
-        ["training time, all models and seeds", _duration(sum(summary["seconds"].values()))],
+        ["training time, all models and seeds", duration(sum(summary["seconds"].values()))],
         ["versions", versions],
     ]
     title = f"# STRAW on {summary['dataset']}"
     if summary["experiment"]:
         title += f": {summary['experiment']}"
     command = f"```bash\n{summary['command']}\n```\n\nEvery setting is in `config.json`."
-    return "\n\n".join([title, command, _markdown_table(["what", "value"], facts)])
+    return "\n\n".join([title, command, markdown_table(["what", "value"], facts)])
 
 
 def _section_results(summary: Mapping[str, Any]) -> str:
@@ -125,8 +132,8 @@ def _section_results(summary: Mapping[str, Any]) -> str:
     rows = []
     for variant in variant_names(summary):
         for model, by_variant in summary["results"].items():
-            accuracy = _mean_std(by_variant[variant]["accuracy"], 100, 2)
-            loss = _mean_std(by_variant[variant]["loss"], 1, 4)
+            accuracy = mean_std(by_variant[variant]["accuracy"], 100, 2)
+            loss = mean_std(by_variant[variant]["loss"], 1, 4)
             rows.append([variant, model_name(model), accuracy, loss])
             if comparison:
                 rows[-1] += _published(comparison, variant, model)
@@ -138,7 +145,7 @@ def _section_results(summary: Mapping[str, Any]) -> str:
     else:
         remark = "No figures of the article stand beside these: the run is none of its three sets."
     spread = f"{_seeds(summary).capitalize()}."
-    return "\n\n".join(["## Results", spread, remark, _markdown_table(header, rows)])
+    return "\n\n".join(["## Results", spread, remark, markdown_table(header, rows)])
 
 
 def _section_differences(summary: Mapping[str, Any]) -> str:
@@ -153,16 +160,15 @@ def _section_differences(summary: Mapping[str, Any]) -> str:
             ours = results[model][variant]["accuracy"]["seeds"]
             base = results["standalone"][variant]["accuracy"]["seeds"]
             pairs = [a - b for a, b in zip(ours, base, strict=True)]
-            std = statistics.stdev(pairs) if len(pairs) > 1 else None
-            difference = {"mean": statistics.mean(pairs), "std": std}
-            rows.append([variant, model_name(model), _mean_std(difference, 100, 2, sign="+")])
+            difference = mean_std(statistic(pairs), 100, 2, sign="+")
+            rows.append([variant, model_name(model), difference])
             if comparison:
                 rows[-1].append(_published_difference(comparison, variant, model))
     header = ["test images", "model", "difference, percentage points"]
     if comparison:
         header.append(f"article ({comparison.verdict})")
     text = "Accuracy less that of the standalone with the same seed."
-    return "\n\n".join(["## Difference from the standalone", text, _markdown_table(header, rows)])
+    return "\n\n".join(["## Difference from the standalone", text, markdown_table(header, rows)])
 
 
 def _section_controls(summary: Mapping[str, Any]) -> str:
@@ -172,7 +178,7 @@ def _section_controls(summary: Mapping[str, Any]) -> str:
     for model, by_control in summary["controls"].items():
         for control, by_variant in {"": summary["results"][model], **by_control}.items():
             source = CONTROL_NAMES[control] if control else "the image itself"
-            accuracy = [_mean_std(by_variant[v]["accuracy"], 100, 2) for v in variants]
+            accuracy = [mean_std(by_variant[v]["accuracy"], 100, 2) for v in variants]
             rows.append([model_name(model), source, *accuracy])
     if not rows:
         return ""
@@ -181,7 +187,7 @@ def _section_controls(summary: Mapping[str, Any]) -> str:
         "Is it the sample? The same trained model, each image's weights written from another style"
         " vector than its own. The mean is one static network; zero is the generator's biases."
     )
-    return "\n\n".join(["## Controls", text, _markdown_table(header, rows)])
+    return "\n\n".join(["## Controls", text, markdown_table(header, rows)])
 
 
 def _section_models(summary: Mapping[str, Any]) -> str:
@@ -191,12 +197,12 @@ def _section_models(summary: Mapping[str, Any]) -> str:
             model_name(model),
             f"{count:,}",
             f"{summary['multiply_adds'][model]:,}",
-            _duration(seconds[model]),
+            duration(seconds[model]),
         ]
         for model, count in parameters.items()
     ]
     header = ["model", "trained parameters", "multiply-adds an image", "training time, all seeds"]
-    parts = ["## Models", _markdown_table(header, rows)]
+    parts = ["## Models", markdown_table(header, rows)]
     largest, smallest = (f(parameters, key=parameters.__getitem__) for f in (max, min))
     ratio = parameters[largest] / parameters[smallest]
     if ratio > 1.1:
@@ -219,7 +225,7 @@ def _section_seeds(summary: Mapping[str, Any]) -> str:
         for model, by_variant in summary["results"].items()
     ]
     header = ["test images", "model", *(f"seed {seed}: accuracy, %" for seed in seeds)]
-    return "\n\n".join(["## Every seed", _markdown_table(header, rows)])
+    return "\n\n".join(["## Every seed", markdown_table(header, rows)])
 
 
 def _section_figures(summary: Mapping[str, Any]) -> str:
@@ -234,7 +240,8 @@ def _section_figures(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(["## Figures", *links])
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -269,21 +276,28 @@ def _seeds(summary: Mapping[str, Any]) -> str:
     return f"mean ± sample standard deviation over {len(seeds)} seeds"
 
 
-def _mean_std(figure: Mapping[str, Any], scale: int, digits: int, sign: str = "") -> str:
+def statistic(values: Sequence[float]) -> dict[str, Any]:
+    """Return "mean" and "std", the sample standard deviation: None of a single value."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std}
+
+
+def mean_std(figure: Mapping[str, Any], scale: int, digits: int, sign: str = "") -> str:
+    """Write "mean ± std", times `scale`; the mean alone where "std" is None."""
     mean = f"{scale * figure['mean']:{sign}.{digits}f}"
     return mean if figure["std"] is None else f"{mean} ± {scale * figure['std']:.{digits}f}"
 
 
-def _count(number: int) -> str:
-    """A count in three or four significant digits: 850, 12.35 k, 20.61 M."""
-    for unit, size in (("M", 1_000_000), ("k", 1_000)):
+def readable_count(number: int) -> str:
+    """Write a count in few digits: 850, 12.35 k, 20.61 M, 1.16 G."""
+    for unit, size in (("G", 1_000_000_000), ("M", 1_000_000), ("k", 1_000)):
         if number >= size:
             return f"{number / size:.2f} {unit}"
     return str(number)
 
 
-def _duration(seconds: float) -> str:
-    """A time in the two largest units that matter: 4.2 s, 3 min 05 s, 1 h 02 min."""
+def duration(seconds: float) -> str:
+    """Write a time in the two largest units that matter: 4.2 s, 3 min 05 s, 1 h 02 min."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

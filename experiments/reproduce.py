@@ -1,0 +1,191 @@
+#!/usr/bin/env python
+"""Reproduce every result of docs/results.md: `python experiments/reproduce.py --help`.
+
+Only the standard library is imported: each study, and the page, is a process of its own.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from arguments import Parser, parse
+
+_HERE = Path(os.path.relpath(Path(__file__).parent))  # short in the record of each command
+
+
+class Study(NamedTuple):
+    """A command line of run.py, and how many seeds it takes unless told otherwise."""
+
+    flags: str
+    seeds: int = 1
+
+
+_SMALL = "--models standalone wide_dense wide_compute straw"
+_RANK = "--fraction 0.1 --epochs 5 --models straw --rank"
+_OTHER_RANKS = (1, 2, 4, 8, 32, 64)  # rank 16 is set2's
+
+# In the order in which they run: the quick ones first.
+STUDIES: dict[str, Study] = {
+    "set2": Study(f"--experiment 10pct_rank16 {_SMALL}", seeds=3),
+    "set2_trained": Study("--experiment 10pct_rank16 --models straw --base trained", seeds=3),
+    "preset2": Study("--preset compact --fraction 0.1", seeds=3),
+    "set3": Study(f"--experiment 20pct_rank32 {_SMALL}", seeds=3),
+    "set3_trained": Study("--experiment 20pct_rank32 --models straw --base trained", seeds=3),
+    "preset3": Study("--preset compact --fraction 0.2", seeds=3),
+    **{f"rank{rank}": Study(f"{_RANK} {rank}") for rank in _OTHER_RANKS},
+    **{f"rank{rank}_trained": Study(f"{_RANK} {rank} --base trained") for rank in _OTHER_RANKS},
+    "set2_wide": Study("--experiment 10pct_rank16 --models wide"),
+    "set2_resnet34": Study("--experiment 10pct_rank16 --models resnet34"),
+    "set1": Study(f"--experiment full_rank16 {_SMALL}", seeds=3),
+    "set3_resnet34": Study("--experiment 20pct_rank32 --models resnet34"),
+    "set1_resnet34": Study("--experiment full_rank16 --models resnet34"),
+}
+
+
+def main() -> int:
+    """Run the studies that the command line names, as far as they are still to be done.
+
+    Returns:
+        The exit code: 0 finished, 2 bad input, 130 stopped by Ctrl-C, else that of the study that
+        failed.
+    """
+    arguments = _read(sys.argv[1:])
+    out = Path(arguments.out)
+    commands = {name: _words(name, arguments) for name in arguments.only or STUDIES}
+    if mistake := _first_mistake(commands):
+        print(f"reproduce.py: {mistake}", file=sys.stderr)
+        return 2
+    waiting = {name: words for name, words in commands.items() if not _is_finished(out / name)}
+    if arguments.dry_run:
+        for words in waiting.values():
+            print(shlex.join(["python", *words]))
+        return 0
+    try:
+        return _run(waiting, out, len(commands))
+    except KeyboardInterrupt:
+        again = shlex.join(["python", *sys.argv])
+        print(f"reproduce.py: stopped; to go on: {again}", file=sys.stderr)
+        return 130
+
+
+def _read(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; what is run.py's to check is left to it."""
+    parser = Parser(
+        prog="reproduce.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [flags] [-- flags of run.py]",
+        description=textwrap.fill(
+            "Run the studies behind docs/results.md one after the other, each with run.py, and"
+            " write results.md after each. Finished studies are not run again, and a stopped one"
+            " goes on where it was: give the same command once more.",
+            width=88,
+        ),
+        epilog="studies, in the order in which they run. On a CPU with 2 cores, those before"
+        " set2_resnet34\ntake some hours together, and each from there on takes hours:\n"
+        + "".join(f"  {name:<15} {study.flags}\n" for name, study in STUDIES.items()),
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=STUDIES, metavar="STUDY", help="run these, in this order (all)"
+    )
+    parser.add_argument(
+        "--seeds",
+        metavar="N",
+        help="runs of each model (3, and 1 of ranks, ResNet-34 and the widest control)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default=str(Path("results", "reproduction")),
+        help="folder for a folder of each study, and for results.md (%(default)s)",
+    )
+    for flag, metavar in (("dataset", "NAME"), ("data-dir", "DIR"), ("archive", "FILE")):
+        parser.add_argument(f"--{flag}", metavar=metavar, help="as run.py takes it")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the commands that are still to be run"
+    )
+    split = argv.index("--") if "--" in argv else len(argv)
+    return parser.parse_args(argv[:split], argparse.Namespace(more=argv[split + 1 :]))
+
+
+def _words(name: str, arguments: argparse.Namespace) -> list[str]:
+    """Write a study's command line, without "python"."""
+    study, out = STUDIES[name], Path(arguments.out, name)
+    words = [str(_HERE / "run.py"), *study.flags.split()]
+    words += ["--seeds", arguments.seeds or str(study.seeds)]
+    for flag in ("dataset", "data_dir", "archive"):
+        if (value := getattr(arguments, flag)) is not None:
+            words += [f"--{flag.replace('_', '-')}", value]
+    words += [*arguments.more, "--out", str(out)]
+    return words + ["--resume"] * (out / "config.json").exists()
+
+
+def _first_mistake(commands: dict[str, list[str]]) -> str | None:
+    """Let run.py's own reader check every command, so that the last is known to be sound."""
+    for name, words in commands.items():
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                parse(words[1:])
+        except SystemExit:
+            return f"{name}: {said.getvalue().strip().removeprefix('run.py: ')}"
+    return None
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / "summary.json").exists()
+
+
+def _run(waiting: dict[str, list[str]], out: Path, studies: int) -> int:
+    print(f"{studies} studies, {studies - len(waiting)} of them finished; results in {out}")
+    for name, words in waiting.items():
+        print(f"\n=== {name}: {shlex.join(['python', *words])}", flush=True)
+        if code := _call(words):
+            if code != 2:  # else run.py has said all
+                print(f"reproduce.py: {name} failed, exit code {code}", file=sys.stderr)
+            return code
+        if code := _write_page(out):
+            return code
+    return 0 if waiting else _write_page(out)
+
+
+def _write_page(out: Path) -> int:
+    return _call([str(_HERE / "write_results.py"), str(out), "--out", str(out / "results.md")])
+
+
+def _call(words: Sequence[str]) -> int:
+    """Run a Python program to its end; return its exit code, of a signal as shells count it."""
+    child = subprocess.Popen([sys.executable, *words])
+    try:
+        code = child.wait()
+    except KeyboardInterrupt:
+        _stop(child)
+        raise
+    return code if code >= 0 else 128 - code
+
+
+def _stop(child: "subprocess.Popen[bytes]") -> None:
+    """Let a child end; a terminal's Ctrl-C reaches it, too, but a signal to this process does not.
+
+    A second Ctrl-C ends it at once.
+    """
+    try:
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGINT)
+            child.wait()
+    finally:
+        child.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

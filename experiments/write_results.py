@@ -1,0 +1,97 @@
+#!/usr/bin/env python
+"""Write the results page from finished studies: `python experiments/write_results.py --help`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from arguments import Parser
+from reproduce import STUDIES
+
+
+def main() -> int:
+    """Write the page that the command line names, with its figures beside it.
+
+    Returns:
+        The exit code: 0 written, 2 bad input, 130 stopped by Ctrl-C.
+    """
+    parser = Parser(
+        prog="write_results.py",
+        description="Write one page of all results, and its figures beside it, from"
+        " FOLDER/STUDY/summary.json, FOLDER/STUDY/analysis.json and FOLDER/findings/SECTION.md,"
+        " of which any may be missing.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of studies")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("docs", "results.md"),
+        metavar="FILE",
+        help="the page (%(default)s)",
+    )
+    arguments = parser.parse_args()
+    try:
+        write(arguments.folder, arguments.out)
+    except (OSError, ValueError) as error:
+        print(f"write_results.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def write(folder: Path, out: Path) -> None:
+    """Write the page and its figures, and print its table.
+
+    Args:
+        folder: Of the studies.
+        out: The page.
+
+    Raises:
+        ValueError: The folder holds no finished study, or a file that is no JSON.
+        OSError: A file cannot be read or written.
+    """
+    studies = _by_study(folder, "summary.json")
+    if not studies:
+        raise ValueError(
+            f"expected finished studies, found no {folder / 'STUDY' / 'summary.json'}. Run"
+            " experiments/reproduce.py first"
+        )
+    import results_figures
+    import results_page
+
+    from straw_jax.training import records
+
+    known = {**dict.fromkeys(STUDIES), **studies}
+    figures = {"main": f"{out.stem}_main.png", "rank": f"{out.stem}_rank.png"}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    drawn = results_figures.draw(
+        studies, {name: out.with_name(file) for name, file in figures.items()}
+    )
+    text = results_page.page(
+        known,
+        findings={
+            path.stem: path.read_text(encoding="utf-8")
+            for path in sorted(folder.glob("findings/*.md"))
+        },
+        analyses=_by_study(folder, "analysis.json"),
+        figures={name: figures[name] for name in drawn},
+    )
+    records.write(out, text)
+    print(results_page.table(known))
+    print(f"Page: {out}")
+
+
+def _by_study(folder: Path, name: str) -> dict[str, Any]:
+    found = {}
+    for path in sorted(folder.glob(f"*/{name}")):
+        try:
+            found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"cannot read {path}: {error}") from None
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
