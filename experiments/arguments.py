@@ -79,7 +79,7 @@ def parse_analysis(argv: Sequence[str]) -> argparse.Namespace:
         "images", and "settings": one entry for each field of
         `straw_jax.training.experiment.Config`, as they were, but for where data and results lie.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="analyse.py",
         description="Look at what the trained STRAW of a finished experiment does: what its"
         " modulator costs, how its updates vary, and how rotation and blur move them; with the"
