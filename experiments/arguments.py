@@ -1,4 +1,4 @@
-"""The command line of run.py: flags, defaults, and every check that needs nothing loaded.
+"""The command lines of run.py and analyse.py: flags, defaults, and all checks without data.
 
 Only the standard library is imported, so that a mistake is answered at once.
 """
@@ -89,6 +89,65 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     return arguments
+
+
+def parse_analysis(argv: Sequence[str]) -> argparse.Namespace:
+    """Read and check the command line of analyse.py, as `parse` does that of run.py.
+
+    Args:
+        argv: The words after the program's name.
+
+    Returns:
+        "images", and "settings": one entry for each field of
+        `straw_jax.training.experiment.Config`, as they were, but for where data and results lie.
+    """
+    parser = Parser(
+        prog="analyse.py",
+        description="Look at what the trained STRAW of a finished experiment does: what its"
+        " modulator costs, how its updates vary, and how rotation and blur move them; with the"
+        " accuracy of all models by angle. Writes analysis.json and figures beside the results.",
+        epilog="A few minutes a run on a CPU. Data are found as run.py found them, or as given.",
+    )
+    parser.add_argument("results", metavar="RESULTS", help="folder of a finished run.py")
+    parser.add_argument(
+        "--images",
+        type=_whole(2),
+        default=4700,
+        metavar="N",
+        help="test images for accuracies, and half as many for updates (%(default)s)",
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="where data are looked for")
+    parser.add_argument("--archive", metavar="FILE", help="EMNIST's gzip.zip, if you have it")
+    arguments = parser.parse_args(argv)
+    try:
+        _check_archive(arguments.archive)
+        arguments.settings = _stored_settings(Path(arguments.results)) | {
+            name: getattr(arguments, name)
+            for name in ("archive", "data_dir")
+            if getattr(arguments, name)
+        }
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments
+
+
+def _stored_settings(results: Path) -> dict[str, Any]:
+    """Read the settings of an experiment, with its folder as where to continue."""
+    config = results / "config.json"
+    try:
+        stored = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"argument RESULTS: expected a folder with results of run.py, cannot read {config}:"
+            f" {getattr(error, 'strerror', error)}"
+        ) from None
+    names = vars(_parser().parse_args([]))
+    if missing := [name for name in names if name not in stored]:
+        raise ValueError(
+            f"argument RESULTS: {config} has no {', '.join(missing)}: it was written by another"
+            " version of run.py"
+        )
+    return {name: stored[name] for name in names} | {"out": str(results), "resume": True}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -367,7 +367,7 @@ def test_other_data_are_refused_on_resume(place, finished, tmp_path):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_it_starts_anew_with_large_pages_once(monkeypatch):
-    script = runpy.run_path(str(SCRIPT))["_use_large_pages"]
+    script = runpy.run_path(str(SCRIPT))["use_large_pages"]
     calls = []
     monkeypatch.setattr(os, "execv", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(os, "environ", {"PATH": "unchanged"})

@@ -44,5 +44,5 @@ def test_one_compilation_serves_all_sizes():
 
 
 def test_no_images_is_an_error():
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(ValueError, match="at least one sample"):
         evaluate(FORWARD, VARIABLES, IMAGES[:0], LABELS[:0])

@@ -31,8 +31,8 @@ def other_styles(
     generator = np.random.default_rng(_SEED)
     everywhere = np.zeros((len(styles), 1), styles.dtype)
     return {
-        "same class": styles[_exchanged(labels, generator)],
-        "shuffled": styles[_exchanged(np.zeros_like(labels), generator)],
+        "same class": styles[exchanged(labels, generator)],
+        "shuffled": styles[exchanged(np.zeros_like(labels), generator)],
         "mean": everywhere + training_styles.mean(axis=0),
         "zero": everywhere + np.zeros_like(styles[:1]),
     }
@@ -83,8 +83,16 @@ def control_scores(
     return scores
 
 
-def _exchanged(groups: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Give each sample another one of its group, if there is one, and each to just one."""
+def exchanged(groups: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Give each sample another one of its group, if there is one, and each to just one.
+
+    Args:
+        groups: int [n], such as labels.
+        generator: Chooses.
+
+    Returns:
+        int64 [n], a permutation.
+    """
     others = np.arange(len(groups))
     for group in np.unique(groups):
         members = generator.permutation(np.flatnonzero(groups == group))

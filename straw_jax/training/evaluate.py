@@ -44,21 +44,22 @@ def make_forward(model: Model) -> Forward:
 
 
 def in_batches(
-    function: Callable[..., jax.Array],
+    function: Callable[..., Any],
     variables: Variables,
     *inputs: np.ndarray,
     batch_size: int = 128,
-) -> np.ndarray:
+) -> Any:
     """Apply a function of samples to any number of them, in batches of one size.
 
     Args:
-        function: `(variables, *inputs [b, ...]) -> array [b, ...]`, sample by sample.
+        function: `(variables, *inputs [b, ...]) -> array [b, ...]`, or a tree of them, sample by
+            sample.
         variables: Its first argument.
         inputs: Arrays [n, ...], n at least 1, such as images, uint8 [n, 28, 28, 1].
         batch_size: Samples in a batch, which decides memory, not results.
 
     Returns:
-        Array [n, ...] on the host.
+        Array [n, ...], or a tree of them, on the host.
 
     Raises:
         ValueError: There are no samples.
@@ -70,7 +71,7 @@ def in_batches(
         function(variables, *(array[chosen] for array in inputs))
         for chosen, _ in batches(np.arange(count), batch_size)
     ]
-    return np.concatenate([np.asarray(output) for output in outputs])[:count]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *outputs)
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Score:

@@ -235,14 +235,8 @@ def over_seeds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         scores: One for each seed: by variant, a `Score` as a mapping.
 
     Returns:
-        For each variant, and of it for "loss" and "accuracy": "mean", "std" (sample standard
-        deviation; None with one seed) and "seeds", the values themselves.
+        For each variant, and of it for "loss" and "accuracy", what `spread` gives.
     """
-
-    def spread(values: list[float]) -> dict[str, Any]:
-        std = statistics.stdev(values) if len(values) > 1 else None
-        return {"mean": statistics.fmean(values), "std": std, "seeds": values}
-
     return {
         variant: {
             measure: spread([by_variant[variant][measure] for by_variant in scores])
@@ -250,6 +244,19 @@ def over_seeds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         }
         for variant in scores[0]
     }
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Sum up a figure's values by seed.
+
+    Args:
+        values: One for each seed.
+
+    Returns:
+        "mean", "std" (sample standard deviation; None with one seed) and "seeds", the values.
+    """
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "seeds": list(values)}
 
 
 def _held_out(dataset: data.Dataset, share: float) -> data.Dataset:

@@ -1,0 +1,47 @@
+"""What the scripts here do to their own process: pages, caches, warnings, failures.
+
+Only the standard library is imported, as in `arguments`.
+"""
+
+import contextlib
+import os
+import platform
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+
+def use_large_pages() -> None:
+    """Start this process anew with memory in pages of 2 MB, where glibc and Linux give such.
+
+    A step on CPU needs hundreds of megabytes for a moment, and in pages of 4 KB Linux needs a sixth
+    of STRAW's step to hand them out. glibc reads the setting at the start of a process only.
+    """
+    restarted = "STRAW_JAX_RESTARTED"  # glibc may take its variable away
+    if platform.libc_ver()[0] == "glibc" and not {"GLIBC_TUNABLES", restarted} & set(os.environ):
+        os.environ |= {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", restarted: "1"}
+        with contextlib.suppress(OSError):  # not allowed: then without
+            os.execv(sys.executable, sys.orig_argv)
+
+
+def prepare() -> None:
+    """Show warnings as blocks, and let JAX keep compiled programs; call before JAX is imported."""
+    warnings.showwarning = _show_warning
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache_dir()))  # Read on JAX's import.
+
+
+def fail(message: object, code: int) -> int:
+    """Print one line on stderr, with the script's name, and return the exit code."""
+    print(f"{Path(sys.argv[0]).name}: {' '.join(str(message).split())}", file=sys.stderr)
+    return code
+
+
+def _cache_dir() -> Path:
+    """Name the folder in which JAX keeps compiled programs from one start to the next."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "straw_jax", "xla")
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    block = textwrap.fill(str(message), width=88, break_long_words=False, break_on_hyphens=False)
+    print(f"\n--- WARNING ---\n{block}\n---------------\n", file=sys.stderr)

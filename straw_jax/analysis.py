@@ -1,0 +1,314 @@
+"""What per-sample updates do: how large they are, how far apart, of which rank, and why they vary.
+
+Functions here take trees of factors, as `FactorSpec` describes them and `Straw.factors` returns
+them, in which every factor has a sample axis: `Factors` with `B [n, in, r]` and `A [n, r, out]`,
+or an array `[n, ...]` where a leaf is generated whole. They return plain dicts by path.
+
+A sample's update `U = B @ A` is never formed: norms and inner products come from `r x r` Gram
+matrices, singular values from an `r x r` core. All is of the update as such, without the `scale`
+with which a layer applies it: norms grow with it, ranks and shares do not change.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from straw_jax.factors import FactorTree
+from straw_jax.lowrank import Factors, form
+
+
+class _Pair(NamedTuple):
+    """The factors of one leaf, formed: `Factors` whose parts are known to be arrays."""
+
+    B: Array
+    A: Array
+
+
+_Formed: TypeAlias = dict[str, _Pair | Array]
+
+
+class Variance(NamedTuple):
+    """How the updates of one leaf vary over samples that come in groups.
+
+    Attributes:
+        total: the variance `E|U|^2 - |E U|^2`, the mean squared distance from the mean update.
+        mean_norm: `|E U|`, the norm of the mean update.
+        between: share of `total` that lies between the groups' means, 0 to 1 (eta squared). Not
+            corrected for chance: groups that mean nothing have `chance` on average.
+        chance: `(groups - 1) / (n - 1)`, what a random split of the same sizes gives on average.
+        corrected: `(between - chance) / (1 - chance)` (epsilon squared): 0 on average where the
+            groups mean nothing, and then as often below; 1 where a group's updates are all the
+            same. NaN where every group has one sample.
+    """
+
+    total: float
+    mean_norm: float
+    between: float
+    chance: float
+    corrected: float
+
+
+def inner_products(left: FactorTree, right: FactorTree) -> dict[str, Array]:
+    """Compute the inner products `sum(U * V)` of paired samples' updates.
+
+    Args:
+        left: the updates `U`; see the module for the form of both.
+        right: the updates `V`, for the same leaves and of as many samples; ranks may differ.
+
+    Returns:
+        Float `[n]` by path.
+
+    Raises:
+        ValueError: if a factor has no sample axis, or the two do not fit together.
+    """
+    u, v = _formed(left), _formed(right)
+    _check_pair("inner_products", u, v)
+    return {path: _inner_product(u[path], v[path]) for path in u}
+
+
+def squared_norms(updates: FactorTree) -> dict[str, Array]:
+    """Compute the squared Frobenius norm of each sample's update.
+
+    Args:
+        updates: see the module.
+
+    Returns:
+        Float `[n]` by path.
+
+    Raises:
+        ValueError: if a factor has no sample axis.
+    """
+    # The product of two Gram matrices may round to a hair below zero.
+    return {
+        path: jnp.maximum(product, 0) for path, product in inner_products(updates, updates).items()
+    }
+
+
+def differences(left: FactorTree, right: FactorTree) -> dict[str, Factors | Array]:
+    """Return the differences `U - V` of paired samples' updates, as factors of twice the rank.
+
+    The distance of two updates is `jnp.sqrt(squared_norms(differences(left, right))[path])`,
+    which is also right for two that hardly differ: `B A - D C = (B - D) A + D (A - C)`.
+
+    Args:
+        left: the updates `U = B A`; see the module for the form of both.
+        right: the updates `V = D C`, of as many samples and from the same specification.
+
+    Returns:
+        A tree of factors, of rank `2 r` where they are low-rank.
+
+    Raises:
+        ValueError: if a factor has no sample axis, or the two do not fit together.
+    """
+    u, v = _formed(left), _formed(right)
+    _check_pair("differences", u, v, same_rank=True)
+    return {path: _difference(u[path], v[path]) for path in u}
+
+
+def singular_values(updates: FactorTree) -> dict[str, Array]:
+    """Compute the singular values of each sample's update.
+
+    Args:
+        updates: see the module; leaves that are generated whole are left out.
+
+    Returns:
+        Float `[n, min(in, r, out)]` by path, the largest first.
+
+    Raises:
+        ValueError: if a factor has no sample axis.
+    """
+    return {
+        path: _singular_values(factor)
+        for path, factor in _formed(updates).items()
+        if isinstance(factor, _Pair)
+    }
+
+
+def effective_ranks(updates: FactorTree) -> dict[str, Array]:
+    """Compute the effective rank of each sample's update.
+
+    This is `exp(entropy)` of the singular values divided by their sum: `k` for `k` equal ones, and
+    less the more unequal they are.
+
+    Args:
+        updates: see the module; leaves that are generated whole are left out.
+
+    Returns:
+        Float `[n]` by path, from 1 to `min(in, r, out)`; 0 for an update of zero.
+
+    Raises:
+        ValueError: if a factor has no sample axis.
+
+    References:
+        Roy and Vetterli, "The effective rank: a measure of effective dimensionality" (2007).
+    """
+
+    def effective(values: Array) -> Array:
+        total = values.sum(axis=-1, keepdims=True)
+        shares = values / jnp.where(total > 0, total, 1)
+        entropy = jax.scipy.special.entr(shares).sum(axis=-1)
+        return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0)
+
+    return {path: effective(values) for path, values in singular_values(updates).items()}
+
+
+def means(updates: FactorTree) -> dict[str, Array]:
+    """Compute the mean update over samples, as a dense matrix: there is one, whatever `n` is.
+
+    Args:
+        updates: see the module.
+
+    Returns:
+        By path `[in, out]` where the leaf is low-rank, `[...]` where it is generated whole.
+
+    Raises:
+        ValueError: if a factor has no sample axis.
+    """
+    return {path: _mean(factor) for path, factor in _formed(updates).items()}
+
+
+def variance(groups: Iterable[FactorTree]) -> dict[str, Variance]:
+    """Compute how updates vary over samples, and how much of it lies between groups of samples.
+
+    Groups are for example classes. They are gone through once, one at a time, so a generator that
+    makes each group's factors when its turn comes keeps memory small. Of factors that are there,
+    `jax.tree.map(lambda leaf: leaf[labels == label], factors)` is one class's.
+
+    Both a plain share and one corrected for chance are returned, see `Variance`. Sums are in
+    float32: a variance below some 1e-5 of the mean squared norm is rounding.
+
+    Args:
+        groups: one tree of factors for each group, of one sample or more; see the module.
+
+    Returns:
+        Variances by path.
+
+    Raises:
+        ValueError: if there is no group, or a factor has no sample axis.
+    """
+    # By path: samples, squared norms, squared norms of the groups' means times their samples.
+    sums: dict[str, tuple[int, float, float]] = {}
+    totals: dict[str, Array] = {}
+    count = 0
+    for group in groups:
+        count += 1
+        for path, (squares, mean) in _moments(_formed(group)).items():
+            n = _samples(group[path])
+            old = sums.get(path, (0, 0.0, 0.0))
+            new = n, float(squares), n * float(jnp.sum(mean**2))
+            sums[path] = old[0] + new[0], old[1] + new[1], old[2] + new[2]
+            totals[path] = totals.get(path, jnp.zeros_like(mean)) + n * mean
+    if not count:
+        raise ValueError("variance: expected at least one group of samples, got none.")
+    return {path: _variance(count, *sums[path], totals[path]) for path in sums}
+
+
+def _variance(groups: int, n: int, squares: float, group_squares: float, total: Array) -> Variance:
+    mean_square = float(jnp.sum((total / n) ** 2))
+    variance = max(squares / n - mean_square, 0.0)
+    between = (group_squares / n - mean_square) / variance if variance else float("nan")
+    chance = (groups - 1) / (n - 1) if n > 1 else float("nan")
+    corrected = (between - chance) / (1 - chance) if n > groups else float("nan")
+    return Variance(variance, mean_square**0.5, between, chance, corrected)
+
+
+@jax.jit
+def _moments(updates: _Formed) -> dict[str, tuple[Array, Array]]:
+    """Sum of squared norms, and mean update, by path."""
+    return {
+        path: (_inner_product(factor, factor).sum(), _mean(factor))
+        for path, factor in updates.items()
+    }
+
+
+def _inner_product(left: _Pair | Array, right: Any) -> Array:
+    if isinstance(left, _Pair):
+        inner = _einsum("nir,nis->nrs", left.B, right.B)
+        return jnp.sum(inner * _einsum("nro,nso->nrs", left.A, right.A), axis=(1, 2))
+    return jnp.sum((left * right).reshape(left.shape[0], -1), axis=1)
+
+
+def _difference(left: _Pair | Array, right: Any) -> Factors | Array:
+    if isinstance(left, _Pair):
+        return Factors(
+            jnp.concatenate([left.B - right.B, right.B], axis=-1),
+            jnp.concatenate([left.A, left.A - right.A], axis=-2),
+        )
+    return left - right
+
+
+def _singular_values(pair: _Pair) -> Array:
+    # With B = Q R and A^T = P S, U = Q (R S^T) P^T has the singular values of R S^T.
+    R = jnp.linalg.qr(pair.B, mode="r")
+    S = jnp.linalg.qr(pair.A.swapaxes(-1, -2), mode="r")
+    return jnp.linalg.svd(_einsum("nir,nor->nio", R, S), compute_uv=False)
+
+
+def _mean(factor: _Pair | Array) -> Array:
+    if isinstance(factor, _Pair):
+        # One product [in, n * r] @ [n * r, out].
+        return _einsum("nir,nro->io", factor.B, factor.A) / factor.B.shape[0]
+    return factor.mean(axis=0)
+
+
+def _einsum(subscripts: str, left: Array, right: Array) -> Array:
+    return jnp.einsum(subscripts, left, right, precision="highest")
+
+
+def _samples(factor: Any) -> int:
+    return jax.tree.leaves(factor)[0].shape[0]
+
+
+def _formed(updates: FactorTree) -> _Formed:
+    """Form what is `Generated`, in float32 or wider, and check that every factor has samples."""
+
+    def wide(array: Array) -> Array:
+        return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
+
+    formed: _Formed = {}
+    for path, factor in updates.items():
+        if not isinstance(factor, Factors):
+            formed[path] = wide(factor)
+            fits = factor.ndim >= 1
+            shapes = str(factor.shape)
+        else:
+            B, A = wide(form(factor.B)), wide(form(factor.A))
+            formed[path] = _Pair(B, A)
+            fits = B.ndim == A.ndim == 3 and (B.shape[0], B.shape[2]) == A.shape[:2]
+            shapes = f"B {B.shape} and A {A.shape}"
+        if not fits:
+            raise ValueError(
+                f"analysis: expected {path} to have a sample axis, B [n, in, r] and A [n, r, out] "
+                f"or a whole leaf [n, ...], got {shapes}. Add an axis to one sample's factors, "
+                "factor[None]."
+            )
+    return formed
+
+
+def _check_pair(
+    function: str,
+    left: _Formed,
+    right: _Formed,
+    *,
+    same_rank: bool = False,
+) -> None:
+    def shape(factor: _Pair | Array) -> tuple[object, ...]:
+        if not isinstance(factor, _Pair):
+            return factor.shape
+        (n, rows, rank), columns = factor.B.shape, factor.A.shape[2]
+        return n, rows, columns, f"rank {rank}" if same_rank else "low-rank"
+
+    if set(left) != set(right):
+        raise ValueError(
+            f"{function}: expected the same leaves twice, got {sorted(left)} and {sorted(right)}. "
+            "Were both generated from one specification?"
+        )
+    for path in left:
+        if shape(left[path]) != shape(right[path]):
+            raise ValueError(
+                f"{function}: expected {path} to fit {shape(left[path])}, got "
+                f"{shape(right[path])}. Pair as many samples, generated for the same layer."
+            )
