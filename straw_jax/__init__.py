@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from straw_jax.encoders import ConvEye
+    from straw_jax.encoders import ConvEye, NormEye
     from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
     from straw_jax.functional import hyperlora, hyperlora_conv
     from straw_jax.generator import Generator
@@ -29,6 +29,7 @@ __all__ = [
     "GeneratedLeaf",
     "Generator",
     "Network",
+    "NormEye",
     "ResNet34",
     "Straw",
     "factor_spec",
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "encoders": ["ConvEye"],
+    "encoders": ["ConvEye", "NormEye"],
     "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],
     "functional": ["hyperlora", "hyperlora_conv"],
     "generator": ["Generator"],

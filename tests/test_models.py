@@ -5,17 +5,17 @@ import pytest
 from flax import linen as nn
 from reference import assert_close, random_array
 
-from straw_jax import CNN, CompactCNN, ResNet34
+from straw_jax import CNN, CompactCNN, NormEye, ResNet34
 
 
 def shapes_of(module, images):
     return jax.eval_shape(lambda: module.init(jax.random.key(0), images))
 
 
-def convolved(params, number, x):
+def convolved(params, number, x, stride=1):
     """A 3x3 convolution, GroupNorm with 8 groups, and ReLU; but for the convolution in NumPy."""
     conv, norm = params[f"conv{number}"], params[f"norm{number}"]
-    layer = nn.Conv(conv["kernel"].shape[-1], (3, 3), use_bias=False)
+    layer = nn.Conv(conv["kernel"].shape[-1], (3, 3), stride, padding=1, use_bias=False)
     x = np.asarray(layer.apply({"params": conv}, x))
     groups = np.reshape(x, (*x.shape[:-1], 8, -1))
     groups = groups - groups.mean((1, 2, 4), keepdims=True)
@@ -65,6 +65,16 @@ def test_compact_cnn_is_convolutions_group_norms_and_pools(side):
     want = pooled(convolved(params, 2, convolved(params, 1, images)))
     want = np.reshape(pooled(convolved(params, 3, want)), (2, -1))
     want = want @ params["fc"]["kernel"] + params["fc"]["bias"]
+    assert_close(jax.jit(module.apply)({"params": params}, images), want, 1e-5)
+
+
+def test_norm_eye_is_convolutions_group_norms_and_a_dense_layer():
+    module = NormEye(style=3, features=(8, 16))
+    images = random_array(0, (2, 9, 10, 1))
+    params = jax.jit(module.init)(jax.random.key(0), images)["params"]
+    params = jax.tree.map(lambda p: np.asarray(p + 0.1 * random_array(p.size, p.shape)), params)
+    want = convolved(params, 2, convolved(params, 1, images, stride=2), stride=2).reshape(2, -1)
+    want = np.tanh(want @ params["style"]["kernel"] + params["style"]["bias"])
     assert_close(jax.jit(module.apply)({"params": params}, images), want, 1e-5)
 
 
