@@ -43,7 +43,7 @@ class ConvEye(nn.Module):
 
 
 class NormEye(nn.Module):
-    """Encode an image as a style vector with GroupNorm, for the large steps of short training.
+    """Encode an image as a style vector, with GroupNorm between the convolutions.
 
     3x3 convolutions of stride 2, each followed by GroupNorm and ReLU, then a dense layer over all
     positions: means over positions would be nearly the same for every image after GroupNorm.
