@@ -34,7 +34,10 @@ def _analyse(settings: dict[str, Any], images: int) -> int:
     except ValueError as error:
         return fail(error, 2)
 
-    from straw_jax.training import analysis_figures, checkpoints, experiment, modulator, records
+    import analysis_figures
+    import modulator
+
+    from straw_jax.training import checkpoints, experiment, records
 
     config = experiment.Config(**settings)
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import scripts
-from arguments import EXPERIMENTS, MODELS, parse
+from arguments import EXPERIMENTS, MODELS, PRESETS, parse
 
 from straw_jax.training import contenders
 from straw_jax.training.experiment import Config
@@ -65,6 +65,15 @@ def test_experiment_and_its_settings_are_the_same(name):
     assert _parse(f"{spelt} --epochs 7").experiment is None
     assert _parse(f"--experiment {name} --limit 100").experiment is None
     assert _parse(f"--experiment {name} --validation 0.1").experiment is None
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_preset_is_its_settings(name):
+    settings = vars(_parse(f"--preset {name}"))
+    assert PRESETS[name].items() <= settings.items()
+    assert settings["models"] == ["compact_static", "compact_wide", "compact"]
+    assert _parse(f"--preset {name} --models compact").models == ["compact"]
+    assert _parse(f"--preset {name} --fraction 1").epochs == 10
 
 
 def test_models_take_commas_and_blanks_in_one_order():
@@ -123,6 +132,9 @@ def _folder_with_traps(folder):
         ("--base W0", "--base: invalid choice: 'W0'"),
         ("--experiment 30pct", "--experiment: invalid choice: '30pct'"),
         ("--experiment 10pct_rank16 --rank 8", "--rank: --experiment 10pct_rank16 sets it to 16"),
+        ("--preset large", "--preset: invalid choice: 'large'"),
+        ("--preset compact --batch-size 64", "--batch-size: --preset compact sets it to 32, got"),
+        ("--preset compact --experiment 10pct_rank16", "--rank: --preset compact sets it to 4"),
         ("--experimental", "unrecognized arguments: --experimental"),
         ("--archive none.zip", "--archive: expected EMNIST's gzip.zip, found no file none.zip"),
         ("--archive cut.zip", "--archive: cut.zip is no whole zip file"),

@@ -35,6 +35,16 @@ def test_widened_executors_are_as_large_or_dear_as_straw(rank, base):
         assert count(_contender(name, rank, base)) == pytest.approx(count(straw), rel=0.03)
 
 
+def test_compact_contenders_have_their_sizes():
+    compact, static, wide = (
+        _contender(name, 4, "trained") for name in ("compact", "compact_static", "compact_wide")
+    )
+    assert parameters(compact) == 342_702
+    assert parameters(static) == 147_087
+    assert parameters(wide) == pytest.approx(parameters(compact), rel=0.03)
+    assert sample_cost(compact) < 1.2 * sample_cost(static) < sample_cost(wide)
+
+
 def test_widened_executors_keep_their_proportions():
     def kernels(name):
         shapes = jax.eval_shape(
@@ -51,7 +61,7 @@ def test_widened_executors_keep_their_proportions():
 @pytest.mark.parametrize("name", contenders.NAMES)
 def test_only_straws_write_weights(name):
     straw = contenders.straw_of(name, classes=47, rank=1, base="none")
-    assert (straw is None) == (name != "straw")
+    assert (straw is not None) == (name in ("straw", "compact"))
 
 
 def test_every_contender_gives_logits():

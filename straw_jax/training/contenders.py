@@ -69,9 +69,14 @@ def straw_of(name: str, *, classes: int, rank: int, base: Base) -> Straw | None:
     return None
 
 
+def executor_of(name: str, classes: int) -> CNN | CompactCNN:
+    """Return the executor of a contender that is a STRAW."""
+    return CompactCNN(classes) if name == "compact" else CNN(classes)
+
+
 def article_straw(*, classes: int, rank: int, base: Base) -> Straw:
     """Return the article's STRAW: its eye, its generator, and its CNN as executor."""
-    return make_straw(CNN(classes), _IMAGE, rank=rank, base=base)
+    return make_straw(executor_of("straw", classes), _IMAGE, rank=rank, base=base)
 
 
 def compact_straw(*, classes: int, rank: int = 4, base: Base = "trained") -> Straw:
@@ -81,7 +86,7 @@ def compact_straw(*, classes: int, rank: int = 4, base: Base = "trained") -> Str
     with the schedule "cosine".
     """
     return make_straw(
-        CompactCNN(classes), _IMAGE, rank=rank, base=base, encoder=NormEye(), hidden=16
+        executor_of("compact", classes), _IMAGE, rank=rank, base=base, encoder=NormEye(), hidden=16
     )
 
 

@@ -3,17 +3,19 @@
 import json
 import math
 
+import analysis_figures
 import jax
 import jax.numpy as jnp
+import modulator
 import numpy as np
 import pytest
 from flax import linen as nn
 from PIL import Image
 from summaries import UNOFFICIAL
 
-from straw_jax import factor_spec, make_straw
+from straw_jax import CNN, factor_spec, make_straw
 from straw_jax.data import normalise
-from straw_jax.training import analysis_figures, contenders, modulator
+from straw_jax.training import contenders
 from straw_jax.training.experiment import spread
 
 
@@ -100,7 +102,7 @@ def test_movements_and_their_yardsticks():
 @pytest.mark.parametrize("base", ["none", "trained"])
 def test_costs_add_up_to_the_models_own(base):
     straw = contenders.article_straw(classes=47, rank=16, base=base)
-    rows = modulator.costs(straw, 47, base)
+    rows = modulator.costs(straw, CNN(), base)
     layers = ["encoder", "hidden", "conv1", "conv2", "fc1", "fc2", "total"]
     assert [row["layer"] for row in rows] == layers
     total, model = rows[-1], contenders.straw_model(straw)
@@ -117,6 +119,14 @@ def test_costs_add_up_to_the_models_own(base):
     }  # fmt: skip
     assert fc1["whole"]["multiply_adds"] == 128 * (9216 * 128 + 128) + 9216 * 128
     assert fc1["generated_numbers"] == 149_504 + 128
+
+
+def test_costs_of_another_executor_add_up():
+    straw = contenders.compact_straw(classes=47)
+    total = modulator.costs(straw, contenders.executor_of("compact", 47), "trained")[-1]
+    model = contenders.straw_model(straw)
+    assert total["factors"]["multiply_adds"] == contenders.sample_cost(model)
+    assert total["factors"]["parameters"] == contenders.parameters(model) == 342_702
 
 
 def test_ranks_say_what_is_possible():

@@ -13,15 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from straw_jax import analysis
 from straw_jax.data.variants import blur, rotate
 from straw_jax.factors import FactorSpec, FactorTree, GeneratedLeaf, named_leaves
 from straw_jax.lift import modulate
 from straw_jax.lowrank import Factors, Generated
-from straw_jax.models import CNN
 from straw_jax.straw import Base, Network, Straw, linen
 from straw_jax.training.batches import batches
+from straw_jax.training.contenders import executor_of
 from straw_jax.training.controls import exchanged
 from straw_jax.training.costs import multiply_adds
 from straw_jax.training.evaluate import evaluate, in_batches, score
@@ -87,7 +88,7 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
                 _say(f"{name} seed {seed}: how they move with rotation and blur")
                 moved.append(movements(straw, variables, changed, labels))
             straws[name] = {
-                "costs": costs(straw, len(dataset.class_names), config.base),
+                "costs": costs(straw, executor_of(name, len(dataset.class_names)), config.base),
                 "leaves": ranks(straw.spec),
                 "updates": _over_seeds(updates),
                 "movement": _over_seeds(moved),
@@ -145,14 +146,14 @@ def ranks(spec: FactorSpec) -> dict[str, dict[str, Any]]:
     }
 
 
-def costs(straw: Straw, classes: int, base: Base) -> list[dict[str, Any]]:
-    """Count what the article's STRAW costs, part by part, against two other ways.
+def costs(straw: Straw, executor: nn.Module, base: Base) -> list[dict[str, Any]]:
+    """Count what a STRAW costs, part by part, against two other ways.
 
     Multiply-adds are counted in jaxprs, those of matrix products and convolutions.
 
     Args:
-        straw: The article's, with its CNN as executor.
-        classes: Its classes.
+        straw: The model.
+        executor: Its executor.
         base: Its base.
 
     Returns:
@@ -165,8 +166,8 @@ def costs(straw: Straw, classes: int, base: Base) -> list[dict[str, Any]]:
         "factors" an upper bound, as the library does not form `B` where a layer sees one vector a
         sample).
     """
-    executor = linen(CNN(classes))
-    shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), jnp.zeros(_IMAGE.shape)))
+    network = linen(executor)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), _IMAGE)
     params = jax.eval_shape(straw.init, jax.random.key(0))
     first = params["generator"]["hidden"]
     hidden_size = first["kernel"].shape[1]
@@ -175,7 +176,7 @@ def costs(straw: Straw, classes: int, base: Base) -> list[dict[str, Any]]:
     rows = [_row(name, 0, 0, form, form, _form(0, 0, 0)) for name, form in
             (("encoder", encoder), ("hidden", hidden))]  # fmt: skip
     for layer, group in itertools.groupby(straw.spec, lambda leaf: leaf.path.rpartition("/")[0]):
-        rows.append(_layer_row(layer, list(group), executor, shapes, hidden_size, base))
+        rows.append(_layer_row(layer, list(group), network, shapes, hidden_size, base))
     total = {
         key: sum(row[key] for row in rows) for key in ("dense_numbers", "generated_numbers")
     } | {
