@@ -397,7 +397,8 @@ def _control_parts(run: Mapping[str, Summary]) -> list[str]:
         " it writes for another style vector than the image's own: of another image of the same"
         " class, of any other image, the mean over the training images (one static network), and"
         " zero. Share kept is (control - standalone) / (STRAW - standalone), seed by seed; it is"
-        " left out where STRAW gains nothing with some seed."
+        " left out where STRAW gains nothing with some seed, and none where a control is below the"
+        " standalone with all seeds."
     )
     return [text, *parts] if parts else []
 
@@ -416,7 +417,7 @@ def _gain_parts(straw: Row, standalone: Row, rows: Sequence[Row]) -> list[str]:
             for variant in variants
             for cell in (
                 _percent(row.accuracy(variant).values()),
-                _percent(shares_of_gain(row, straw, standalone, variant), digits=0),
+                _share(shares_of_gain(row, straw, standalone, variant)),
             )
         ]
         for row in [standalone, straw, *static, *straw.controls()]
@@ -425,6 +426,13 @@ def _gain_parts(straw: Row, standalone: Row, rows: Sequence[Row]) -> list[str]:
     header += [title for variant in variants for title in (f"{variant}, %", "share kept, %")]
     gain = f"Gain over the standalone, in percentage points: {', '.join(gains)}."
     return [gain, markdown_table(header, table)]
+
+
+def _share(shares: Sequence[float]) -> str:
+    """Write shares in per cent; how far below the standalone a control falls is no share."""
+    if shares and max(shares) < 0:
+        return "none"
+    return _percent(shares, digits=0)
 
 
 def _bases(run: Mapping[str, Summary]) -> str | None:
