@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Look at what a trained STRAW does: `python experiments/analyse.py --help`."""
 
+import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ def main() -> int:
     try:
         return _analyse(arguments.settings, arguments.images)
     except KeyboardInterrupt:
-        return fail("stopped; nothing was written", 130)
+        return fail("stopped", 130)
 
 
 def _analyse(settings: dict[str, Any], images: int) -> int:
@@ -36,10 +36,17 @@ def _analyse(settings: dict[str, Any], images: int) -> int:
 
     import analysis_figures
     import modulator
+    from results_analysis import analysis_text
 
-    from straw_jax.training import checkpoints, experiment, records
+    from straw_jax.training import checkpoints, environment, experiment, records
 
     config = experiment.Config(**settings)
+    made = {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": environment.commit(),
+        "device": environment.device(),
+        "versions": environment.versions(),
+    }
     try:
         found = experiment.Experiment(config, experiment.load_dataset(config))
         analysis = modulator.analyse(found, images)
@@ -50,80 +57,13 @@ def _analyse(settings: dict[str, Any], images: int) -> int:
 
     out = Path(config.out)
     for name in analysis["straw"]:
-        print(_costs(analysis["straw"][name]["costs"]), end="\n\n")
-        print(_updates(analysis["straw"][name], analysis["reference"]), end="\n\n")
-        print(_movement(analysis["straw"][name]["movement"], analysis), end="\n\n")
         analysis_figures.plot_updates(analysis, name, out / f"analysis_{name}_updates.png")
         analysis_figures.plot_movement(analysis, name, out / f"analysis_{name}_movement.png")
-    print(_turned(analysis), end="\n\n")
     analysis_figures.plot_turned(analysis, out / "analysis_angles.png")
-    records.write_json(out / "analysis.json", analysis)
+    records.write_json(out / "analysis.json", {**made, **analysis})
+    print(analysis_text({out.name: analysis}, {}), end="\n\n")
     print(f"All numbers and figures: {out}/analysis*")
     return 0
-
-
-def _costs(rows: list[dict[str, Any]]) -> str:
-    forms = {"whole": "whole kernels", "factors": "factors", "static": "static"}
-    lines = [
-        "Multiply-adds of one image and bytes of weights of its own",
-        f"{'':<9}{'weights':>11}{'generated':>11}"
-        + "".join(f"{title:>26}" for title in forms.values()),
-    ]
-    for row in rows:
-        cells = [f"{row[form]['multiply_adds']:,} / {row[form]['bytes']:,}" for form in forms]
-        counts = f"{row['dense_numbers']:>11,}{row['generated_numbers']:>11,}"
-        lines.append(f"{row['layer']:<9}{counts}" + "".join(f"{cell:>26}" for cell in cells))
-    return "\n".join(lines)
-
-
-def _updates(straw: Mapping[str, Any], reference: str) -> str:
-    lines = [
-        f"Updates: norm over that of the {reference} (5 to 95 %), standard deviation over images",
-        "over the mean update's norm, share of the variance between classes (and corrected for",
-        "chance), effective rank (5 to 95 %) of the largest possible",
-    ]
-    for path, found in straw["updates"].items():
-        classes = {name: figure["mean"] for name, figure in found["between_classes"].items()}
-        line = f"{path:<14}{_range(found['norm'], 2):>20}{found['variation']['mean']:>8.2f}"
-        line += f"{classes['share']:>8.1%} ({classes['corrected']:.1%})"
-        if "effective_rank" in found:
-            largest = straw["leaves"][path]["largest"]
-            line += f"{_range(found['effective_rank'], 1):>20} of {largest}"
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _range(figure: Mapping[str, Any], digits: int) -> str:
-    mean, low, high = (f"{figure[name]['mean']:.{digits}f}" for name in ("mean", "p5", "p95"))
-    return f"{mean} ({low}-{high})"
-
-
-def _movement(movement: Mapping[str, Any], analysis: Mapping[str, Any]) -> str:
-    amounts = [f"{a}°" for a in analysis["angles"]] + [f"σ{s:g}" for s in analysis["sigmas"]]
-    amounts += ["class", "other"]
-    lines = [
-        "Distance from an image's own update, over the mean norm: of the image turned, of it",
-        "blurred (σ in pixels), of another image of its class, of any other image",
-        " " * 14 + "".join(f"{amount:>6}" for amount in amounts),
-    ]
-    for path, found in movement.items():
-        figures = [*found["rotation"], *found["blur"], found["same class"], found["another image"]]
-        lines.append(f"{path:<14}" + "".join(f"{figure['mean']:>6.2f}" for figure in figures))
-    return "\n".join(lines)
-
-
-def _turned(analysis: Mapping[str, Any]) -> str:
-    error, count = 100 * analysis["largest_standard_error"], analysis["images"]["accuracy"]
-    lines = [
-        f"Accuracy in % by angle on {count:,} test images (standard error up to {error:.1f})",
-        " " * 30 + "".join(f"{f'{angle}°':>8}" for angle in analysis["angles"]),
-    ]
-    for name, styles in analysis["turned"].items():
-        for style, figures in styles.items():
-            title = name if style == "own" else f"{name}, {style}"
-            cells = [f"{100 * figure['mean']:>8.1f}" for figure in figures]
-            lines.append(f"{title:<30}" + "".join(cells))
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

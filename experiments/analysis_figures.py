@@ -97,12 +97,6 @@ def plot_movement(analysis: Mapping[str, Any], straw: str, path: FilePath) -> No
     handles: list[Any] = []
     for row, (kind, label) in zip(grid, kinds.items(), strict=True):
         for axes, leaf in zip(row, kernels, strict=True):
-            handles = [
-                axes.axhline(
-                    found[leaf][name]["mean"], color="#555555", ls=style, lw=1.3, label=text
-                )
-                for name, (text, style) in yardsticks.items()
-            ]
             marks = {"marker": "o", "ms": 4, "lw": 1.8, "label": "the image itself,\nchanged"}
             colour = model_colour(straw)
             handles = _line(axes, amounts[kind], found[leaf][kind], 1, color=colour, **marks)

@@ -44,8 +44,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 _PRESET_MODELS = {"compact": ["compact_static", "compact_wide", "compact"]}
 
-# What does not change a result may change between a run and its resumption. (The name of the
-# article's set, and of a preset, follow from other settings.)
+# What does not change a result may change between a run and its resumption. (The names of the
+# article's set and of a preset follow from other settings; how many runs train at once, and with it
+# the number of threads of each, changes rounding alone.)
 _INCIDENTAL = ("data_dir", "archive", "out", "resume", "jobs", "experiment", "preset")
 
 _USUAL: dict[str, Any] = {
@@ -142,12 +143,13 @@ def _stored_settings(results: Path) -> dict[str, Any]:
             f" {getattr(error, 'strerror', error)}"
         ) from None
     names = vars(_parser().parse_args([]))
-    if missing := [name for name in names if name not in stored]:
+    if missing := [name for name in names if name not in {*stored, *_INCIDENTAL}]:
         raise ValueError(
             f"argument RESULTS: {config} has no {', '.join(missing)}: it was written by another"
             " version of run.py"
         )
-    return {name: stored[name] for name in names} | {"out": str(results), "resume": True}
+    settings = {name: stored.get(name) for name in names}
+    return settings | {"out": str(results), "resume": True}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -178,8 +180,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODEL",
         help="any of standalone, straw, resnet34, and of the controls wide_dense (standalone with"
         " its dense layer widened to STRAW's parameters), wide_compute and wide (all layers"
-        " widened, to STRAW's multiply-adds and to its parameters), or those of --preset"
-        " (default: standalone straw)",
+        " scaled, to STRAW's multiply-adds and to its parameters); with --preset compact any of"
+        " compact, compact_static, compact_wide (default: standalone straw)",
     )
     what.add_argument(
         "--rank", type=_whole(1), help="rank of the factors that STRAW writes (default: 16)"

@@ -284,11 +284,11 @@ def update_statistics(
     statistics = {}
     for path, found in measured.items():
         variance = variances[path]
-        unit = float(jnp.linalg.norm(base[path])) if base else variance.mean_norm
+        unit = float(jnp.linalg.norm(base[path])) if base else variance.mean_norm or 1.0
         statistics[path] = {
             "norm": _quantiles(found.pop("norm") / unit),
             "mean_update": variance.mean_norm / unit,
-            "variation": math.sqrt(variance.total) / variance.mean_norm,
+            "variation": math.sqrt(variance.total) / (variance.mean_norm or 1.0),
             "between_classes": {
                 "share": variance.between,
                 "chance": variance.chance,

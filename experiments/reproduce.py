@@ -18,28 +18,37 @@ from pathlib import Path
 from typing import NamedTuple
 
 from arguments import Parser, parse
+from process import fail
 
 _HERE = Path(os.path.relpath(Path(__file__).parent))  # short in the record of each command
 
 
 class Study(NamedTuple):
-    """A command line of run.py, and how many seeds it takes unless told otherwise."""
+    """A command line of run.py.
+
+    Attributes:
+        flags: Of it.
+        seeds: How many it takes, unless told otherwise.
+        analysed: Whether analyse.py looks at what comes out.
+    """
 
     flags: str
     seeds: int = 1
+    analysed: bool = False
 
 
 _SMALL = "--models standalone wide_dense wide_compute straw"
+_TRAINED = "--base trained --models wide_dense wide_compute straw"
 _RANK = "--fraction 0.1 --epochs 5 --models straw --rank"
 _OTHER_RANKS = (1, 2, 4, 8, 32, 64)  # rank 16 is set2's
 
 # In the order in which they run: the quick ones first.
 STUDIES: dict[str, Study] = {
-    "set2": Study(f"--experiment 10pct_rank16 {_SMALL}", seeds=3),
-    "set2_trained": Study("--experiment 10pct_rank16 --models straw --base trained", seeds=3),
-    "preset2": Study("--preset compact --fraction 0.1", seeds=3),
+    "set2": Study(f"--experiment 10pct_rank16 {_SMALL}", seeds=3, analysed=True),
+    "set2_trained": Study(f"--experiment 10pct_rank16 {_TRAINED}", seeds=3, analysed=True),
+    "preset2": Study("--preset compact --fraction 0.1", seeds=3, analysed=True),
     "set3": Study(f"--experiment 20pct_rank32 {_SMALL}", seeds=3),
-    "set3_trained": Study("--experiment 20pct_rank32 --models straw --base trained", seeds=3),
+    "set3_trained": Study(f"--experiment 20pct_rank32 {_TRAINED}", seeds=3),
     "preset3": Study("--preset compact --fraction 0.2", seeds=3),
     **{f"rank{rank}": Study(f"{_RANK} {rank}") for rank in _OTHER_RANKS},
     **{f"rank{rank}_trained": Study(f"{_RANK} {rank} --base trained") for rank in _OTHER_RANKS},
@@ -62,9 +71,8 @@ def main() -> int:
     out = Path(arguments.out)
     commands = {name: _words(name, arguments) for name in arguments.only or STUDIES}
     if mistake := _first_mistake(commands):
-        print(f"reproduce.py: {mistake}", file=sys.stderr)
-        return 2
-    waiting = {name: words for name, words in commands.items() if not _is_finished(out / name)}
+        return fail(mistake, 2)
+    waiting = {name: words for name, words in commands.items() if not _is_finished(out, name)}
     if arguments.dry_run:
         for words in waiting.values():
             print(shlex.join(["python", *words]))
@@ -73,8 +81,7 @@ def main() -> int:
         return _run(waiting, out, len(commands))
     except KeyboardInterrupt:
         again = shlex.join(["python", *sys.argv])
-        print(f"reproduce.py: stopped; to go on: {again}", file=sys.stderr)
-        return 130
+        return fail(f"stopped; to go on: {again}", 130)
 
 
 def _read(argv: Sequence[str]) -> argparse.Namespace:
@@ -140,21 +147,27 @@ def _first_mistake(commands: dict[str, list[str]]) -> str | None:
     return None
 
 
-def _is_finished(folder: Path) -> bool:
-    return (folder / "summary.json").exists()
+def _is_finished(out: Path, name: str) -> bool:
+    analysed = (out / name / "analysis.json").exists() or not STUDIES[name].analysed
+    return analysed and (out / name / "summary.json").exists()
 
 
 def _run(waiting: dict[str, list[str]], out: Path, studies: int) -> int:
     print(f"{studies} studies, {studies - len(waiting)} of them finished; results in {out}")
     for name, words in waiting.items():
         print(f"\n=== {name}: {shlex.join(['python', *words])}", flush=True)
-        if code := _call(words):
-            if code != 2:  # else run.py has said all
-                print(f"reproduce.py: {name} failed, exit code {code}", file=sys.stderr)
-            return code
+        for program in (words, _analysis(out / name)) if STUDIES[name].analysed else (words,):
+            if code := _call(program):
+                if code != 2:  # else the program has said all
+                    fail(f"{name} failed, exit code {code}", code)
+                return code
         if code := _write_page(out):
             return code
     return 0 if waiting else _write_page(out)
+
+
+def _analysis(folder: Path) -> list[str]:
+    return [str(_HERE / "analyse.py"), str(folder)]
 
 
 def _write_page(out: Path) -> int:

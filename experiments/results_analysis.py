@@ -5,6 +5,7 @@ Its layout is that of `experiments/analyse.py`; each measured figure is a mappin
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from straw_jax.training.report import markdown_table, mean_std, model_name, readable_count
@@ -12,16 +13,22 @@ from straw_jax.training.report import markdown_table, mean_std, model_name, read
 _FORMS = {"whole": "whole kernels", "factors": "factors", "static": "static"}
 
 
-def analysis_text(analyses: Mapping[str, Mapping[str, Any]]) -> str:
+def analysis_text(
+    analyses: Mapping[str, Mapping[str, Any]], pictures: Mapping[str, Sequence[str]]
+) -> str:
     """Write what the modulators cost and do.
 
     Args:
         analyses: What the files hold, by study.
+        pictures: Links to figures, by study.
 
     Returns:
         Markdown; nothing where there are none.
     """
-    parts = [part for study, found in analyses.items() for part in _of_study(study, found)]
+    parts: list[str] = []
+    for study, found in analyses.items():
+        parts += _of_study(study, found)
+        parts += [f"![{study}: {Path(link).stem}]({link})" for link in pictures.get(study, ())]
     return "\n\n".join(parts)
 
 

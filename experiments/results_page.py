@@ -52,15 +52,19 @@ class Row(NamedTuple):
 
     @property
     def base(self) -> str | None:
-        """Base of the article's STRAW; None of another model."""
-        return self.summary["config"]["base"] if self.model == "straw" else None
+        """Base of the article's STRAW, or of that which a control is sized for; else None."""
+        follows = self.model == "straw" or self.model.startswith("wide")
+        return self.summary["config"]["base"] if follows else None
 
     @property
     def name(self) -> str:
         """The row's name to a reader; a control's is told below its model."""
         if self.control:
             return f"style vector: {CONTROL_NAMES[self.control]}"
-        return model_name(self.model) + (f", base {self.base}" if self.base else "")
+        if self.model == "straw":
+            return f"STRAW, base {self.base}"
+        sized = self.base == "trained"  # sizes for base none are the usual ones
+        return model_name(self.model) + ", sized for base trained" * sized
 
     @property
     def seeds(self) -> int:
@@ -92,6 +96,7 @@ def page(
     findings: Mapping[str, str],
     analyses: Mapping[str, Any],
     figures: Mapping[str, str],
+    pictures: Mapping[str, Sequence[str]],
 ) -> str:
     """Write the page.
 
@@ -101,6 +106,7 @@ def page(
             "ranks", "preset", "modulator"; and "set1", "set2", "set3", under the set's table.
         analyses: What `analysis.json` holds, by study.
         figures: File by what it shows, "main" and "rank", as a link from the page.
+        pictures: Files that analyse.py drew, by study, as links from the page.
 
     Returns:
         Markdown.
@@ -119,7 +125,8 @@ def page(
         _section("## Rank", [findings.get("ranks"), _ranks(run), _link(figures, "rank")]),
         _section("## The preset", [findings.get("preset"), *_preset_parts(run)]),
         _section(
-            "## What the modulator does", [findings.get("modulator"), analysis_text(analyses)]
+            "## What the modulator does",
+            [findings.get("modulator"), analysis_text(analyses, pictures)],
         ),
         _section("## How it was run", _record(studies)),
     ]
@@ -198,7 +205,7 @@ def rank_rows(studies: Mapping[str, Summary]) -> list[Row]:
     return sorted(rows, key=lambda row: (row.base, row.summary["config"]["rank"]))
 
 
-def shares_of_gain(row: Row, straw: Row, standalone: Row, variant: str) -> list[float]:
+def share_of_gain(row: Row, straw: Row, standalone: Row, variant: str) -> float | None:
     """Compute which share of STRAW's gain over the standalone another model has.
 
     Args:
@@ -208,14 +215,13 @@ def shares_of_gain(row: Row, straw: Row, standalone: Row, variant: str) -> list[
         variant: Of the test images.
 
     Returns:
-        `(row - standalone) / (straw - standalone)` for each seed that all three have: 0 for the
-        standalone's accuracy, 1 for STRAW's. Empty where STRAW gains nothing with some seed.
+        `(row - standalone) / (straw - standalone)`, of means over seeds: 0 for the standalone's
+        accuracy, 1 for STRAW's. None where STRAW gains nothing.
     """
-    ours, best, least = (each.accuracy(variant) for each in (row, straw, standalone))
-    paired = sorted(ours.keys() & best.keys() & least.keys())
-    if any(best[seed] <= least[seed] for seed in paired):
-        return []
-    return [(ours[seed] - least[seed]) / (best[seed] - least[seed]) for seed in paired]
+    ours, best, least = (
+        statistic([*each.accuracy(variant).values()])["mean"] for each in (row, straw, standalone)
+    )
+    return (ours - least) / (best - least) if best > least else None
 
 
 def differences(row: Row, other: Row, variant: str) -> list[float]:
@@ -341,7 +347,7 @@ def _set_parts(rows: Sequence[Row], name: str) -> list[str]:
     return parts
 
 
-_COST = ["trained parameters", "multiply-adds an image", "training time, a seed"]
+_COST = ["trained parameters", "multiply-adds an image"]
 
 
 def _cost(row: Row) -> list[str]:
@@ -349,7 +355,6 @@ def _cost(row: Row) -> list[str]:
     return [
         f"{summary['parameters'][row.model]:,}",
         readable_count(summary["multiply_adds"][row.model]),
-        duration(row.seconds),
     ]
 
 
@@ -387,18 +392,18 @@ def _control_parts(run: Mapping[str, Summary]) -> list[str]:
         rows = set_rows(run, name)
         standalone = next((row for row in rows if row.model == "standalone"), None)
         for straw in rows:
-            if straw.base and standalone:
+            if straw.model == "straw" and standalone:
                 parts.append(f"### Set {name[-1]}, {straw.name}")
                 parts += _gain_parts(straw, standalone, rows)
     text = (
-        "How much of STRAW's gain over the standalone does a control keep? Static controls"
+        "How much of STRAW's gain over the standalone does a control have? Static controls"
         " (`wide_dense`, `wide_compute`, `wide`) are larger networks with one set of weights: what"
-        " they keep is due to capacity. The others are the same trained STRAW with the weights that"
-        " it writes for another style vector than the image's own: of another image of the same"
-        " class, of any other image, the mean over the training images (one static network), and"
-        " zero. Share kept is (control - standalone) / (STRAW - standalone), seed by seed; it is"
-        " left out where STRAW gains nothing with some seed, and none where a control is below the"
-        " standalone with all seeds."
+        " they gain needs no weights of a sample's own. The others are the same trained STRAW with"
+        " the weights that it writes for another style vector than the image's own: of another"
+        " image of the same class, of any other image, the mean over the training images (one"
+        " static network), and zero. Share is (control - standalone) / (STRAW - standalone), of"
+        " means over seeds: above 100 where the control is better than STRAW, none where it is"
+        " below the standalone."
     )
     return [text, *parts] if parts else []
 
@@ -409,30 +414,30 @@ def _gain_parts(straw: Row, standalone: Row, rows: Sequence[Row]) -> list[str]:
         f"{variant} {_percent(differences(straw, standalone, variant), '+')}"
         for variant in variants
     ]
-    static = [row for row in rows if row.model.startswith("wide")]
+    static = [row for row in rows if row.model.startswith("wide") and row.base == straw.base]
     table = [
-        [row.name, f"{row.summary['parameters'][row.model]:,}", _seeds(row)]
+        [row.name, *_cost(row), _seeds(row)]
         + [
             cell
             for variant in variants
             for cell in (
                 _percent(row.accuracy(variant).values()),
-                _share(shares_of_gain(row, straw, standalone, variant)),
+                _share(share_of_gain(row, straw, standalone, variant)),
             )
         ]
         for row in [standalone, straw, *static, *straw.controls()]
     ]
-    header = ["model", "trained parameters", "seeds"]
-    header += [title for variant in variants for title in (f"{variant}, %", "share kept, %")]
+    header = ["model", *_COST, "seeds"]
+    header += [title for variant in variants for title in (f"{variant}, %", "share, %")]
     gain = f"Gain over the standalone, in percentage points: {', '.join(gains)}."
     return [gain, markdown_table(header, table)]
 
 
-def _share(shares: Sequence[float]) -> str:
-    """Write shares in per cent; how far below the standalone a control falls is no share."""
-    if shares and max(shares) < 0:
-        return "none"
-    return _percent(shares, digits=0)
+def _share(share: float | None) -> str:
+    """Write a share in per cent; how far below the standalone a control falls is no share."""
+    if share is None:
+        return "-"
+    return "none" if share < 0 else f"{100 * share:.0f}"
 
 
 def _bases(run: Mapping[str, Summary]) -> str | None:
@@ -468,8 +473,7 @@ def _ranks(run: Mapping[str, Summary]) -> str | None:
         for row in rows
     ]
     header = ["rank", "base", "generated numbers an image", *_COST, "seeds"]
-    text = "STRAW on 10 % of the training images, 5 epochs."
-    return f"{text}\n\n{markdown_table([*header, *(f'{v}, %' for v in variants)], table)}"
+    return markdown_table([*header, *(f"{v}, %" for v in variants)], table)
 
 
 def _generated(row: Row) -> str:
@@ -486,24 +490,33 @@ def _article_straw(rank: int, base: Base) -> tuple[int, int]:
 
 
 def _preset_parts(run: Mapping[str, Summary]) -> list[str]:
-    parts = []
+    parts = [
+        "`run.py --preset compact`: a STRAW with a small executor and a small generator, its"
+        " executor alone (`compact_static`), and that widened to as many parameters"
+        " (`compact_wide`), all with the same recipe: Adam with a rate of 0.004 that rises and"
+        " falls along a cosine, batches of 32, as many epochs as the article's set. The recipe was"
+        " chosen on validation images held out of the training images. ResNet-34 has the"
+        " article's recipe, which was not tuned for it."
+    ]
     for study, name in (("preset2", "set2"), ("preset3", "set3")):
         if study in run:
             parts.append(f"### {100 * run[study]['config']['fraction']:g} % of the training images")
             parts.append(_preset_table(run[study], name, set_rows(run, name)))
-    return parts
+    return parts if len(parts) > 1 else []
 
 
 def _preset_table(summary: Summary, name: str, others: Sequence[Row]) -> str:
     """Set a preset and its controls beside ResNet-34, published and our own."""
-    variants = variant_names(summary)
+    variants, config = variant_names(summary), summary["config"]
     rows = [each for row in rows_of([summary]) for each in (row, *row.controls())]
     rows += [row for row in others if row.model == "resnet34"]
     table = [[row.name, _seeds(row), *_accuracies(row, variants), *_cost(row)] for row in rows]
     comparison = compare({**summary, "experiment": SETS[name], "config": {}})
-    if comparison and comparison.fair:
+    usual = {"fraction": {"set2": 0.1, "set3": 0.2}[name], "epochs": 5}
+    same_images = usual.items() <= config.items() and not (config["limit"] or config["validation"])
+    if comparison and comparison.fair and same_images:
         figures = [f"{PUBLISHED[SETS[name]][v]['resnet34'][0]:.2f}" for v in variants]
-        table.append(["ResNet-34, the article's", "one run", *figures, "-", "-", "-"])
+        table.append(["ResNet-34, the article's", "one run", *figures, *["-"] * len(_COST)])
     return markdown_table(["model", "seeds", *(f"{v}, %" for v in variants), *_COST], table)
 
 
@@ -519,8 +532,9 @@ def _record(studies: Studies) -> list[str]:
         rows.append([f"`{name}`", *facts])
     header = ["study", "device", "commit", "runs at a time", "seeds", "training time, all runs"]
     text = (
-        "`python experiments/reproduce.py` runs all studies and writes this page;"
-        " `--only STUDY` runs one."
+        "`python experiments/reproduce.py` runs all studies, looks at what their modulators do"
+        " (`experiments/analyse.py`) and writes this page; `--only STUDY` runs one. Times are of"
+        " the machine as it was: runs side by side, and other work beside them, slow each other."
     )
     commands = [
         f"# {name}\n{summary['command'].removesuffix(' --resume')}" for name, summary in run.items()

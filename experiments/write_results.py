@@ -2,11 +2,14 @@
 """Write the results page from finished studies: `python experiments/write_results.py --help`."""
 
 import json
+import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from arguments import Parser
+from process import fail
 from reproduce import STUDIES
 
 
@@ -34,8 +37,7 @@ def main() -> int:
     try:
         write(arguments.folder, arguments.out)
     except (OSError, ValueError) as error:
-        print(f"write_results.py: {error}", file=sys.stderr)
-        return 2
+        return fail(error, 2)
     except KeyboardInterrupt:
         return 130
     return 0
@@ -77,10 +79,18 @@ def write(folder: Path, out: Path) -> None:
         },
         analyses=_by_study(folder, "analysis.json"),
         figures={name: figures[name] for name in drawn},
+        pictures={
+            path.parent.name: [*map(partial(_link, out), sorted(path.parent.glob("analysis*.png")))]
+            for path in folder.glob("*/analysis.json")
+        },
     )
     records.write(out, text)
     print(results_page.table(known))
     print(f"Page: {out}")
+
+
+def _link(page: Path, picture: Path) -> str:
+    return Path(os.path.relpath(picture, page.parent)).as_posix()
 
 
 def _by_study(folder: Path, name: str) -> dict[str, Any]:

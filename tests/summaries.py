@@ -6,7 +6,7 @@ import numpy as np
 
 MODELS = ("standalone", "straw", "resnet34")
 VARIANTS = ("standard", "rotated", "blurred")
-CONTROLS = ("same class", "shuffled", "mean", "zero")
+CONTROLS = ("own", "same class", "shuffled", "mean", "zero")
 PARAMETERS = {
     "standalone": 1_204_655,
     "wide_dense": 20_605_678,
@@ -18,6 +18,8 @@ PARAMETERS = {
 UNOFFICIAL = "EMNIST (unofficial archive, sha256 8ef1351a4efc)"
 ARTICLE = {
     "fraction": 0.1,
+    "limit": None,
+    "validation": None,
     "rank": 16,
     "base": "none",
     "epochs": 5,
@@ -54,6 +56,7 @@ def summary_of(accuracy, loss, **changes):
         "parameters": {model: PARAMETERS[model] for model in models},
         "multiply_adds": {model: 20 * PARAMETERS[model] for model in models},
         "results": {model: _by_variant(accuracy[model], loss[model]) for model in models},
+        "control_images": 4_700,
         "controls": {
             model: {
                 # Other figures than the model's own, and than each other.

@@ -42,7 +42,8 @@ def trained(base):
     straw = make_straw(Executor(), jnp.zeros((1, 28, 28, 1)), rank=2, base=base, encoder=Eye())
     params = straw.init(jax.random.key(0))
     leaves, treedef = jax.tree.flatten(params)
-    leaves = [0.1 * GENERATOR.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    generator = np.random.default_rng(1)
+    leaves = [0.1 * generator.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
     return straw, {"params": jax.tree.unflatten(treedef, leaves)}
 
 

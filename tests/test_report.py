@@ -86,11 +86,13 @@ def test_table_gives_every_result_in_100_columns(summary):
 def test_controls_are_in_table_and_report():
     summary = example()
     lines = report.table(summary).splitlines()
-    start = next(i for i, line in enumerate(lines) if "other style vectors" in line) + 1
+    start = next(i for i, line in enumerate(lines) if "by style vector" in line) + 1
+    assert "4,700 test images" in lines[start - 1]
     rows = section(report.markdown(summary), "Controls")
     assert rows[0]["style vector of"] == "the image itself"
+    assert len(rows) == len(CONTROLS)
     controls = summary["controls"]["straw"].items()
-    for line, row, (name, by_variant) in zip(lines[start:], rows[1:], controls, strict=False):
+    for line, row, (name, by_variant) in zip(lines[start:], rows, controls, strict=False):
         printed = [text.strip() for text in line.split("  ") if text]
         assert printed[0] == name
         for text, variant in zip(printed[1:], VARIANTS, strict=True):
@@ -98,7 +100,7 @@ def test_controls_are_in_table_and_report():
             assert row[f"{variant}: accuracy, %"] == text
     static = example(("standalone", "resnet34"))
     assert "Controls" not in report.markdown(static)
-    assert "style vectors" not in report.table(static)
+    assert "style vector" not in report.table(static)
 
 
 def test_columns_of_the_table_line_up():

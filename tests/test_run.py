@@ -246,7 +246,12 @@ def test_all_files_are_written(finished):
     assert summary["parameters"]["standalone"] == 1_204_655
     assert summary["multiply_adds"]["standalone"] == 11_997_184
     assert list(summary["controls"]) == ["straw"]
-    assert list(summary["controls"]["straw"]) == ["same class", "shuffled", "mean", "zero"]
+    assert list(summary["controls"]["straw"]) == [
+        "own", "same class", "shuffled", "mean", "zero",
+    ]  # fmt: skip
+    own = summary["controls"]["straw"]["own"]
+    for variant, measures in summary["results"]["straw"].items():  # all test images are few
+        assert own[variant]["accuracy"] == measures["accuracy"]
     for model in ("standalone", "straw"):
         assert list(summary["results"][model]) == ["standard", "rotated", "blurred"]
         for measures in summary["results"][model].values():
@@ -264,7 +269,7 @@ def test_all_files_are_written(finished):
         assert (out / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
     assert name in stdout
     assert "fc1/kernel" in stdout
-    assert "Adding ResNet-34" in stdout
+    assert "ResNet-34 (--models resnet34" in stdout
     assert stderr.count("--- WARNING ---") == 1
     assert stderr.count("images/s") == 6  # A line an epoch, as stderr is no terminal.
 

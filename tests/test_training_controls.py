@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from straw_jax import make_straw, materialize
-from straw_jax.training.controls import control_scores, other_styles, style_vectors
-from straw_jax.training.evaluate import score
+from straw_jax.training.controls import control_scores, other_styles, style_function
+from straw_jax.training.evaluate import in_batches, score
 from straw_jax.training.step import as_input
 
 
@@ -19,6 +19,7 @@ def test_each_style_goes_to_just_one_other_image(labels):
     labels = np.array(labels)
     styles = np.arange(len(labels), dtype=np.float32)[:, None]
     others = other_styles(styles, labels, styles + 1)
+    assert others["own"] is styles
     for name in ("same class", "shuffled"):
         assert sorted(others[name]) == sorted(styles)
     assert (others["shuffled"] != styles).all()
@@ -60,13 +61,14 @@ def test_controls_are_the_executor_with_the_weights_that_they_name(base):
         weights = materialize(params["executor"] if base == "trained" else _shapes(images), factors)
         return np.asarray(_Executor().apply({"params": weights}, as_input(images)))
 
-    styles = style_vectors(straw, {"params": params}, training)
+    styles = in_batches(style_function(straw), {"params": params}, training)
     for name, style in (("mean", styles.mean(axis=0)), ("zero", np.zeros(64, np.float32))):
         expected = score(static(jnp.asarray(style)), labels)
         assert scores[name]["standard"]["accuracy"] == expected.accuracy
         assert scores[name]["standard"]["loss"] == pytest.approx(expected.loss, rel=1e-4)
-    assert list(scores) == ["same class", "shuffled", "mean", "zero"]
+    assert list(scores) == ["own", "same class", "shuffled", "mean", "zero"]
     own = score(np.asarray(straw.apply(params, as_input(images))), labels)
+    assert scores["own"]["standard"]["loss"] == pytest.approx(own.loss, rel=1e-5)
     assert scores["shuffled"]["standard"]["loss"] != pytest.approx(own.loss, rel=1e-4)
 
 

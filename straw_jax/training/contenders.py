@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from straw_jax.encoders import NormEye
 from straw_jax.models import CNN, CompactCNN, ResNet34
@@ -32,8 +33,8 @@ def contender(name: str, *, classes: int, rank: int, base: Base) -> Model:
 
     Args:
         name: "standalone" (the executor alone), "straw" or "resnet34", which are the article's;
-            or a control, the executor alone with more of its own: "wide_dense" (its dense layer
-            widened to STRAW's trained parameters), "wide_compute" and "wide" (all layers widened
+            or a control, the executor alone at another size: "wide_dense" (its dense layer
+            widened to STRAW's trained parameters), "wide_compute" and "wide" (all layers scaled
             by one factor, to STRAW's multiply-adds a sample and to its trained parameters); or
             "compact" (`compact_straw`), and of it "compact_static" (the executor alone) and
             "compact_wide" (all its layers widened to the trained parameters of "compact").
@@ -69,9 +70,10 @@ def straw_of(name: str, *, classes: int, rank: int, base: Base) -> Straw | None:
     return None
 
 
-def executor_of(name: str, classes: int) -> CNN | CompactCNN:
+def executor_of(name: str, classes: int) -> nn.Module:
     """Return the executor of a contender that is a STRAW."""
-    return CompactCNN(classes) if name == "compact" else CNN(classes)
+    modules = {"straw": CNN(classes), "compact": CompactCNN(classes)}
+    return modules[name]
 
 
 def article_straw(*, classes: int, rank: int, base: Base) -> Straw:
@@ -154,7 +156,7 @@ def _widened(name: str, *, classes: int, rank: int, base: Base) -> Model:
 
     count = sample_cost if name == "wide_compute" else parameters
     target = count(straw)
-    widths = range(2, 100_000)
+    widths = range(4, 100_000)
     above = bisect.bisect_left(widths, target, key=lambda width: count(executor(width)))
     nearest = min(
         widths[above - 1 : above + 1], key=lambda width: abs(count(executor(width)) - target)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from straw_jax.straw import Straw
-from straw_jax.training.evaluate import in_batches, score
+from straw_jax.training.evaluate import Forward, in_batches, score
 from straw_jax.training.step import Variables, as_input
 
 _SEED = 0  # of the shuffling: one for all models and runs
+_IMAGES = 5_000  # at most: there are as many passes over them as controls and variants
 
 
 def other_styles(
@@ -24,13 +25,14 @@ def other_styles(
         training_styles: float32 [m, style].
 
     Returns:
-        float32 [n, style] by name: "same class" (of another image of the class, where it has
-        more than one), "shuffled" (of another image), "mean" (the mean of the training images for
-        every image: one static network), "zero".
+        float32 [n, style] by name: "own", "same class" (of another image of the class, where it
+        has more than one), "shuffled" (of another image), "mean" (the mean of the training images
+        for every image: one static network), "zero".
     """
     generator = np.random.default_rng(_SEED)
     everywhere = np.zeros((len(styles), 1), styles.dtype)
     return {
+        "own": styles,
         "same class": styles[exchanged(labels, generator)],
         "shuffled": styles[exchanged(np.zeros_like(labels), generator)],
         "mean": everywhere + training_styles.mean(axis=0),
@@ -38,14 +40,19 @@ def other_styles(
     }
 
 
-def style_vectors(straw: Straw, variables: Variables, images: np.ndarray) -> np.ndarray:
-    """Return the style vectors, float32 [n, style], of images uint8 [n, 28, 28, 1]."""
+def sample(images: int) -> slice:
+    """Choose at most 5,000 of so many test images, evenly strided."""
+    return slice(None, None, -(-images // _IMAGES))
+
+
+def style_function(straw: Straw) -> Forward:
+    """Build the jitted `(variables, images uint8 [b, 28, 28, 1]) -> style vectors [b, style]`."""
 
     @jax.jit
-    def styles_of(variables: Variables, images: jax.Array) -> jax.Array:
+    def styles(variables: Variables, images: jax.Array) -> jax.Array:
         return straw.styles(variables["params"], as_input(images))
 
-    return in_batches(styles_of, variables, images)
+    return styles
 
 
 def control_scores(
@@ -56,6 +63,8 @@ def control_scores(
     labels: np.ndarray,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Test a trained STRAW with other style vectors than each image's own.
+
+    Of many test images an evenly strided sample is taken, see `sample`.
 
     Args:
         straw: The model.
@@ -73,13 +82,14 @@ def control_scores(
         logits = straw.apply_styles(variables["params"], styles, as_input(images))
         return logits.astype(jnp.float32)
 
-    training_styles = style_vectors(straw, variables, training_images)
+    styles_of, chosen = style_function(straw), sample(len(labels))
+    training_styles = in_batches(styles_of, variables, training_images)
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for variant, images in variants.items():
-        styles = style_vectors(straw, variables, images)
-        for name, others in other_styles(styles, labels, training_styles).items():
-            logits = in_batches(forward, variables, images, others)
-            scores.setdefault(name, {})[variant] = score(logits, labels)._asdict()
+        styles = in_batches(styles_of, variables, images[chosen])
+        for name, given in other_styles(styles, labels[chosen], training_styles).items():
+            logits = in_batches(forward, variables, images[chosen], given)
+            scores.setdefault(name, {})[variant] = score(logits, labels[chosen])._asdict()
     return scores
 
 

@@ -17,7 +17,10 @@ def device() -> str:
     """Name the device that JAX computes on, such as "cpu (Intel Xeon, 2 cores)"."""
     devices = jax.devices()
     if devices[0].platform == "cpu":
-        return f"cpu ({_processor()}, {os.cpu_count()} cores)"
+        usable = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        )
+        return f"cpu ({_processor()}, {usable} cores)"
     count = f", {len(devices)} present, 1 used" if len(devices) > 1 else ""
     return f"{devices[0].platform} ({devices[0].device_kind}{count})"
 

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from straw_jax import data
 from straw_jax.straw import Base, Straw
 from straw_jax.training import contenders, figures, records, report
-from straw_jax.training.controls import control_scores, style_vectors
+from straw_jax.training.controls import control_scores, sample, style_function
 from straw_jax.training.environment import commit, device, versions
-from straw_jax.training.evaluate import Score, predict
+from straw_jax.training.evaluate import Score, in_batches, predict
 from straw_jax.training.parallel import in_processes, jobs_for
 from straw_jax.training.runs import Contender, Recipe, Run, Schedule, finish
 
@@ -193,6 +193,7 @@ def run(config: Config, dataset: data.Dataset, command: str) -> None:
         {**dataclasses.asdict(config), "data": _description(dataset), "command": command},
     )
     experiment = Experiment(config, dataset)
+    made = {"commit": commit(), "versions": versions()}  # before the checkout may move on
     tasks = [(name, seed) for name in config.models for seed in experiment.seeds]
     jobs = jobs_for(len(tasks), config.jobs)
     _print_start(experiment, jobs)
@@ -206,9 +207,8 @@ def run(config: Config, dataset: data.Dataset, command: str) -> None:
         "experiment": config.experiment,
         "device": device(),
         "jobs": jobs,
-        "commit": commit(),
         "command": command,
-        "versions": versions(),
+        **made,
         "config": dataclasses.asdict(config),
         "seeds": list(experiment.seeds),
         **_figures_of(experiment, results),
@@ -263,7 +263,7 @@ def _held_out(dataset: data.Dataset, share: float) -> data.Dataset:
     """Put an evenly strided share of the training images in the place of the test images."""
     count = len(dataset.train_labels)
     held = np.diff(np.floor(share * np.arange(count + 1))) > 0
-    if not held.any() or held.all():
+    if held.sum() < 2 or held.all():
         raise ValueError(
             f"--validation: expected a share that parts {count} training images in two, got"
             f" {share:g}. Choose another, or a larger --fraction or --limit"
@@ -313,6 +313,7 @@ def _figures_of(
 ) -> dict[str, Any]:
     """What the summary says of each model."""
     models = {name: experiment.contender(name) for name in results}
+    labels = experiment.dataset.test_labels
     return {
         "seconds": {
             name: sum(result["seconds"] for result in group) for name, group in results.items()
@@ -325,6 +326,7 @@ def _figures_of(
             name: over_seeds([result["variants"] for result in group])
             for name, group in results.items()
         },
+        "control_images": len(labels[sample(len(labels))]),
         "controls": {
             name: {
                 control: over_seeds([result["controls"][control] for result in group])
@@ -379,7 +381,7 @@ def _draw_styles(experiment: Experiment) -> None:
         if straw := experiment.straw(name):
             variables = experiment.run(name, experiment.seeds[0]).variables()
             figures.plot_styles(
-                style_vectors(straw, variables, dataset.test_images),
+                in_batches(style_function(straw), variables, dataset.test_images),
                 dataset.test_labels,
                 dataset.class_names,
                 Path(experiment.config.out, "styles.png"),
@@ -393,9 +395,9 @@ def _cost_of_resnet(experiment: Experiment, summary: Mapping[str, Any]) -> str:
     models = experiment.config.models
     cost = contenders.sample_cost(experiment.contender("resnet34").model)
     ratio = cost / summary["multiply_adds"][models[0]]
-    minutes = summary["seconds"][models[0]] * ratio / 60
+    minutes = summary["seconds"][models[0]] * ratio / summary["jobs"] / 60
     return (
-        f"Adding ResNet-34 (--models {' '.join(models)} resnet34) would take about"
-        f" {minutes:,.0f} minutes more on this device: an estimate, since a sample takes it"
-        f" {ratio:,.0f} times the multiply-adds of {models[0]}."
+        f"ResNet-34 (--models resnet34, with another --out) would take about {minutes:,.0f} minutes"
+        f" on this device: an estimate, since a sample takes it {ratio:,.0f} times the"
+        f" multiply-adds of {models[0]}."
     )

@@ -56,7 +56,7 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: FilePath, *, dataset
     """Draw accuracy and loss by epoch: test solid, training dashed, range over seeds as a band.
 
     Args:
-        history: lines of `metrics.jsonl`; where a resumed run repeats an epoch, the later counts.
+        history: lines of `metrics.jsonl`; of two lines for one epoch, the later counts.
         path: the PNG to write.
         dataset: true name of the data set, for the title.
     """

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any
 
 import jax
@@ -71,8 +72,9 @@ def in_processes(
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
     shares = context.SimpleQueue()
     cores = sorted(os.sched_getaffinity(0))
+    each = len(cores) // jobs  # as many for every job: the number of threads decides rounding
     for job in range(jobs):
-        shares.put(cores[job::jobs] or cores)
+        shares.put(cores[job * each : (job + 1) * each] or cores)
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(jobs, context, _begin, (shares, start, shared))
     try:
@@ -99,7 +101,14 @@ def _begin(shares: Any, start: Callable[..., Callable[[Any], None]], shared: Any
     os.sched_setaffinity(0, shares.get())  # before JAX makes its threads
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the parent's to explain
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _do_task = start(*shared)
+    try:
+        _do_task = start(*shared)
+    except Exception as error:  # To be raised by a task: here the pool would hide it.
+        _do_task = partial(_raise, error)
+
+
+def _raise(error: Exception, _: Any) -> None:
+    raise error
 
 
 def _end_with_parent() -> None:

@@ -12,6 +12,7 @@ from straw_jax.training.published import SOURCE, Comparison, compare
 MODEL_NAMES = {"straw": "STRAW", "resnet34": "ResNet-34", "compact": "compact STRAW"}
 # As straw_jax.training.controls names them: whose style vector each image's weights come from.
 CONTROL_NAMES = {
+    "own": "the image itself",
     "same class": "another image of its class",
     "shuffled": "another image",
     "mean": "mean of training images",
@@ -42,7 +43,8 @@ def table(summary: Mapping[str, Any]) -> str:
         loss = [mean_std(by_variant[v]["loss"], 1, 4) for v in variants]
         rows.append([f"  {model_name(model)}", *loss, "", ""])
     for model, by_control in summary["controls"].items():
-        rows.append(f"accuracy, %, of {model_name(model)} with other style vectors than its own")
+        count = f"{summary['control_images']:,} test images"
+        rows.append(f"accuracy, %, of {model_name(model)} by style vector, on {count}")
         for control, by_variant in by_control.items():
             accuracy = [mean_std(by_variant[v]["accuracy"], 100, 2) for v in variants]
             rows.append([f"  {control}", *accuracy, "", ""])
@@ -176,16 +178,16 @@ def _section_controls(summary: Mapping[str, Any]) -> str:
     variants = variant_names(summary)
     rows = []
     for model, by_control in summary["controls"].items():
-        for control, by_variant in {"": summary["results"][model], **by_control}.items():
-            source = CONTROL_NAMES[control] if control else "the image itself"
+        for control, by_variant in by_control.items():
             accuracy = [mean_std(by_variant[v]["accuracy"], 100, 2) for v in variants]
-            rows.append([model_name(model), source, *accuracy])
+            rows.append([model_name(model), CONTROL_NAMES[control], *accuracy])
     if not rows:
         return ""
     header = ["model", "style vector of", *(f"{variant}: accuracy, %" for variant in variants)]
     text = (
         "Is it the sample? The same trained model, each image's weights written from another style"
-        " vector than its own. The mean is one static network; zero is the generator's biases."
+        f" vector than its own, on {summary['control_images']:,} test images, evenly strided. The"
+        " mean is one static network; zero is the generator's biases."
     )
     return "\n\n".join(["## Controls", text, markdown_table(header, rows)])
 
@@ -234,7 +236,7 @@ def _section_figures(summary: Mapping[str, Any]) -> str:
         "variants.png": "Accuracy by test variant",
         "samples.png": "Test samples and what the models take them for",
     }
-    if "straw" in summary["results"]:
+    if summary["controls"]:  # of a STRAW
         figures["styles.png"] = "Style vectors of test images, coloured by class"
     links = [f"![{text}, {summary['dataset']}]({file})" for file, text in figures.items()]
     return "\n\n".join(["## Figures", *links])
