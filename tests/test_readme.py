@@ -21,6 +21,7 @@ def blocks(language):
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line]
 RUNS = [line for line in COMMANDS if line.startswith("python experiments/run.py")]
+REPRODUCTIONS = [line for line in COMMANDS if line.startswith("python experiments/reproduce.py")]
 
 
 def run(command, folder, **environment):
@@ -42,7 +43,7 @@ def test_example_runs(example, tmp_path):
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
-    other = set(COMMANDS) - set(RUNS)
+    other = set(COMMANDS) - set(RUNS) - set(REPRODUCTIONS)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for command in other - {"python -m pytest"}:  # that one is running
         if install := re.fullmatch(r'pip install -e "\.\[(\w+)\]"', command):
@@ -74,6 +75,13 @@ def test_flags_are_known(command, tmp_path):
     else:
         assert result.returncode == 2
         assert "argument --seed" in result.stderr
+
+
+@pytest.mark.parametrize("command", REPRODUCTIONS)
+def test_reproductions_are_known(command, tmp_path):
+    result = run(f"{command} --dry-run --out {tmp_path / 'out'}", ROOT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("run.py") == len(command.split("--only")[1].split())
 
 
 def test_files_that_are_named_exist():
