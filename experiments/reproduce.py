@@ -74,8 +74,9 @@ def main() -> int:
         return fail(mistake, 2)
     waiting = {name: words for name, words in commands.items() if not _is_finished(out, name)}
     if arguments.dry_run:
-        for words in waiting.values():
-            print(shlex.join(["python", *words]))
+        for name, words in waiting.items():
+            for program in _programs(name, words, out):
+                print(shlex.join(["python", *program]))
         return 0
     try:
         return _run(waiting, out, len(commands))
@@ -156,7 +157,7 @@ def _run(waiting: dict[str, list[str]], out: Path, studies: int) -> int:
     print(f"{studies} studies, {studies - len(waiting)} of them finished; results in {out}")
     for name, words in waiting.items():
         print(f"\n=== {name}: {shlex.join(['python', *words])}", flush=True)
-        for program in (words, _analysis(out / name)) if STUDIES[name].analysed else (words,):
+        for program in _programs(name, words, out):
             if code := _call(program):
                 if code != 2:  # else the program has said all
                     fail(f"{name} failed, exit code {code}", code)
@@ -166,8 +167,10 @@ def _run(waiting: dict[str, list[str]], out: Path, studies: int) -> int:
     return 0 if waiting else _write_page(out)
 
 
-def _analysis(folder: Path) -> list[str]:
-    return [str(_HERE / "analyse.py"), str(folder)]
+def _programs(name: str, words: list[str], out: Path) -> list[list[str]]:
+    """List what a study takes: run.py, and analyse.py if its modulator is looked at."""
+    analysis = [str(_HERE / "analyse.py"), str(out / name)]
+    return [words, analysis] if STUDIES[name].analysed else [words]
 
 
 def _write_page(out: Path) -> int:

@@ -108,7 +108,8 @@ def _published(rows: Sequence[Row]) -> dict[str, float]:
 def _dot(axes: "Axes", row: Row, place: int) -> None:
     accuracy = statistic([*row.accuracy("standard").values()])
     spread = 100 * accuracy["std"] if accuracy["std"] is not None else None
-    colour = _BASE_COLOURS[row.base] if row.base else model_colour(row.model)
+    is_straw = row.model == "straw"
+    colour = _BASE_COLOURS[row.base or "none"] if is_straw else model_colour(row.model)
     style: dict[str, Any] = {"fmt": "o", "color": colour, "capsize": 3, "ms": 6, "zorder": 3}
     face = "white" if row.control else colour
     axes.errorbar([100 * accuracy["mean"]], [place], xerr=spread, mfc=face, **style)

@@ -81,7 +81,7 @@ def test_flags_are_known(command, tmp_path):
 def test_reproductions_are_known(command, tmp_path):
     result = run(f"{command} --dry-run --out {tmp_path / 'out'}", ROOT)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("run.py") == len(command.split("--only")[1].split())
+    assert result.stdout.count("run.py --") == len(command.split("--only")[1].split())
 
 
 def test_files_that_are_named_exist():

@@ -73,7 +73,7 @@ def test_dry_run_prints_the_commands_and_does_nothing(tmp_path, no_jax):
 
 def test_flags_go_to_every_study(tmp_path, no_jax):
     scripts.write_archive(tmp_path / "tiny.zip")
-    words = "--dry-run --only set2 rank1 --seeds 2 --dataset emnist --data-dir data"
+    words = "--dry-run --only set3 rank1 --seeds 2 --dataset emnist --data-dir data"
     words += " --archive tiny.zip -- --jobs 1 --limit 9"
     ran = reproduce(*words.split(), first=[no_jax])
     for line in ran.stdout.splitlines():
@@ -83,16 +83,28 @@ def test_flags_go_to_every_study(tmp_path, no_jax):
 
 
 def test_finished_studies_are_left_out_and_begun_ones_go_on(tmp_path, no_jax):
-    for name, file in (("set2", "summary.json"), ("rank1", "config.json")):
+    for name, file in (("set3", "summary.json"), ("rank1", "config.json")):
         (tmp_path / "here" / name).mkdir(parents=True)
         settings = vars(parse([*STUDIES[name].flags.split(), "--out", "other"]))
         (tmp_path / "here" / name / file).write_text(json.dumps(settings))
     ran = reproduce(
-        "--dry-run", "--only", "set2", "rank1", "rank2", "--out", "here", first=[no_jax]
+        "--dry-run", "--only", "set3", "rank1", "rank2", "--out", "here", first=[no_jax]
     )
     first, second = ran.stdout.splitlines()
     assert "here/rank1 --resume" in first
     assert second.endswith("here/rank2")
+
+
+def test_analysis_belongs_to_its_study(tmp_path, no_jax):
+    words = ["--dry-run", "--only", "set2", "--out", "here"]
+    first, second = reproduce(*words, first=[no_jax]).stdout.splitlines()
+    assert "run.py --experiment 10pct_rank16" in first
+    assert second.endswith("analyse.py here/set2")
+    (tmp_path / "here" / "set2").mkdir(parents=True)
+    (tmp_path / "here" / "set2" / "summary.json").write_text("{}")
+    assert reproduce(*words, first=[no_jax]).stdout.count("\n") == 2  # run.py has little to do
+    (tmp_path / "here" / "set2" / "analysis.json").write_text("{}")
+    assert reproduce(*words, first=[no_jax]).stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -141,7 +153,7 @@ if name.name == "rank2":
     ("code", "said"), [(1, "reproduce.py: rank2 failed, exit code 1\n"), (2, "")]
 )
 def test_a_study_that_fails_ends_it_with_its_exit_code(tmp_path, code, said):
-    for script in (SCRIPT, SCRIPT.with_name("arguments.py")):
+    for script in (SCRIPT, SCRIPT.with_name("arguments.py"), SCRIPT.with_name("process.py")):
         (tmp_path / script.name).write_bytes(script.read_bytes())
     (tmp_path / "run.py").write_text(FAKE_RUN)
     (tmp_path / "write_results.py").write_text("print('page written')")
