@@ -26,7 +26,8 @@ from straw_jax.training.contenders import executor_of
 from straw_jax.training.controls import exchanged
 from straw_jax.training.costs import multiply_adds
 from straw_jax.training.evaluate import evaluate, in_batches, score
-from straw_jax.training.experiment import Experiment, spread
+from straw_jax.training.experiment import Experiment
+from straw_jax.training.report import statistic
 from straw_jax.training.step import Variables, as_input
 
 ANGLES = (0, 10, 20, 30, 40, 50, 60)  # degrees
@@ -47,7 +48,7 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
             class gives as many.
 
     Returns:
-        What `analysis.json` holds. Each measured figure is a mapping as from `spread`. "turned" is
+        What `analysis.json` holds. Each measured figure is a mapping as from `statistic`. "turned" is
         the accuracy by angle of each model, see `turned_accuracies`; "straw", for each STRAW, has
         "costs" (see `costs`), "leaves" (`ranks`), "updates" (`update_statistics`) and "movement"
         (`movements`).
@@ -437,7 +438,7 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 def _over_seeds(trees: Sequence[Any]) -> Any:
     """Turn trees of numbers, one for each seed, into one tree of spreads."""
-    return jax.tree.map(lambda *values: spread(values), *trees)
+    return jax.tree.map(lambda *values: statistic(values), *trees)
 
 
 def _row(

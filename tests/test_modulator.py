@@ -16,7 +16,7 @@ from summaries import UNOFFICIAL
 from straw_jax import CNN, factor_spec, make_straw
 from straw_jax.data import normalise
 from straw_jax.training import contenders
-from straw_jax.training.experiment import spread
+from straw_jax.training.report import statistic
 
 
 class Executor(nn.Module):
@@ -150,7 +150,7 @@ def analysis_of(seeds):
     generator = np.random.default_rng(seeds)
 
     def figure():
-        return spread(generator.uniform(0.2, 0.9, seeds).tolist())
+        return statistic(generator.uniform(0.2, 0.9, seeds).tolist())
 
     def figures(count):
         return [figure() for _ in range(count)]

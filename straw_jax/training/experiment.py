@@ -1,7 +1,6 @@
 """From settings to trained contenders and the files that tell of them."""
 
 import dataclasses
-import statistics
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -235,28 +234,15 @@ def over_seeds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         scores: One for each seed: by variant, a `Score` as a mapping.
 
     Returns:
-        For each variant, and of it for "loss" and "accuracy", what `spread` gives.
+        For each variant, and of it for "loss" and "accuracy", what `report.statistic` gives.
     """
     return {
         variant: {
-            measure: spread([by_variant[variant][measure] for by_variant in scores])
+            measure: report.statistic([by_variant[variant][measure] for by_variant in scores])
             for measure in Score._fields
         }
         for variant in scores[0]
     }
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Sum up a figure's values by seed.
-
-    Args:
-        values: One for each seed.
-
-    Returns:
-        "mean", "std" (sample standard deviation; None with one seed) and "seeds", the values.
-    """
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": std, "seeds": list(values)}
 
 
 def _held_out(dataset: data.Dataset, share: float) -> data.Dataset:

@@ -63,7 +63,9 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: FilePath, *, dataset
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    figure = new_figure("Accuracy and loss by epoch (test: a sample of the standard images)", dataset, (9.5, 4.2))
+    figure = new_figure(
+        "Accuracy and loss by epoch (test: a sample of the standard images)", dataset, (9.5, 4.2)
+    )
     models = list(dict.fromkeys(line["model"] for line in history))
     marks: dict[str, dict[str, Any]] = {
         "train": {"ls": "--", "lw": 1.8, "marker": "o", "ms": 4, "mfc": "white"},

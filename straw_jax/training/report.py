@@ -279,9 +279,16 @@ def _seeds(summary: Mapping[str, Any]) -> str:
 
 
 def statistic(values: Sequence[float]) -> dict[str, Any]:
-    """Return "mean" and "std", the sample standard deviation: None of a single value."""
+    """Sum up a figure's values, one for each seed.
+
+    Args:
+        values: At least one.
+
+    Returns:
+        "mean", "std" (sample standard deviation; None of a single value), and "seeds", the values.
+    """
     std = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": std}
+    return {"mean": statistics.fmean(values), "std": std, "seeds": list(values)}
 
 
 def mean_std(figure: Mapping[str, Any], scale: int, digits: int, sign: str = "") -> str:
