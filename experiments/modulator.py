@@ -48,7 +48,7 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
             class gives as many.
 
     Returns:
-        What `analysis.json` holds. Each measured figure is a mapping as from `statistic`. "turned" is
+        What `analysis.json` holds, its measured figures as from `statistic`. "turned" is
         the accuracy by angle of each model, see `turned_accuracies`; "straw", for each STRAW, has
         "costs" (see `costs`), "leaves" (`ranks`), "updates" (`update_statistics`) and "movement"
         (`movements`).
