@@ -496,7 +496,8 @@ def _preset_parts(run: Mapping[str, Summary]) -> list[str]:
         " (`compact_wide`), all with the same recipe: Adam with a rate of 0.004 that rises and"
         " falls along a cosine, batches of 32, as many epochs as the article's set. The recipe was"
         " chosen on validation images held out of the training images. ResNet-34 has the"
-        " article's recipe, which was not tuned for it."
+        " article's recipe, which was not tuned for it. Figures by style vector are of an evenly"
+        " strided sample of the test images; compare them with that of the image itself."
     ]
     for study, name in (("preset2", "set2"), ("preset3", "set3")):
         if study in run:
