@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
@@ -78,6 +78,9 @@ def in_processes(
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(jobs, context, _begin, (shares, start, shared))
     try:
+        # A pool may overlook the end of a process that it started after it began to watch (CPython
+        # 3.11): let all be up first.
+        wait([pool.submit(_nothing) for _ in range(jobs)])
         for future in as_completed([pool.submit(_do, task) for task in tasks]):
             future.result()
         pool.shutdown()
@@ -116,6 +119,10 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _do(task: Any) -> None:
