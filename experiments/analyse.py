@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments import parse_analysis
-from process import fail, prepare, use_large_pages
+from process import data_mistake, fail, prepare, use_large_pages
 
 
 def main() -> int:
@@ -26,13 +26,8 @@ def main() -> int:
 
 def _analyse(settings: dict[str, Any], images: int) -> int:
     prepare()
-    from straw_jax import data
-
-    sources = {name: settings[name] for name in ("fraction", "data_dir", "archive")}
-    try:
-        data.check(settings["dataset"], **sources)
-    except ValueError as error:
-        return fail(error, 2)
+    if mistake := data_mistake(settings):
+        return fail(mistake, 2)
 
     import analysis_figures
     import modulator

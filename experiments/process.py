@@ -1,6 +1,6 @@
 """What the scripts here do to their own process: pages, caches, warnings, failures.
 
-Only the standard library is imported, as in `arguments`.
+With the module only the standard library is imported, as in `arguments`.
 """
 
 import contextlib
@@ -9,7 +9,9 @@ import platform
 import sys
 import textwrap
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def use_large_pages() -> None:
@@ -29,6 +31,18 @@ def prepare() -> None:
     """Show warnings as blocks, and let JAX keep compiled programs; call before JAX is imported."""
     warnings.showwarning = _show_warning
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache_dir()))  # Read on JAX's import.
+
+
+def data_mistake(settings: Mapping[str, Any]) -> ValueError | None:
+    """Return what is wrong with the data that settings name, as far as a quick look tells."""
+    from straw_jax import data  # needs no JAX: nobody should wait for that to learn of a mistake
+
+    sources = {name: settings[name] for name in ("fraction", "data_dir", "archive")}
+    try:
+        data.check(settings["dataset"], **sources)
+    except ValueError as error:
+        return error
+    return None
 
 
 def fail(message: object, code: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments import parse
-from process import fail, prepare, use_large_pages
+from process import data_mistake, fail, prepare, use_large_pages
 
 
 def main() -> int:
@@ -29,8 +29,6 @@ def main() -> int:
 def _run(settings: dict[str, Any], command: str) -> int:
     prepare()
     # Imported step by step, the quickest first: no mistake should wait for what comes after it.
-    from straw_jax import data
-
     finished = Path(settings["out"], "summary.json")
     if finished.exists():
         from straw_jax.training import report
@@ -38,11 +36,8 @@ def _run(settings: dict[str, Any], command: str) -> int:
         print(report.table(json.loads(finished.read_text(encoding="utf-8"))))
         print(f"\nAlready finished; report and figures are in {finished.parent}")
         return 0
-    sources = {name: settings[name] for name in ("fraction", "data_dir", "archive")}
-    try:
-        data.check(settings["dataset"], **sources)
-    except ValueError as error:
-        return fail(error, 2)
+    if mistake := data_mistake(settings):
+        return fail(mistake, 2)
 
     from straw_jax.training import checkpoints, experiment, loop, parallel
 

@@ -63,12 +63,15 @@ def in_processes(
             of a module, so that another process can import it.
         shared: What every process needs; pickled.
         tasks: What is to be done, the longest first; pickled.
-        jobs: How many processes.
+        jobs: Into how many shares the cores are dealt; there are no more processes than tasks.
 
     Raises:
         ProcessError: A process was ended from outside.
         Exception: What a task raised; the others are then ended, too.
     """
+    processes = min(jobs, len(tasks))
+    if not processes:
+        return
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
     shares = context.SimpleQueue()
     cores = sorted(os.sched_getaffinity(0))
@@ -76,11 +79,11 @@ def in_processes(
     for job in range(jobs):
         shares.put(cores[job * each : (job + 1) * each] or cores)
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(jobs, context, _begin, (shares, start, shared))
+    pool = ProcessPoolExecutor(processes, context, _begin, (shares, start, shared))
     try:
         # A pool may overlook the end of a process that it started after it began to watch (CPython
         # 3.11): let all be up first.
-        wait([pool.submit(_nothing) for _ in range(jobs)])
+        wait([pool.submit(_nothing) for _ in range(processes)])
         for future in as_completed([pool.submit(_do, task) for task in tasks]):
             future.result()
         pool.shutdown()
