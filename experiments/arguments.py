@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -46,8 +47,18 @@ _PRESET_MODELS = {"compact": ["compact_static", "compact_wide", "compact"]}
 
 # What does not change a result may change between a run and its resumption. (The names of the
 # article's set and of a preset follow from other settings; how many runs train at once, and with it
-# the number of threads of each, changes rounding alone.)
-_INCIDENTAL = ("data_dir", "archive", "out", "resume", "jobs", "experiment", "preset")
+# the number of threads of each, and how many devices a run has, change rounding alone.)
+_INCIDENTAL = (
+    "data_dir",
+    "archive",
+    "out",
+    "resume",
+    "jobs",
+    "mesh",
+    "distributed",
+    "experiment",
+    "preset",
+)
 
 _USUAL: dict[str, Any] = {
     "fraction": 0.1,
@@ -77,7 +88,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         argv: The words after the program's name.
 
     Returns:
-        One attribute for each field of `straw_jax.training.experiment.Config`.
+        One attribute for each field of `straw_jax.training.experiment.Config`, and "distributed":
+        None, or the arguments of `straw_jax.training.hosts.join`.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -85,6 +97,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if arguments.models is not None:
             arguments.models = _models(arguments.models)
         _fill_in(arguments)
+        _check_devices(arguments)
         _check_archive(arguments.archive)
         _check_out(arguments)
     except ValueError as error:
@@ -148,8 +161,8 @@ def _stored_settings(results: Path) -> dict[str, Any]:
             f"argument RESULTS: {config} has no {', '.join(missing)}: it was written by another"
             " version of run.py"
         )
-    settings = {name: stored.get(name) for name in names}
-    return settings | {"out": str(results), "resume": True}
+    settings = {name: stored.get(name) for name in names if name != "distributed"}
+    return settings | {"out": str(results), "resume": True, "mesh": None}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -244,6 +257,23 @@ def _parser() -> argparse.ArgumentParser:
         help="runs that train at once, each on its share of the cores (default: on CPU one a core,"
         " at most 8; else 1)",
     )
+    how.add_argument(
+        "--mesh",
+        type=_mesh,
+        metavar="data=N,model=M",
+        help="train each run on N * M devices: each has its share of the samples of a batch, and"
+        " each M-th of every rank of STRAW's generator (default: one device)",
+    )
+    how.add_argument(
+        "--distributed",
+        nargs="?",
+        const=(),
+        type=_processes,
+        metavar="HOST:PORT,COUNT,INDEX",
+        help="train with other processes that are started alike, with --mesh over the devices of"
+        " all: the first one's address, how many they are, which this is; without a value JAX finds"
+        " out by itself, as on a TPU pod or under Slurm",
+    )
 
     where = parser.add_argument_group("data and results")
     where.add_argument(
@@ -304,6 +334,29 @@ def _number(wanted: str, is_valid: Callable[[float], bool]) -> Callable[[str], f
     return convert
 
 
+def _mesh(text: str) -> dict[str, int]:
+    """Read "data=4,model=2", of which one may be left out, as of `straw_jax.sharding.make_mesh`."""
+    sizes = {"data": 1, "model": 1}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in sizes or not size.isdecimal() or int(size) < 1:
+            raise argparse.ArgumentTypeError(
+                f"expected devices by axis, such as data=4,model=2, got {text!r}"
+            )
+        sizes[name] = int(size)
+    return sizes
+
+
+def _processes(text: str) -> tuple[str, int, int]:
+    """Read "host:port,count,index"."""
+    match = re.fullmatch(r"(.+:\d+),(\d+),(\d+)", text)
+    if not match or int(match[3]) >= int(match[2]):
+        raise argparse.ArgumentTypeError(
+            f"expected HOST:PORT,COUNT,INDEX with INDEX below COUNT, got {text!r}"
+        )
+    return match[1], int(match[2]), int(match[3])
+
+
 def _models(words: Sequence[str]) -> list[str]:
     """Take names apart that are parted by commas, and put them in the order of MODELS."""
     names = [name for word in words for name in word.split(",") if name]
@@ -313,6 +366,20 @@ def _models(words: Sequence[str]) -> list[str]:
             f"argument --models: expected any of {', '.join(MODELS)}, got {' '.join(words)!r}"
         )
     return [name for name in MODELS if name in names]
+
+
+def _check_devices(arguments: argparse.Namespace) -> None:
+    """Check that the flags for devices fit each other."""
+    mesh = arguments.mesh
+    if mesh and arguments.jobs not in (None, 1):
+        raise ValueError("argument --jobs: with --mesh runs train one by one; leave it out")
+    if mesh and arguments.batch_size % mesh["data"]:
+        raise ValueError(
+            f"argument --mesh: expected data to divide the batch of {arguments.batch_size}, got"
+            f" {mesh['data']}; change one of them, or --batch-size"
+        )
+    if arguments.distributed is not None and not mesh:
+        raise ValueError("argument --distributed: needs --mesh, over the devices of all processes")
 
 
 def _fill_in(arguments: argparse.Namespace) -> None:
