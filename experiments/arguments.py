@@ -28,14 +28,15 @@ MODELS = (
 
 # The article's sets; straw_jax.training.published holds what they gave.
 EXPERIMENTS: dict[str, dict[str, Any]] = {
-    "full_rank16": {"fraction": 1.0, "rank": 16, "epochs": 10},
-    "10pct_rank16": {"fraction": 0.1, "rank": 16, "epochs": 5},
-    "20pct_rank32": {"fraction": 0.2, "rank": 32, "epochs": 5},
+    "full_rank16": {"executor": "cnn", "fraction": 1.0, "rank": 16, "epochs": 10},
+    "10pct_rank16": {"executor": "cnn", "fraction": 0.1, "rank": 16, "epochs": 5},
+    "20pct_rank32": {"executor": "cnn", "fraction": 0.2, "rank": 32, "epochs": 5},
 }
 
 # Recipes of our own, chosen on validation images (--validation).
 PRESETS: dict[str, dict[str, Any]] = {
     "compact": {
+        "executor": "cnn",
         "rank": 4,
         "base": "trained",
         "batch_size": 32,
@@ -43,6 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "cosine",
     },
 }
+_VIT_MODELS = ("standalone", "wide", "straw")
 _PRESET_MODELS = {"compact": ["compact_static", "compact_wide", "compact"]}
 
 # What does not change a result may change between a run and its resumption. (The names of the
@@ -61,6 +63,7 @@ _INCIDENTAL = (
 )
 
 _USUAL: dict[str, Any] = {
+    "executor": "cnn",
     "fraction": 0.1,
     "rank": 16,
     "base": "none",
@@ -68,6 +71,17 @@ _USUAL: dict[str, Any] = {
     "batch_size": 128,
     "learning_rate": 1e-4,
     "schedule": "constant",
+}
+# A transformer needs its positions, norms and patches as trained weights, and learns nothing in
+# five epochs by the article's recipe.
+_USUAL_OF: dict[str, dict[str, Any]] = {
+    "vit": {
+        "rank": 4,
+        "base": "trained",
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+    },
 }
 
 
@@ -156,6 +170,7 @@ def _stored_settings(results: Path) -> dict[str, Any]:
             f" {getattr(error, 'strerror', error)}"
         ) from None
     names = vars(_parser().parse_args([]))
+    stored = {"executor": _USUAL["executor"]} | stored  # which earlier versions did not write
     if missing := [name for name in names if name not in {*stored, *_INCIDENTAL}]:
         raise ValueError(
             f"argument RESULTS: {config} has no {', '.join(missing)}: it was written by another"
@@ -198,6 +213,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--rank", type=_whole(1), help="rank of the factors that STRAW writes (default: 16)"
+    )
+    what.add_argument(
+        "--executor",
+        choices=("cnn", "vit"),
+        help="the network that STRAW modulates: the article's CNN, or a small vision transformer,"
+        " for which --rank 4, --base trained, --batch-size 32, --learning-rate 0.001 and --schedule"
+        " cosine are usual, and of the controls there is wide (default: cnn)",
     )
     what.add_argument(
         "--base",
@@ -389,7 +411,8 @@ def _fill_in(arguments: argparse.Namespace) -> None:
     if arguments.preset:
         _take_over(arguments, "preset", PRESETS)
         arguments.models = arguments.models or _PRESET_MODELS[arguments.preset]
-    for name, value in _USUAL.items():
+    usual = _USUAL | _USUAL_OF.get(arguments.executor, {})
+    for name, value in usual.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
     if arguments.epochs is None:
@@ -400,7 +423,22 @@ def _fill_in(arguments: argparse.Namespace) -> None:
         whole = arguments.limit is None and arguments.validation is None
         if whole and settings.items() <= vars(arguments).items():
             arguments.experiment = name
+    if arguments.executor == "vit":
+        _check_vit(arguments)
     arguments.out = arguments.out or str(Path("results", _readable_name(arguments)))
+
+
+def _check_vit(arguments: argparse.Namespace) -> None:
+    if arguments.base == "none":
+        raise ValueError(
+            "argument --base: --executor vit generates its attention and MLPs alone, the rest needs"
+            " trained weights; got none, expected trained"
+        )
+    if others := [name for name in arguments.models if name not in _VIT_MODELS]:
+        raise ValueError(
+            f"argument --models: with --executor vit expected any of {', '.join(_VIT_MODELS)}, got"
+            f" {others[0]}"
+        )
 
 
 def _take_over(
@@ -427,6 +465,8 @@ def _readable_name(arguments: argparse.Namespace) -> str:
         f"{arguments.epochs}epochs",
         *arguments.models,
     ]
+    if arguments.executor != _USUAL["executor"]:
+        parts.insert(1, arguments.executor)
     if arguments.schedule != _USUAL["schedule"]:
         parts.append(arguments.schedule)
     unusual = {
@@ -481,9 +521,10 @@ def _check_same_settings(config: Path, arguments: argparse.Namespace) -> None:
     except (OSError, ValueError) as error:
         raise ValueError(f"argument --resume: cannot read {config}: {error}") from None
     for name, now in vars(arguments).items():
-        if name not in _INCIDENTAL and earlier.get(name) != now:
+        before = earlier.get(name, _USUAL.get(name))  # without it, an earlier version's
+        if name not in _INCIDENTAL and before != now:
             flag = name.replace("_", "-")
             raise ValueError(
-                f"argument --{flag}: --resume needs the earlier run's {earlier.get(name)},"
+                f"argument --{flag}: --resume needs the earlier run's {before},"
                 f" got {now}; give that, or choose another --out"
             )

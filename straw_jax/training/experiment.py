@@ -37,6 +37,7 @@ class Config:
         validation: Share of these training images, below 1, that is held out of training and takes
             the place of the test images; None for the test images.
         rank: Of STRAW's factors.
+        executor: "cnn" or "vit", as in `contender`.
         base: STRAW's base weights, "none" or "trained".
         models: Contenders by name.
         epochs: Passes over the training images.
@@ -61,6 +62,7 @@ class Config:
     limit: int | None
     validation: float | None
     rank: int
+    executor: contenders.Executor
     base: Base
     models: Sequence[str]
     epochs: int
@@ -179,7 +181,12 @@ class Experiment:
     def _sizes(self) -> dict[str, Any]:
         config = self.config
         classes = len(self.dataset.class_names)
-        return {"classes": classes, "rank": config.rank, "base": config.base}
+        return {
+            "classes": classes,
+            "rank": config.rank,
+            "base": config.base,
+            "executor": config.executor,
+        }
 
 
 def run(config: Config, dataset: data.Dataset, command: str) -> None:
