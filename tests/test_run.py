@@ -86,6 +86,7 @@ def test_other_settings_get_another_folder():
     flags = ["", "--fraction 0.2", "--rank 8", "--base trained", "--epochs 6", "--models straw"]
     flags += ["--dataset glyphs", "--batch-size 64", "--learning-rate 1e-3", "--seed 1"]
     flags += ["--seeds 3", "--limit 100", "--schedule cosine", "--validation 0.5"]
+    flags += ["--executor vit"]
     assert len({_parse(line).out for line in flags}) == len(flags)
     assert all(Path(_parse(line).out).parent == Path("results") for line in flags)
 
@@ -126,6 +127,9 @@ def _folder_with_traps(folder):
         ("--seeds 0", "--seeds: expected"),
         ("--limit 1", "--limit: expected"),
         ("--jobs 0", "--jobs: expected"),
+        ("--executor vit --base none", "--base: --executor vit generates its attention and MLPs"),
+        ("--executor vit --models wide_dense", "--models: with --executor vit expected any of sta"),
+        ("--preset compact --executor vit", "--executor: --preset compact sets it to cnn, got vit"),
         ("--mesh 8", "--mesh: expected devices by axis, such as data=4,model=2, got '8'"),
         ("--mesh data=0", "--mesh: expected devices by axis"),
         ("--mesh data=3", "--mesh: expected data to divide the batch of 128, got 3"),
