@@ -101,24 +101,25 @@ class CompactCNN(nn.Module):
 
 
 class ViT(nn.Module):
-    """A small vision transformer: patches, blocks of attention and MLP, a mean over patches.
+    """A small vision transformer: two convolutions, blocks of attention and MLP, a mean.
 
-    Normalisation comes first in each block. 207,343 parameters for images of 28 x 28 x 1.
+    Convolutions of stride 2 make the tokens, one for 4 x 4 pixels: with few images, patches that do
+    not overlap learn far worse. Normalisation comes first in each block. 225,071 parameters for
+    images of 28 x 28 x 1.
 
     Attributes:
         classes: number of outputs.
-        patch: side of a patch, in pixels; what is left over at the right and lower edge is cut off.
-        width: of a patch's vector; a multiple of `heads`.
+        width: of a token's vector; a multiple of `heads`.
         depth: number of blocks.
         heads: of the attention.
         dropout: share of each branch's outputs that training leaves out.
 
     References:
         Dosovitskiy et al., "An Image is Worth 16x16 Words" (2021).
+        Xiao et al., "Early Convolutions Help Transformers See Better" (2021).
     """
 
     classes: int = 47
-    patch: int = 4
     width: int = 64
     depth: int = 4
     heads: int = 4
@@ -132,8 +133,8 @@ class ViT(nn.Module):
             x: normalised images.
             train: apply dropout, with the random key named "dropout".
         """
-        patch = (self.patch, self.patch)
-        x = nn.Conv(self.width, patch, strides=patch, padding="VALID", name="patches")(x)
+        x = nn.relu(nn.Conv(self.width // 2, (3, 3), strides=2, padding=1, name="conv1")(x))
+        x = nn.Conv(self.width, (3, 3), strides=2, padding=1, name="conv2")(x)
         x = x.reshape(x.shape[0], -1, self.width)
         x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:])[None]
         for i in range(1, self.depth + 1):
@@ -157,7 +158,7 @@ class _Block(nn.Module):
             nn.Dense(width, name=name)(y).reshape(*y.shape[:-1], self.heads, width // self.heads)
             for name in ("query", "key", "value")
         )
-        y = jax.nn.dot_product_attention(query, key, value)  # [batch, patches, heads, head's width]
+        y = jax.nn.dot_product_attention(query, key, value)  # [batch, tokens, heads, head's width]
         x = x + drop(nn.Dense(width, name="out")(y.reshape(x.shape)))
         y = nn.gelu(nn.Dense(4 * width, name="mlp1")(nn.LayerNorm(name="norm2")(x)))
         return x + drop(nn.Dense(width, name="mlp2")(y))

@@ -116,7 +116,7 @@ def compact_straw(*, classes: int, rank: int = 4, base: Base = "trained") -> Str
 def vit_straw(*, classes: int, rank: int = 4, base: Base = "trained") -> Straw:
     """Return a STRAW that rewrites the attention and the MLPs of a small vision transformer.
 
-    Its other leaves (patches, positions, norms, the last layer) keep their trained weights.
+    Its other leaves (convolutions, positions, norms, the last layer) keep their trained weights.
     """
     return make_straw(
         executor_of("straw", classes, "vit"),
