@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +28,15 @@ MODELS = (
 
 # The article's sets; straw_jax.training.published holds what they gave.
 EXPERIMENTS: dict[str, dict[str, Any]] = {
-    "full_rank16": {"fraction": 1.0, "rank": 16, "epochs": 10},
-    "10pct_rank16": {"fraction": 0.1, "rank": 16, "epochs": 5},
-    "20pct_rank32": {"fraction": 0.2, "rank": 32, "epochs": 5},
+    "full_rank16": {"executor": "cnn", "fraction": 1.0, "rank": 16, "epochs": 10},
+    "10pct_rank16": {"executor": "cnn", "fraction": 0.1, "rank": 16, "epochs": 5},
+    "20pct_rank32": {"executor": "cnn", "fraction": 0.2, "rank": 32, "epochs": 5},
 }
 
 # Recipes of our own, chosen on validation images (--validation).
 PRESETS: dict[str, dict[str, Any]] = {
     "compact": {
+        "executor": "cnn",
         "rank": 4,
         "base": "trained",
         "batch_size": 32,
@@ -42,14 +44,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "cosine",
     },
 }
+_VIT_MODELS = ("standalone", "wide", "straw")
 _PRESET_MODELS = {"compact": ["compact_static", "compact_wide", "compact"]}
 
 # What does not change a result may change between a run and its resumption. (The names of the
 # article's set and of a preset follow from other settings; how many runs train at once, and with it
-# the number of threads of each, changes rounding alone.)
-_INCIDENTAL = ("data_dir", "archive", "out", "resume", "jobs", "experiment", "preset")
+# the number of threads of each, and how many devices a run has, change rounding alone.)
+_INCIDENTAL = (
+    "data_dir",
+    "archive",
+    "out",
+    "resume",
+    "jobs",
+    "mesh",
+    "distributed",
+    "experiment",
+    "preset",
+)
 
 _USUAL: dict[str, Any] = {
+    "executor": "cnn",
     "fraction": 0.1,
     "rank": 16,
     "base": "none",
@@ -57,6 +71,17 @@ _USUAL: dict[str, Any] = {
     "batch_size": 128,
     "learning_rate": 1e-4,
     "schedule": "constant",
+}
+# A transformer needs its positions, norms and patches as trained weights, and learns nothing in
+# five epochs by the article's recipe.
+_USUAL_OF: dict[str, dict[str, Any]] = {
+    "vit": {
+        "rank": 4,
+        "base": "trained",
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+    },
 }
 
 
@@ -77,7 +102,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         argv: The words after the program's name.
 
     Returns:
-        One attribute for each field of `straw_jax.training.experiment.Config`.
+        One attribute for each field of `straw_jax.training.experiment.Config`, and "distributed":
+        None, or the arguments of `straw_jax.training.hosts.join`.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -85,6 +111,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if arguments.models is not None:
             arguments.models = _models(arguments.models)
         _fill_in(arguments)
+        _check_devices(arguments)
         _check_archive(arguments.archive)
         _check_out(arguments)
     except ValueError as error:
@@ -143,13 +170,14 @@ def _stored_settings(results: Path) -> dict[str, Any]:
             f" {getattr(error, 'strerror', error)}"
         ) from None
     names = vars(_parser().parse_args([]))
+    stored = {"executor": _USUAL["executor"]} | stored  # which earlier versions did not write
     if missing := [name for name in names if name not in {*stored, *_INCIDENTAL}]:
         raise ValueError(
             f"argument RESULTS: {config} has no {', '.join(missing)}: it was written by another"
             " version of run.py"
         )
-    settings = {name: stored.get(name) for name in names}
-    return settings | {"out": str(results), "resume": True}
+    settings = {name: stored.get(name) for name in names if name != "distributed"}
+    return settings | {"out": str(results), "resume": True, "mesh": None}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -185,6 +213,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--rank", type=_whole(1), help="rank of the factors that STRAW writes (default: 16)"
+    )
+    what.add_argument(
+        "--executor",
+        choices=("cnn", "vit"),
+        help="the network that STRAW modulates: the article's CNN, or a small vision transformer,"
+        " for which --rank 4, --base trained, --batch-size 32, --learning-rate 0.001 and --schedule"
+        " cosine are usual, and of the controls there is wide (default: cnn)",
     )
     what.add_argument(
         "--base",
@@ -243,6 +278,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="runs that train at once, each on its share of the cores (default: on CPU one a core,"
         " at most 8; else 1)",
+    )
+    how.add_argument(
+        "--mesh",
+        type=_mesh,
+        metavar="data=N,model=M",
+        help="train each run on N * M devices: each has its share of the samples of a batch, and"
+        " each M-th of every rank of STRAW's generator (default: one device)",
+    )
+    how.add_argument(
+        "--distributed",
+        nargs="?",
+        const=(),
+        type=_processes,
+        metavar="HOST:PORT,COUNT,INDEX",
+        help="train with other processes that are started alike, with --mesh over the devices of"
+        " all: the first one's address, how many they are, which this is; without a value JAX finds"
+        " out by itself, as on a TPU pod or under Slurm",
     )
 
     where = parser.add_argument_group("data and results")
@@ -304,6 +356,29 @@ def _number(wanted: str, is_valid: Callable[[float], bool]) -> Callable[[str], f
     return convert
 
 
+def _mesh(text: str) -> dict[str, int]:
+    """Read "data=4,model=2", of which one may be left out, as of `straw_jax.sharding.make_mesh`."""
+    sizes = {"data": 1, "model": 1}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in sizes or not size.isdecimal() or int(size) < 1:
+            raise argparse.ArgumentTypeError(
+                f"expected devices by axis, such as data=4,model=2, got {text!r}"
+            )
+        sizes[name] = int(size)
+    return sizes
+
+
+def _processes(text: str) -> tuple[str, int, int]:
+    """Read "host:port,count,index"."""
+    match = re.fullmatch(r"(.+:\d+),(\d+),(\d+)", text)
+    if not match or int(match[3]) >= int(match[2]):
+        raise argparse.ArgumentTypeError(
+            f"expected HOST:PORT,COUNT,INDEX with INDEX below COUNT, got {text!r}"
+        )
+    return match[1], int(match[2]), int(match[3])
+
+
 def _models(words: Sequence[str]) -> list[str]:
     """Take names apart that are parted by commas, and put them in the order of MODELS."""
     names = [name for word in words for name in word.split(",") if name]
@@ -315,6 +390,20 @@ def _models(words: Sequence[str]) -> list[str]:
     return [name for name in MODELS if name in names]
 
 
+def _check_devices(arguments: argparse.Namespace) -> None:
+    """Check that the flags for devices fit each other."""
+    mesh = arguments.mesh
+    if mesh and arguments.jobs not in (None, 1):
+        raise ValueError("argument --jobs: with --mesh runs train one by one; leave it out")
+    if mesh and arguments.batch_size % mesh["data"]:
+        raise ValueError(
+            f"argument --mesh: expected data to divide the batch of {arguments.batch_size}, got"
+            f" {mesh['data']}; change one of them, or --batch-size"
+        )
+    if arguments.distributed is not None and not mesh:
+        raise ValueError("argument --distributed: needs --mesh, over the devices of all processes")
+
+
 def _fill_in(arguments: argparse.Namespace) -> None:
     """Settle what depends on other flags: named settings, defaults, and the output folder."""
     if arguments.experiment:
@@ -322,7 +411,8 @@ def _fill_in(arguments: argparse.Namespace) -> None:
     if arguments.preset:
         _take_over(arguments, "preset", PRESETS)
         arguments.models = arguments.models or _PRESET_MODELS[arguments.preset]
-    for name, value in _USUAL.items():
+    usual = _USUAL | _USUAL_OF.get(arguments.executor, {})
+    for name, value in usual.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
     if arguments.epochs is None:
@@ -333,7 +423,22 @@ def _fill_in(arguments: argparse.Namespace) -> None:
         whole = arguments.limit is None and arguments.validation is None
         if whole and settings.items() <= vars(arguments).items():
             arguments.experiment = name
+    if arguments.executor == "vit":
+        _check_vit(arguments)
     arguments.out = arguments.out or str(Path("results", _readable_name(arguments)))
+
+
+def _check_vit(arguments: argparse.Namespace) -> None:
+    if arguments.base == "none":
+        raise ValueError(
+            "argument --base: --executor vit generates its attention and MLPs alone, the rest needs"
+            " trained weights; got none, expected trained"
+        )
+    if others := [name for name in arguments.models if name not in _VIT_MODELS]:
+        raise ValueError(
+            f"argument --models: with --executor vit expected any of {', '.join(_VIT_MODELS)}, got"
+            f" {others[0]}"
+        )
 
 
 def _take_over(
@@ -360,6 +465,8 @@ def _readable_name(arguments: argparse.Namespace) -> str:
         f"{arguments.epochs}epochs",
         *arguments.models,
     ]
+    if arguments.executor != _USUAL["executor"]:
+        parts.insert(1, arguments.executor)
     if arguments.schedule != _USUAL["schedule"]:
         parts.append(arguments.schedule)
     unusual = {
@@ -414,9 +521,10 @@ def _check_same_settings(config: Path, arguments: argparse.Namespace) -> None:
     except (OSError, ValueError) as error:
         raise ValueError(f"argument --resume: cannot read {config}: {error}") from None
     for name, now in vars(arguments).items():
-        if name not in _INCIDENTAL and earlier.get(name) != now:
+        before = earlier.get(name, _USUAL.get(name))  # without it, an earlier version's
+        if name not in _INCIDENTAL and before != now:
             flag = name.replace("_", "-")
             raise ValueError(
-                f"argument --{flag}: --resume needs the earlier run's {earlier.get(name)},"
+                f"argument --{flag}: --resume needs the earlier run's {before},"
                 f" got {now}; give that, or choose another --out"
             )

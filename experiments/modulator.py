@@ -89,7 +89,11 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
                 _say(f"{name} seed {seed}: how they move with rotation and blur")
                 moved.append(movements(straw, variables, changed, labels))
             straws[name] = {
-                "costs": costs(straw, executor_of(name, len(dataset.class_names)), config.base),
+                "costs": costs(
+                    straw,
+                    executor_of(name, len(dataset.class_names), config.executor),
+                    config.base,
+                ),
                 "leaves": ranks(straw.spec),
                 "updates": _over_seeds(updates),
                 "movement": _over_seeds(moved),

@@ -4,6 +4,7 @@
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,20 @@ def _run(settings: dict[str, Any], command: str) -> int:
     if mistake := data_mistake(settings):
         return fail(mistake, 2)
 
-    from straw_jax.training import checkpoints, experiment, loop, parallel
+    from straw_jax.sharding import make_mesh
+    from straw_jax.training import checkpoints, experiment, hosts, loop, parallel
 
+    distributed = settings.pop("distributed")
     config = experiment.Config(**settings)
     try:
-        parallel.jobs_for(1, config.jobs)  # refuses what this device cannot do
-        dataset = experiment.load_dataset(config)
-    except (ValueError, OSError) as error:
+        if distributed is not None:
+            hosts.join(*distributed)
+        # These two refuse what the devices cannot do.
+        parallel.jobs_for(1, config.jobs)
+        if config.mesh:
+            make_mesh(**config.mesh)
+        dataset = hosts.first_then_others(partial(experiment.load_dataset, config))
+    except (ValueError, OSError, RuntimeError) as error:
         return fail(error, 2)
     try:
         experiment.run(config, dataset, command)

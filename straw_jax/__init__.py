@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from straw_jax.inference import load_exported, predictor, save_exported
     from straw_jax.lift import materialize, modulate
     from straw_jax.lowrank import Factors, Generated, form
-    from straw_jax.models import CNN, CompactCNN, ResNet34
+    from straw_jax.models import CNN, CompactCNN, ResNet34, ViT
     from straw_jax.straw import Network, Straw, linen, make_straw
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "NormEye",
     "ResNet34",
     "Straw",
+    "ViT",
     "factor_spec",
     "form",
     "hyperlora",
@@ -53,7 +54,7 @@ _MODULES = {
     "inference": ["load_exported", "predictor", "save_exported"],
     "lift": ["materialize", "modulate"],
     "lowrank": ["Factors", "Generated", "form"],
-    "models": ["CNN", "CompactCNN", "ResNet34"],
+    "models": ["CNN", "CompactCNN", "ResNet34", "ViT"],
     "straw": ["Network", "Straw", "linen", "make_straw"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

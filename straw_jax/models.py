@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -97,6 +98,70 @@ class CompactCNN(nn.Module):
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.classes, name="fc")(x)
+
+
+class ViT(nn.Module):
+    """A small vision transformer: two convolutions, blocks of attention and MLP, a mean.
+
+    Convolutions of stride 2 make the tokens, one for 4 x 4 pixels: with few images, patches that do
+    not overlap learn far worse. Normalisation comes first in each block. 225,071 parameters for
+    images of 28 x 28 x 1.
+
+    Attributes:
+        classes: number of outputs.
+        width: of a token's vector; a multiple of `heads`.
+        depth: number of blocks.
+        heads: of the attention.
+        dropout: share of each branch's outputs that training leaves out.
+
+    References:
+        Dosovitskiy et al., "An Image is Worth 16x16 Words" (2021).
+        Xiao et al., "Early Convolutions Help Transformers See Better" (2021).
+    """
+
+    classes: int = 47
+    width: int = 64
+    depth: int = 4
+    heads: int = 4
+    dropout: float = 0.1
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Return logits `[batch, classes]` of images `[batch, h, w, c]`.
+
+        Args:
+            x: normalised images.
+            train: apply dropout, with the random key named "dropout".
+        """
+        x = nn.relu(nn.Conv(self.width // 2, (3, 3), strides=2, padding=1, name="conv1")(x))
+        x = nn.Conv(self.width, (3, 3), strides=2, padding=1, name="conv2")(x)
+        x = x.reshape(x.shape[0], -1, self.width)
+        x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:])[None]
+        for i in range(1, self.depth + 1):
+            x = _Block(self.heads, self.dropout, name=f"block{i}")(x, train=train)
+        x = nn.LayerNorm(name="norm")(x).mean(axis=1)
+        return nn.Dense(self.classes, name="fc")(x)
+
+
+class _Block(nn.Module):
+    """Attention, then an MLP of four times the width; each normalises first and is added."""
+
+    heads: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        width = x.shape[-1]
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        y = nn.LayerNorm(name="norm1")(x)
+        query, key, value = (
+            nn.Dense(width, name=name)(y).reshape(*y.shape[:-1], self.heads, width // self.heads)
+            for name in ("query", "key", "value")
+        )
+        y = jax.nn.dot_product_attention(query, key, value)  # [batch, tokens, heads, head's width]
+        x = x + drop(nn.Dense(width, name="out")(y.reshape(x.shape)))
+        y = nn.gelu(nn.Dense(4 * width, name="mlp1")(nn.LayerNorm(name="norm2")(x)))
+        return x + drop(nn.Dense(width, name="mlp2")(y))
 
 
 class ResNet34(nn.Module):

@@ -1,7 +1,7 @@
 """The composition: sample, context, style, factors, executor."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from jax import Array
 from straw_jax.encoders import ConvEye
 from straw_jax.factors import FactorSpec, Rank, factor_spec, named_leaves
 from straw_jax.generator import Generator
-from straw_jax.lift import modulate
+from straw_jax.lift import materialize, modulate
 from straw_jax.lowrank import Factors, form
 
 Params: TypeAlias = Any
-Base: TypeAlias = Literal["none", "trained"]
+Base: TypeAlias = Literal["none", "trained", "frozen"]
 
 
 class Network(NamedTuple):
@@ -35,8 +35,10 @@ class Straw(NamedTuple):
 
     Attributes:
         spec: which of the executor's leaves are generated.
-        init: `(key) -> params`, a dict of "encoder", "generator" and, where the base is trained,
-            "executor".
+        init: `(key) -> params`, a dict of "encoder", "generator" and, where the base is "trained",
+            "executor". Where it is "frozen", these are the modulator's alone, to be trained and
+            saved; the functions below take them with the executor's weights,
+            `{**params, "executor": weights}`.
         apply: `(params, x, *, context=x, **kwargs) -> y`; keyword arguments go to the executor,
             typed random keys among them split over the samples.
         styles: `(params, context) -> [batch, style]`, the style vectors.
@@ -44,6 +46,8 @@ class Straw(NamedTuple):
             caller gives: another sample's, a mean, or changed ones.
         factors: `(params, context) -> factors` by path, each with a sample axis, as `FactorSpec`
             describes.
+        merge: `(params, context) -> weights`, the executor's ordinary weights for one context,
+            given without an axis of samples; exact to rounding.
     """
 
     spec: FactorSpec
@@ -52,6 +56,7 @@ class Straw(NamedTuple):
     styles: Callable[[Params, Any], Array]
     apply_styles: Callable[..., Any]
     factors: Callable[[Params, Any], dict[str, Factors | Array]]
+    merge: Callable[[Params, Any], Params]
 
 
 def linen(module: nn.Module) -> Network:
@@ -101,7 +106,9 @@ def make_straw(
         base: "none": weights are the generated ones alone, `W = B @ A`, as in the article's
             released code; all of the executor's leaves must be generated. "trained":
             `W = W0 + B @ A` with `W0` trained too, as in the article's equation; the untrained
-            modulator starts with `A = 0` and leaves the executor as it is.
+            modulator starts with `A = 0` and leaves the executor as it is. "frozen": the same
+            with weights `W0` that the caller brings, of a pretrained executor, and no gradient
+            reaches them: LoRA, conditioned on the input.
         encoder: from context to style vectors `[batch, style]`; by default `ConvEye()`.
         context: what the encoder looks at, `[n, ...]`, if not the sample itself.
         hidden: length of the generator's hidden vector.
@@ -117,10 +124,10 @@ def make_straw(
             and a leaf of the executor is not generated.
 
     References:
-        The STRAW article, "The Pipeline".
+        The STRAW article, "The Pipeline"; Hu et al., "LoRA" (2021), for the frozen base.
     """
-    if base not in ("none", "trained"):
-        raise ValueError(f"make_straw: expected base 'none' or 'trained', got {base!r}.")
+    if base not in get_args(Base):
+        raise ValueError(f"make_straw: expected a base of {get_args(Base)}, got {base!r}.")
     executor = _network(executor)
     encoder = _network(ConvEye() if encoder is None else encoder)
     sample = _zeros(sample)
@@ -134,7 +141,7 @@ def make_straw(
             f"make_straw: with base 'none' every leaf must be generated, got no rank for {kept}. "
             "Add patterns for them, or use base 'trained'."
         )
-    generator = linen(Generator(spec, hidden=hidden, start_at_base=base == "trained"))
+    generator = linen(Generator(spec, hidden=hidden, start_at_base=base != "none"))
     executor_apply = modulate(executor.apply, scale=scale, fused=fused)
 
     def init(key: Array) -> Params:
@@ -158,15 +165,29 @@ def make_straw(
             for path, factor in generated.items()
         }
 
+    def weights_of(params: Params) -> Params:
+        if base == "none":
+            return shapes
+        if "executor" not in params:
+            raise ValueError(
+                f"make_straw: expected params with the executor's weights, base {base!r}, got "
+                f"{sorted(params)}. Give {{**params, 'executor': weights}}."
+            )
+        return jax.lax.stop_gradient(params["executor"]) if base == "frozen" else params["executor"]
+
     def apply_styles(params: Params, styles: Array, x: Any, **kwargs: Any) -> Any:
         generated = generator.apply(params["generator"], styles)
-        weights = params["executor"] if base == "trained" else shapes
-        return executor_apply(weights, generated, x, **kwargs)
+        return executor_apply(weights_of(params), generated, x, **kwargs)
 
     def apply(params: Params, x: Any, *, context: Any = None, **kwargs: Any) -> Any:
         return apply_styles(params, styles(params, x if context is None else context), x, **kwargs)
 
-    return Straw(spec, init, apply, styles, apply_styles, factors)
+    def merge(params: Params, context: Any) -> Params:
+        written = factors(params, jax.tree.map(lambda leaf: leaf[None], context))
+        own = jax.tree.map(lambda leaf: leaf[0], written)
+        return materialize(weights_of(params), own, scale=scale)
+
+    return Straw(spec, init, apply, styles, apply_styles, factors, merge)
 
 
 def _network(model: nn.Module | Network) -> Network:

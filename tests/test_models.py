@@ -5,7 +5,7 @@ import pytest
 from flax import linen as nn
 from reference import assert_close, random_array
 
-from straw_jax import CNN, CompactCNN, NormEye, ResNet34
+from straw_jax import CNN, CompactCNN, NormEye, ResNet34, ViT, factor_spec, make_straw
 
 
 def shapes_of(module, images):
@@ -23,8 +23,10 @@ def convolved(params, number, x, stride=1):
     return np.maximum(groups.reshape(x.shape) * norm["scale"] + norm["bias"], 0)
 
 
-@pytest.mark.parametrize(("module", "count"), [(CNN(), 1_204_655), (ResNet34(), 21_299_951)])
-def test_parameter_counts_are_the_articles(module, count):
+@pytest.mark.parametrize(
+    ("module", "count"), [(CNN(), 1_204_655), (ResNet34(), 21_299_951), (ViT(), 225_071)]
+)
+def test_parameter_counts_are_those_that_are_told(module, count):
     images = jnp.zeros((2, 28, 28, 1))
     variables = shapes_of(module, images)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
@@ -40,7 +42,7 @@ def test_cnn_starts_as_pytorch_would():
         assert float(jnp.abs(params[name]["kernel"]).max()) > 0.9 * fan_in**-0.5
 
 
-@pytest.mark.parametrize("module", [CNN(), CompactCNN()])
+@pytest.mark.parametrize("module", [CNN(), CompactCNN(), ViT(depth=1)])
 def test_dropout_only_while_training(module):
     images = random_array(0, (2, 28, 28, 1))
     variables = module.init(jax.random.key(0), images)
@@ -119,3 +121,75 @@ def test_resnet_updates_batch_statistics_only_while_training():
     assert jax.tree.structure(updates["batch_stats"]) == jax.tree.structure(
         variables["batch_stats"]
     )
+
+
+def by_hand(params, image, *, heads):
+    """The vision transformer for one image `[h, w, c]`, in NumPy but for its convolutions."""
+
+    def conv(name, x):
+        layer = nn.Conv(params[name]["kernel"].shape[-1], (3, 3), 2, padding=1)
+        return np.asarray(layer.apply({"params": params[name]}, x))
+
+    def dense(name, x, block):
+        return x @ block[name]["kernel"] + block[name]["bias"]
+
+    def norm(name, x, block):
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+        return x * block[name]["scale"] + block[name]["bias"]
+
+    def softmax(x):
+        x = np.exp(x - x.max(-1, keepdims=True))
+        return x / x.sum(-1, keepdims=True)
+
+    x = conv("conv2", np.maximum(conv("conv1", image), 0))
+    x = x.reshape(-1, x.shape[-1])
+    x = x + params["positions"]
+    for i in range(1, sum(name.startswith("block") for name in params) + 1):
+        block = params[f"block{i}"]
+        y = norm("norm1", x, block)
+        query, key, value = (
+            np.split(dense(name, y, block), heads, axis=-1) for name in ("query", "key", "value")
+        )
+        y = [
+            softmax(q @ k.T / np.sqrt(q.shape[-1])) @ v
+            for q, k, v in zip(query, key, value, strict=True)
+        ]
+        x = x + dense("out", np.concatenate(y, axis=-1), block)
+        y = dense("mlp1", norm("norm2", x, block), block)
+        x = x + dense("mlp2", np.asarray(nn.gelu(y)), block)
+    return dense("fc", norm("norm", x, params).mean(axis=0), params)
+
+
+SMALL_VIT = ViT(classes=5, width=8, depth=2, heads=2)
+
+
+def moved(params):
+    """Parameters away from initial values, of which some are zero."""
+    return jax.tree.map(lambda p: p + 0.2 * random_array(p.size, p.shape), params)
+
+
+def test_vit_is_convolutions_attention_and_mlps():
+    images = random_array(0, (2, 10, 6, 3))
+    params = moved(jax.jit(SMALL_VIT.init)(jax.random.key(0), images)["params"])
+    got = SMALL_VIT.apply({"params": params}, images)
+    params, images = jax.tree.map(np.asarray, (params, images))
+    want = [by_hand(params, image, heads=2) for image in images]
+    assert_close(got, np.stack(want), 1e-5)
+
+
+def test_vit_runs_with_each_samples_own_attention_and_mlps():
+    images = random_array(0, (3, 9, 6, 1))
+    straw = make_straw(
+        SMALL_VIT, images, rank={"block*/*/kernel": 2, "block*/norm?/*": "whole"}, base="trained"
+    )
+    params = moved(jax.jit(straw.init)(jax.random.key(0)))
+    logits = jax.jit(straw.apply)(params, images)
+    for i in range(3):
+        weights = straw.merge(params, images[i])
+        want = by_hand(jax.tree.map(np.asarray, weights), np.asarray(images[i]), heads=2)
+        assert_close(logits[i], want, 1e-4)
+    kernels = factor_spec(params["executor"], {"block*/*/kernel": 2})
+    assert {leaf.path.split("/")[1] for leaf in kernels} == {
+        "query", "key", "value", "out", "mlp1", "mlp2"
+    }  # fmt: skip

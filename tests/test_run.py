@@ -7,6 +7,7 @@ import platform
 import runpy
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -85,6 +86,7 @@ def test_other_settings_get_another_folder():
     flags = ["", "--fraction 0.2", "--rank 8", "--base trained", "--epochs 6", "--models straw"]
     flags += ["--dataset glyphs", "--batch-size 64", "--learning-rate 1e-3", "--seed 1"]
     flags += ["--seeds 3", "--limit 100", "--schedule cosine", "--validation 0.5"]
+    flags += ["--executor vit"]
     assert len({_parse(line).out for line in flags}) == len(flags)
     assert all(Path(_parse(line).out).parent == Path("results") for line in flags)
 
@@ -125,6 +127,15 @@ def _folder_with_traps(folder):
         ("--seeds 0", "--seeds: expected"),
         ("--limit 1", "--limit: expected"),
         ("--jobs 0", "--jobs: expected"),
+        ("--executor vit --base none", "--base: --executor vit generates its attention and MLPs"),
+        ("--executor vit --models wide_dense", "--models: with --executor vit expected any of sta"),
+        ("--preset compact --executor vit", "--executor: --preset compact sets it to cnn, got vit"),
+        ("--mesh 8", "--mesh: expected devices by axis, such as data=4,model=2, got '8'"),
+        ("--mesh data=0", "--mesh: expected devices by axis"),
+        ("--mesh data=3", "--mesh: expected data to divide the batch of 128, got 3"),
+        ("--mesh data=2 --jobs 2", "--jobs: with --mesh runs train one by one"),
+        ("--distributed", "--distributed: needs --mesh"),
+        ("--distributed host:1,2,2 --mesh data=2", "--distributed: expected HOST:PORT,COUNT,INDEX"),
         ("--validation 1", "--validation: expected a number between 0 and 1, got '1'"),
         ("--schedule linear", "--schedule: invalid choice: 'linear'"),
         ("--models vgg", "--models: expected any of standalone, wide_dense, "),
@@ -195,11 +206,12 @@ class _Place:
         words = [*shlex.split(settings), "--batch-size", "16", "--out", out, *more]
         return [sys.executable, str(SCRIPT), *words]
 
-    def start(self, *words):
+    def start(self, *words, **more):
+        cache = str(self.folder / "cache")
         return subprocess.Popen(
             self.command(*words),
             cwd=self.folder,
-            env=scripts.environment(JAX_COMPILATION_CACHE_DIR=str(self.folder / "cache")),
+            env=scripts.environment(JAX_COMPILATION_CACHE_DIR=cache, **more),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -305,6 +317,34 @@ def test_interrupted_and_killed_experiment_ends_with_the_same_bits(place, finish
     assert "straw seed 0: continuing after epoch" in stderr
     assert "standalone seed 0" not in stderr
     _assert_same_end(place, "cut", "whole")
+
+
+def test_two_processes_write_the_summary_of_one(place, finished):
+    words = "both_hosts", "--mesh", "data=2,model=1", "--distributed"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    first, other = (place.start(*words, f"{address},2,{index}") for index in range(2))
+    stdout, stderr = first.communicate(timeout=300)
+    assert first.returncode == 0, stderr
+    assert "2 x cpu: data=2, model=1" in stdout
+    assert "accuracy" not in other.communicate(timeout=300)[0]
+    assert other.returncode == 0
+    summary, of_one = (
+        json.loads((place.folder / out / "summary.json").read_text())
+        for out in ("both_hosts", "whole")
+    )
+    for name, variants in of_one["results"].items():
+        for variant, measures in variants.items():
+            want = pytest.approx(measures["loss"]["mean"], rel=1e-3)
+            assert summary["results"][name][variant]["loss"]["mean"] == want
+
+
+def test_a_mesh_of_more_devices_than_there_are_is_refused_in_one_line(place):
+    code, _, stderr = place.run("none", "--mesh", "data=16,model=4")
+    assert code == 2
+    assert stderr.splitlines()[-1].startswith("run.py: make_mesh: expected data * model to be 1,")
+    assert not (place.folder / "none").exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be dealt out")

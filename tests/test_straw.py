@@ -34,23 +34,54 @@ def test_parameter_counts_are_the_articles():
     assert parameter_count(trained) == 20_606_863 + 1_204_655
 
 
-@pytest.mark.parametrize("base", ["none", "trained"])
+def with_weights(straw, key=1):
+    """Parameters away from the start, where the update may be zero; the executor's among them."""
+    params = jax.jit(straw.init)(jax.random.key(key))
+    if "executor" not in params:
+        params["executor"] = TinyExecutor().init(jax.random.key(2), IMAGES)["params"]
+    return jax.tree.map(lambda p: p + 0.1 * random_array(p.size, p.shape), params)
+
+
+@pytest.mark.parametrize("base", ["none", "trained", "frozen"])
 def test_each_sample_runs_the_executor_with_its_own_dense_weights(base):
     straw = tiny_straw(base=base, scale=0.5)
-    params = jax.jit(straw.init)(jax.random.key(1))
-    if base == "trained":  # away from the start, where the update is zero
-        params = jax.tree.map(lambda p: p + 0.1 * random_array(p.size, p.shape), params)
+    params = with_weights(straw)
     logits = jax.jit(straw.apply)(params, IMAGES)
     factors = jax.jit(straw.factors)(params, IMAGES)
     executor = TinyExecutor()
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), IMAGES))["params"]
-    weights = params["executor"] if base == "trained" else shapes
+    weights = shapes if base == "none" else params["executor"]
     per_sample = [jax.tree.map(lambda leaf, i=i: leaf[i], factors) for i in range(3)]
     for i in range(3):
         own = materialize(weights, per_sample[i], scale=0.5)
         want = executor.apply({"params": own}, IMAGES[i : i + 1])[0]
         assert_close(logits[i], want, 1e-5)
+        assert_close(jax.jit(straw.merge)(params, IMAGES[i]), own, 1e-5)
     assert not jnp.allclose(factors["dense/kernel"].B[0], factors["dense/kernel"].B[1])
+
+
+def test_a_frozen_executor_gets_no_gradient_and_its_modulator_the_trained_ones():
+    params = with_weights(tiny_straw(base="frozen"))
+
+    def gradient(base):
+        straw = tiny_straw(base=base)
+        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.cos(straw.apply(p, IMAGES)))))(params)
+
+    frozen, trained = gradient("frozen"), gradient("trained")
+    assert not any(leaf.any() for leaf in jax.tree.leaves(frozen.pop("executor")))
+    assert all(leaf.any() for leaf in jax.tree.leaves(trained.pop("executor")))
+    assert_close(frozen, trained, 1e-6)
+
+
+def test_a_frozen_executor_is_left_as_it_is_by_an_untrained_modulator():
+    straw = tiny_straw(base="frozen")
+    modulator = straw.init(jax.random.key(0))
+    assert sorted(modulator) == ["encoder", "generator"]
+    weights = TinyExecutor().init(jax.random.key(2), IMAGES)["params"]
+    logits = straw.apply({**modulator, "executor": weights}, IMAGES)
+    assert_close(logits, TinyExecutor().apply({"params": weights}, IMAGES), 1e-6)
+    with pytest.raises(ValueError, match=r"the executor's weights, base 'frozen', got \['encoder'"):
+        straw.apply(modulator, IMAGES)
 
 
 def test_compact_straw_runs_its_executor_with_each_samples_dense_weights():
@@ -178,8 +209,8 @@ def test_initial_values_are_those_of_a_dense_layer_in_pytorch():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="base 'none' or 'trained', got 'frozen'"):
-        tiny_straw(base="frozen")
+    with pytest.raises(ValueError, match=r"base of \('none', 'trained', 'frozen'\), got 'thawed'"):
+        tiny_straw(base="thawed")
     with pytest.raises(ValueError, match=r"got no rank for \['conv/bias', 'dense/bias'\]"):
         tiny_straw(rank={"*/kernel": 2})
     assert len(tiny_straw(rank={"*/kernel": 2}, base="trained").spec) == 2

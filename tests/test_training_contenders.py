@@ -45,6 +45,20 @@ def test_compact_contenders_have_their_sizes():
     assert sample_cost(compact) < 1.2 * sample_cost(static) < sample_cost(wide)
 
 
+def test_vit_contenders_have_their_sizes():
+    static, wide, straw = (
+        contender(name, classes=47, rank=4, base="trained", executor="vit")
+        for name in ("standalone", "wide", "straw")
+    )
+    assert parameters(static) == 225_071
+    encoder = 9 * 16 + 9 * 16 * 32 + 9 * 32 * 32 + 2 * (16 + 32 + 32) + 4 * 4 * 32 * 32 + 32
+    generator = (32 + 1) * 16 + (16 + 1) * 4 * 4 * (4 * 128 + 2 * 320)
+    assert parameters(straw) == 225_071 + encoder + generator
+    assert parameters(wide) == pytest.approx(parameters(straw), rel=0.05)
+    with pytest.raises(ValueError, match=r"standalone, wide, straw, .* got 'compact' with 'vit'"):
+        contender("compact", classes=47, rank=4, base="trained", executor="vit")
+
+
 def test_widened_executors_keep_their_proportions():
     def kernels(name):
         shapes = jax.eval_shape(

@@ -2,6 +2,9 @@
 
 Orbax loads damaged array data as wrong values, and casts a wrong dtype, without a word. Each
 checkpoint therefore holds the shape, the dtype and a checksum of every leaf beside the arrays.
+
+Arrays are whole, as on one host: a checkpoint fits any number of devices. Where several processes
+train, the first alone calls these functions (`hosts`).
 """
 
 import warnings
@@ -98,9 +101,20 @@ def latest(folder: Path) -> Path | None:
 
 
 def _manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
-    # Not asynchronous: the next step donates the very buffers that are being written.
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        # Not asynchronous: the next step donates the very buffers that are being written.
+        enable_async_checkpointing=False,
+        create=False,  # orbax would ask all processes, where only the first comes here
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            active_processes={0}, barrier_sync_key_prefix="first"
+        )
+        if jax.process_count() > 1
+        else ocp.options.MultiprocessingOptions(),
+    )
+    return ocp.CheckpointManager(folder, options=options)
 
 
 def _read(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:

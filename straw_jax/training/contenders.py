@@ -1,14 +1,14 @@
 """The contenders: the article's, ours, and static controls of both, as pure functions."""
 
 import bisect
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from straw_jax.encoders import NormEye
-from straw_jax.models import CNN, CompactCNN, ResNet34
+from straw_jax.models import CNN, CompactCNN, ResNet34, ViT
 from straw_jax.straw import Base, Straw, make_straw
 from straw_jax.training.costs import multiply_adds
 from straw_jax.training.step import Model, Variables
@@ -25,10 +25,17 @@ NAMES = (
     "compact",
 )
 
+Executor: TypeAlias = Literal["cnn", "vit"]
+
+# Where the CNN's dense layer is meant, or the compact executor, no other can take its place.
+_OF_ANY_EXECUTOR = ("standalone", "wide", "straw", "resnet34")
+
 _IMAGE = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
 
 
-def contender(name: str, *, classes: int, rank: int, base: Base) -> Model:
+def contender(
+    name: str, *, classes: int, rank: int, base: Base, executor: Executor = "cnn"
+) -> Model:
     """Return one of the contenders.
 
     Args:
@@ -41,28 +48,41 @@ def contender(name: str, *, classes: int, rank: int, base: Base) -> Model:
         classes: number of classes.
         rank: of STRAW's updates, which the controls follow.
         base: STRAW's, as in `make_straw`.
+        executor: "cnn", the article's, or "vit", a small vision transformer; with this there are
+            "standalone", "wide" (all its layers) and "straw" (on attention and MLPs).
 
     Returns:
         The contender as pure functions.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name is unknown, or there is none such with this executor.
     """
-    if straw := straw_of(name, classes=classes, rank=rank, base=base):
+    if executor not in get_args(Executor) or (
+        executor != "cnn" and name in NAMES and name not in _OF_ANY_EXECUTOR
+    ):
+        raise ValueError(
+            f"contender: expected one of {', '.join(_OF_ANY_EXECUTOR)} with an executor of "
+            f"{', '.join(get_args(Executor))}, got {name!r} with {executor!r}."
+        )
+    if straw := straw_of(name, classes=classes, rank=rank, base=base, executor=executor):
         return straw_model(straw)
     if name == "standalone":
-        return flax_model(CNN(classes))
+        return flax_model(executor_of("straw", classes, executor))
     if name == "resnet34":
         return flax_model(ResNet34(classes))
     if name == "compact_static":
         return flax_model(CompactCNN(classes))
     if name in NAMES:
-        return _widened(name, classes=classes, rank=rank, base=base)
+        return _widened(name, classes=classes, rank=rank, base=base, executor=executor)
     raise ValueError(f"contender: expected one of {', '.join(NAMES)}, got {name!r}.")
 
 
-def straw_of(name: str, *, classes: int, rank: int, base: Base) -> Straw | None:
+def straw_of(
+    name: str, *, classes: int, rank: int, base: Base, executor: Executor = "cnn"
+) -> Straw | None:
     """Return the STRAW that a contender is, or None where it is none; arguments as `contender`."""
+    if name == "straw" and executor == "vit":
+        return vit_straw(classes=classes, rank=rank, base=base)
     if name == "straw":
         return article_straw(classes=classes, rank=rank, base=base)
     if name == "compact":
@@ -70,10 +90,11 @@ def straw_of(name: str, *, classes: int, rank: int, base: Base) -> Straw | None:
     return None
 
 
-def executor_of(name: str, classes: int) -> nn.Module:
+def executor_of(name: str, classes: int, executor: Executor = "cnn") -> nn.Module:
     """Return the executor of a contender that is a STRAW."""
-    modules = {"straw": CNN(classes), "compact": CompactCNN(classes)}
-    return modules[name]
+    if name == "compact":
+        return CompactCNN(classes)
+    return ViT(classes) if executor == "vit" else CNN(classes)
 
 
 def article_straw(*, classes: int, rank: int, base: Base) -> Straw:
@@ -89,6 +110,21 @@ def compact_straw(*, classes: int, rank: int = 4, base: Base = "trained") -> Str
     """
     return make_straw(
         executor_of("compact", classes), _IMAGE, rank=rank, base=base, encoder=NormEye(), hidden=16
+    )
+
+
+def vit_straw(*, classes: int, rank: int = 4, base: Base = "trained") -> Straw:
+    """Return a STRAW that rewrites the attention and the MLPs of a small vision transformer.
+
+    Its other leaves (convolutions, positions, norms, the last layer) keep their trained weights.
+    """
+    return make_straw(
+        executor_of("straw", classes, "vit"),
+        _IMAGE,
+        rank={"block*/*/kernel": rank},
+        base=base,
+        encoder=NormEye(),
+        hidden=16,
     )
 
 
@@ -139,13 +175,16 @@ def _mode(key: jax.Array | None) -> dict[str, Any]:
     return {} if key is None else {"train": True, "rngs": {"dropout": key}}
 
 
-def _widened(name: str, *, classes: int, rank: int, base: Base) -> Model:
+def _widened(name: str, *, classes: int, rank: int, base: Base, executor: Executor) -> Model:
     """Widen an executor until it is as near to its STRAW in a count as whole widths allow."""
-    make = compact_straw if name == "compact_wide" else article_straw
-    straw = straw_model(make(classes=classes, rank=rank, base=base))
+    widened = "compact" if name == "compact_wide" else "straw"
+    straw = contender(widened, classes=classes, rank=rank, base=base, executor=executor)
 
-    def executor(width: int) -> Model:
+    def static(width: int) -> Model:
         """Make it with a last hidden layer, or a last convolution, of this width."""
+        if executor == "vit":
+            heads = ViT().heads
+            return flax_model(ViT(classes, width=heads * max(round(width / heads), 1)))
         if name == "compact_wide":
             stages = tuple((8 * max(round(width / part / 8), 1),) for part in (4, 2, 1))
             return flax_model(CompactCNN(classes, stages))
@@ -157,11 +196,11 @@ def _widened(name: str, *, classes: int, rank: int, base: Base) -> Model:
     count = sample_cost if name == "wide_compute" else parameters
     target = count(straw)
     widths = range(4, 100_000)
-    above = bisect.bisect_left(widths, target, key=lambda width: count(executor(width)))
+    above = bisect.bisect_left(widths, target, key=lambda width: count(static(width)))
     nearest = min(
-        widths[above - 1 : above + 1], key=lambda width: abs(count(executor(width)) - target)
+        widths[above - 1 : above + 1], key=lambda width: abs(count(static(width)) - target)
     )
-    return executor(nearest)
+    return static(nearest)
 
 
 def _shapes(model: Model) -> Variables:

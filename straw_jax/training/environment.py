@@ -2,9 +2,11 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -13,9 +15,17 @@ import jax
 _PACKAGES = ("straw_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def device() -> str:
-    """Name the device that JAX computes on, such as "cpu (Intel Xeon, 2 cores)"."""
+def device(mesh: Mapping[str, int] | None = None) -> str:
+    """Name the device that JAX computes on, such as "cpu (Intel Xeon, 2 cores)".
+
+    Args:
+        mesh: How many devices each axis of a mesh has; None where one device is used.
+    """
     devices = jax.devices()
+    if mesh:
+        kind = devices[0].device_kind
+        axes = ", ".join(f"{axis}={size}" for axis, size in mesh.items())
+        return f"{devices[0].platform} ({math.prod(mesh.values())} x {kind}: {axes})"
     if devices[0].platform == "cpu":
         usable = (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

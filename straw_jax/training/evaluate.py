@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from straw_jax.sharding import batch_sharding, mesh_of, place, to_host
 from straw_jax.training.batches import batches
 from straw_jax.training.step import Model, Variables, as_input
 
@@ -54,7 +55,7 @@ def in_batches(
     Args:
         function: `(variables, *inputs [b, ...]) -> array [b, ...]`, or a tree of them, sample by
             sample.
-        variables: Its first argument.
+        variables: Its first argument. Where they lie on a mesh, batches are dealt out over it.
         inputs: Arrays [n, ...], n at least 1, such as images, uint8 [n, 28, 28, 1].
         batch_size: Samples in a batch, which decides memory, not results.
 
@@ -67,11 +68,16 @@ def in_batches(
     count = len(inputs[0])
     if not count:
         raise ValueError("in_batches: expected at least one sample, got none")
-    outputs = [
-        function(variables, *(array[chosen] for array in inputs))
-        for chosen, _ in batches(np.arange(count), batch_size)
-    ]
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *outputs)
+    mesh = mesh_of(variables)
+    if mesh is not None:
+        batch_size = -(-batch_size // mesh.shape["data"]) * mesh.shape["data"]
+    outputs = []
+    for chosen, _ in batches(np.arange(count), batch_size):
+        batch = [array[chosen] for array in inputs]
+        if mesh is not None:
+            batch = place(batch, batch_sharding(mesh))
+        outputs.append(function(variables, *batch))
+    return jax.tree.map(lambda *parts: np.concatenate(to_host(parts))[:count], *outputs)
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Score:

@@ -11,11 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from straw_jax import data
+from straw_jax.sharding import make_mesh
 from straw_jax.straw import Base, Straw
 from straw_jax.training import contenders, figures, records, report
 from straw_jax.training.controls import control_scores, sample, style_function
 from straw_jax.training.environment import commit, device, versions
 from straw_jax.training.evaluate import Score, in_batches, predict
+from straw_jax.training.hosts import from_first, is_first
 from straw_jax.training.parallel import in_processes, jobs_for
 from straw_jax.training.runs import Contender, Recipe, Run, Schedule, finish
 
@@ -35,6 +37,7 @@ class Config:
         validation: Share of these training images, below 1, that is held out of training and takes
             the place of the test images; None for the test images.
         rank: Of STRAW's factors.
+        executor: "cnn" or "vit", as in `contender`.
         base: STRAW's base weights, "none" or "trained".
         models: Contenders by name.
         epochs: Passes over the training images.
@@ -44,6 +47,8 @@ class Config:
         seed: Of each model's first run.
         seeds: How many runs a model, with seeds that count up from `seed`.
         jobs: How many runs train at once, as in `jobs_for`.
+        mesh: The devices that train each run together, "data" and "model" as in `make_mesh`, or
+            None for one.
         experiment: Which of the article's three sets these settings are, or None.
         preset: Which named recipe these settings are, or None.
         out: Folder for the results.
@@ -57,6 +62,7 @@ class Config:
     limit: int | None
     validation: float | None
     rank: int
+    executor: contenders.Executor
     base: Base
     models: Sequence[str]
     epochs: int
@@ -66,6 +72,7 @@ class Config:
     seed: int
     seeds: int
     jobs: int | None
+    mesh: dict[str, int] | None
     experiment: str | None
     preset: str | None
     out: str
@@ -113,12 +120,14 @@ class Experiment:
         dataset: From `load_dataset`.
         variants: Its test images by variant.
         seeds: Of each model's runs.
+        mesh: The devices, or None for one.
     """
 
     def __init__(self, config: Config, dataset: data.Dataset):
         self.config, self.dataset = config, dataset
         self.variants = data.variants(dataset.test_images)
         self.seeds = range(config.seed, config.seed + config.seeds)
+        self.mesh = make_mesh(**config.mesh) if config.mesh else None
         self._contenders: dict[str, Contender] = {}
 
     def contender(self, name: str) -> Contender:
@@ -128,7 +137,7 @@ class Experiment:
             recipe = Recipe(config.epochs, config.batch_size, config.learning_rate, config.schedule)
             model = contenders.contender(name, **self._sizes())
             images_shape = self.dataset.train_images.shape
-            self._contenders[name] = Contender(name, model, recipe, images_shape)
+            self._contenders[name] = Contender(name, model, recipe, images_shape, self.mesh)
         return self._contenders[name]
 
     def straw(self, name: str) -> Straw | None:
@@ -155,22 +164,29 @@ class Experiment:
         result = finish(run, self.dataset, self.variants, bar=bar)
         if straw := self.straw(name):
             path = run.result.with_name("controls.json")
-            if not path.exists():
+            if not from_first(path.exists, like=False):
                 scores = control_scores(
                     straw,
-                    run.variables(),
+                    run.placed_variables(),
                     self.dataset.train_images,
                     self.variants,
                     self.dataset.test_labels,
                 )
-                records.write_json(path, scores)
-            result["controls"] = records.read_json(path)
+                if is_first():
+                    records.write_json(path, scores)
+            if is_first():
+                result["controls"] = records.read_json(path)
         return result
 
     def _sizes(self) -> dict[str, Any]:
         config = self.config
         classes = len(self.dataset.class_names)
-        return {"classes": classes, "rank": config.rank, "base": config.base}
+        return {
+            "classes": classes,
+            "rank": config.rank,
+            "base": config.base,
+            "executor": config.executor,
+        }
 
 
 def run(config: Config, dataset: data.Dataset, command: str) -> None:
@@ -187,14 +203,19 @@ def run(config: Config, dataset: data.Dataset, command: str) -> None:
         ProcessError: A process that trained was ended from outside.
     """
     out = Path(config.out)
+    experiment = Experiment(config, dataset)
+    if not is_first():
+        for name in config.models:
+            for seed in experiment.seeds:
+                experiment.finish(name, seed)
+        return
     records.write_json(
         out / "config.json",
         {**dataclasses.asdict(config), "data": _description(dataset), "command": command},
     )
-    experiment = Experiment(config, dataset)
     made = {"commit": commit(), "versions": versions()}  # before the checkout may move on
     tasks = [(name, seed) for name in config.models for seed in experiment.seeds]
-    jobs = jobs_for(len(tasks), config.jobs)
+    jobs = 1 if config.mesh else jobs_for(len(tasks), config.jobs)
     _print_start(experiment, jobs)
     if jobs > 1:
         _finish_in_processes(experiment, tasks, jobs)
@@ -204,7 +225,7 @@ def run(config: Config, dataset: data.Dataset, command: str) -> None:
     summary = {
         "dataset": dataset.name,
         "experiment": config.experiment,
-        "device": device(),
+        "device": device(config.mesh),
         "jobs": jobs,
         "command": command,
         **made,
@@ -329,7 +350,7 @@ def _print_start(experiment: Experiment, jobs: int) -> None:
     print(f"data     {found['name']}")
     print(f"         {found['train']:,} training images, {found['test']:,} test images", end="")
     print(f", {found['classes']} classes")
-    print(f"device   {device()}" + (f", {jobs} runs at a time" if jobs > 1 else ""))
+    print(f"device   {device(config.mesh)}" + (f", {jobs} runs at a time" if jobs > 1 else ""))
     print(f"results  {config.out}")
     for name in config.models:
         print(f"model    {name}, {experiment.contender(name).parameters():,} trained parameters")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from straw_jax.sharding import batch_sharding, mesh_of, place
 from straw_jax.training.batches import batches, epoch_order, near_device, steps_per_epoch
 from straw_jax.training.step import Metrics, State, TrainStep, training_key
 
@@ -62,7 +63,8 @@ def train(
     Args:
         train_step: From `make_train_step`, or that compiled for this batch size. If it is not yet
             compiled, the first epoch's time includes compiling.
-        state: At the end of an epoch, or before the first. Donated.
+        state: At the end of an epoch, or before the first. Donated. Batches go where it lies: to
+            one device, or dealt out over a mesh.
         images: uint8 [n, 28, 28, 1].
         labels: int32 [n].
         epochs: Epochs in all, those that `state` has behind it included.
@@ -78,8 +80,10 @@ def train(
         NonFiniteError: A loss or the state at the end of an epoch is not finite; names the step.
     """
     count = len(labels)
-    key = training_key(seed)
-    images_near, labels_near = near_device(images), near_device(labels)
+    mesh = mesh_of(state)
+    key = training_key(seed, mesh)
+    near = near_device if mesh is None else np.asarray
+    images_near, labels_near = near(images), near(labels)
     done = int(state.step) // steps_per_epoch(count, batch_size)
     with tqdm(
         total=epochs * count,
@@ -94,9 +98,10 @@ def train(
             tally = _Tally(int(state.step))
             waiting: deque[Metrics] = deque()
             for chosen, real in batches(epoch_order(count, seed=seed, epoch=epoch), batch_size):
-                state, metrics = train_step(
-                    state, key, images_near[chosen], labels_near[chosen], real
-                )
+                batch = images_near[chosen], labels_near[chosen], real
+                if mesh is not None:
+                    batch = place(batch, batch_sharding(mesh))
+                state, metrics = train_step(state, key, *batch)
                 waiting.append(metrics)
                 if len(waiting) > _LAG:
                     tally.add(waiting.popleft(), bar)

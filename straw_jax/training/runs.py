@@ -10,13 +10,16 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from straw_jax.data import Dataset
+from straw_jax.sharding import place, shardings, to_host
 from straw_jax.training import checkpoints, records
 from straw_jax.training.batches import steps_per_epoch
 from straw_jax.training.environment import return_freed_memory
 from straw_jax.training.evaluate import Forward, Score, evaluate, make_forward
+from straw_jax.training.hosts import from_first, is_first
 from straw_jax.training.loop import Epoch, NonFiniteError, train
 from straw_jax.training.step import (
     Model,
@@ -61,10 +64,20 @@ class Recipe(NamedTuple):
 
 
 class Contender:
-    """A model and its optimizer, compiled once, on first use, for training images of one shape."""
+    """A model and its optimizer, compiled once, on first use, for training images of one shape.
 
-    def __init__(self, name: str, model: Model, recipe: Recipe, images_shape: tuple[int, ...]):
-        self.name, self.model, self.recipe = name, model, recipe
+    It trains on one device, or on a mesh of them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        recipe: Recipe,
+        images_shape: tuple[int, ...],
+        mesh: Mesh | None = None,
+    ):
+        self.name, self.model, self.recipe, self.mesh = name, model, recipe, mesh
         count, *image_shape = images_shape
         self.image_shape = tuple(image_shape)
         self.optimizer = recipe.optimizer(count)
@@ -78,7 +91,11 @@ class Contender:
     def train_step(self) -> TrainStep:
         """The compiled training step."""
         lowered = lower_train_step(
-            self.model, self.optimizer, self.image_shape, batch_size=self.recipe.batch_size
+            self.model,
+            self.optimizer,
+            self.image_shape,
+            batch_size=self.recipe.batch_size,
+            mesh=self.mesh,
         )
         train_step = lowered.compile()
         return_freed_memory()
@@ -91,7 +108,11 @@ class Contender:
 
     def init_state(self, seed: int) -> State:
         """Make the state before the first step."""
-        return init_state(self.model, self.optimizer, self.image_shape, seed=seed)
+        return init_state(self.model, self.optimizer, self.image_shape, seed=seed, mesh=self.mesh)
+
+    def place(self, tree: Any) -> Any:
+        """Put a state, or a part of it, to where the model trains."""
+        return tree if self.mesh is None else place(tree, shardings(tree, self.mesh))
 
 
 class Run:
@@ -121,6 +142,29 @@ class Run:
     def forget_after(self, epoch: int) -> None:
         """Drop the lines of later epochs, which are to be trained again."""
         records.write_lines(self.metrics, [x for x in self.history() if x["epoch"] <= epoch])
+
+    def restored(self) -> tuple[int, State] | None:
+        """Return the last epoch that was saved, and its state where the model trains, or None.
+
+        Raises:
+            CheckpointError: There are checkpoints, and none is whole.
+        """
+        like = self.contender.state_like
+        found = checkpoints.restore(self.epochs, like) if is_first() else None
+        done = int(from_first(lambda: found[0] if found else 0, like=0))
+        if not done:
+            return None
+        return done, self.contender.place(from_first(lambda: found and found[1], like))
+
+    def placed_variables(self) -> Variables:
+        """Return the variables that a finished run ended with, where the model trains.
+
+        Raises:
+            CheckpointError: They are gone or damaged.
+        """
+        return self.contender.place(
+            from_first(self.variables, like=self.contender.state_like.variables)
+        )
 
     def variables(self) -> Variables:
         """Read the variables that a finished run ended with.
@@ -155,18 +199,24 @@ def finish(
         NonFiniteError: Training diverged; names the step and the last good checkpoint.
         CheckpointError: The run should go on but has no whole checkpoint.
     """
-    if not run.result.exists():
+    if not from_first(run.result.exists, like=False):
         forward, variables = run.contender.forward, _train(run, dataset, bar)
         scores = {
             name: evaluate(forward, variables, images, dataset.test_labels)._asdict()
             for name, images in variants.items()
         }
-        checkpoints.save(run.final, run.contender.recipe.epochs, variables, keep=1)
-        run.variables()  # Read back before the checkpoints that it replaces go.
-        seconds = sum(line["seconds"] for line in run.history())
-        records.write_json(run.result, {"seconds": seconds, "variants": scores})
-        accuracies = ", ".join(f"{name} {score['accuracy']:.2%}" for name, score in scores.items())
-        _say(f"{run.title}: finished; {accuracies}")
+        variables = to_host(variables)
+        if is_first():
+            checkpoints.save(run.final, run.contender.recipe.epochs, variables, keep=1)
+            run.variables()  # Read back before the checkpoints that it replaces go.
+            seconds = sum(line["seconds"] for line in run.history())
+            records.write_json(run.result, {"seconds": seconds, "variants": scores})
+            _say(
+                f"{run.title}: finished; "
+                + ", ".join(f"{name} {score['accuracy']:.2%}" for name, score in scores.items())
+            )
+    if not is_first():
+        return {}
     shutil.rmtree(run.epochs, ignore_errors=True)  # Also of a run that was killed just before this.
     return records.read_json(run.result)
 
@@ -174,10 +224,10 @@ def finish(
 def _train(run: Run, dataset: Dataset, bar: bool) -> Variables:
     """Train a run to its end, noting and saving every epoch."""
     contender, recipe = run.contender, run.contender.recipe
-    restored = checkpoints.restore(run.epochs, contender.state_like)
-    done, state = restored or (0, contender.init_state(run.seed))
+    done, state = run.restored() or (0, contender.init_state(run.seed))
     _say(f"{run.title}: {f'continuing after epoch {done}' if done else 'starting'}, compiling")
-    run.forget_after(done)
+    if is_first():
+        run.forget_after(done)
     # A sample will do to see how training goes: all images are tested at its end.
     stride = -(-len(dataset.test_labels) // _TESTED_EACH_EPOCH)
     labels = dataset.test_labels[::stride]
@@ -189,15 +239,17 @@ def _train(run: Run, dataset: Dataset, bar: bool) -> Variables:
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         seed=run.seed,
-        title=run.title if bar else None,
+        title=run.title if bar and is_first() else None,
     )
     try:
         for state, epoch in training:
             score = evaluate(
                 contender.forward, state.variables, dataset.test_images[::stride], labels
             )
-            records.append_line(run.metrics, _line(run, epoch, score))
-            checkpoints.save(run.epochs, epoch.epoch, state)
+            hosted = to_host(state)
+            if is_first():
+                records.append_line(run.metrics, _line(run, epoch, score))
+                checkpoints.save(run.epochs, epoch.epoch, hosted)
             _say(_progress(run, epoch, score))
     except NonFiniteError as error:
         good = checkpoints.latest(run.epochs) or "none, as no epoch was finished"
@@ -233,4 +285,6 @@ def _progress(run: Run, epoch: Epoch, score: Score) -> str:
 
 
 def _say(text: str) -> None:
+    if not is_first():
+        return
     tqdm.write(text, file=sys.stderr)  # Beside a progress bar, should there be one.

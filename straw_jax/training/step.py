@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from straw_jax.data import normalise
+from straw_jax.sharding import batch_sharding, everywhere, shardings
 
 Variables = dict[str, Any]
 
@@ -64,6 +66,7 @@ def init_state(
     image_shape: tuple[int, ...],
     *,
     seed: int,
+    mesh: Mesh | None = None,
 ) -> State:
     """Make the state before the first step.
 
@@ -72,18 +75,25 @@ def init_state(
         optimizer: Its optimizer.
         image_shape: Shape of one image, such as (28, 28, 1).
         seed: Decides the initial parameters, and nothing else does.
+        mesh: Where the state shall lie, as `shardings` says; None for one device.
 
     Returns:
         The state at step 0.
     """
 
-    @jax.jit
     def init(key: jax.Array) -> Variables:
         return model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
 
-    variables = init(jax.random.fold_in(jax.random.key(seed), 0))
+    def jitted(function: Callable[..., Any], *arguments: Any) -> Any:
+        if mesh is None:
+            return jax.jit(function)(*arguments)
+        lying = shardings(jax.eval_shape(function, *arguments), mesh)
+        return jax.jit(function, out_shardings=lying)(*arguments)
+
+    variables = jitted(init, jax.random.fold_in(jax.random.key(seed), 0))
     # Compiled apart from the optimizer's: it needs much memory for a moment, for random bits.
-    return State(jnp.int32(0), variables, jax.jit(optimizer.init)(variables["params"]))
+    opt_state = jitted(optimizer.init, variables["params"])
+    return State(jitted(lambda: jnp.int32(0)), variables, opt_state)
 
 
 def state_like(
@@ -107,12 +117,18 @@ def as_input(images: Any) -> jax.Array:
     return jnp.asarray(normalise(images))
 
 
-def training_key(seed: int) -> jax.Array:
-    """Make the key from which the steps of a run derive theirs."""
-    return jax.random.fold_in(jax.random.key(seed), 1)
+def training_key(seed: int, mesh: Mesh | None = None) -> jax.Array:
+    """Make the key from which the steps of a run derive theirs; on a mesh, each device has it."""
+
+    def key() -> jax.Array:
+        return jax.random.fold_in(jax.random.key(seed), 1)
+
+    return key() if mesh is None else jax.jit(key, out_shardings=everywhere(mesh))()
 
 
-def make_train_step(model: Model, optimizer: optax.GradientTransformation) -> TrainStep:
+def make_train_step(
+    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
+) -> TrainStep:
     """Build the jitted training step.
 
     The loss is the mean cross-entropy over the real samples of the batch. The gradient is taken by
@@ -122,6 +138,7 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation) -> Tr
     Args:
         model: The contender.
         optimizer: Its optimizer.
+        mesh: Where the state lies, and shall lie after the step; None for one device.
 
     Returns:
         `(state, key, images uint8 [b, 28, 28, 1], labels int32 [b], real bool [b]) ->
@@ -158,7 +175,12 @@ def make_train_step(model: Model, optimizer: optax.GradientTransformation) -> Tr
         with jax.numpy_dtype_promotion("standard"):  # Optax's Adam raises a float to an integer.
             changes, opt_state = optimizer.update(_joined(gradient), state.opt_state, params)
         params = optax.apply_updates(params, changes)
-        return State(state.step + 1, {**rest, **updates, "params": params}, opt_state), metrics
+        state = State(state.step + 1, {**rest, **updates, "params": params}, opt_state)
+        if mesh is not None:
+            state, metrics = jax.lax.with_sharding_constraint(
+                (state, metrics), shardings((state, metrics), mesh)
+            )
+        return state, metrics
 
     return train_step
 
@@ -173,7 +195,8 @@ def _joined(gradient: Any) -> Any:
     if jax.default_backend() != "cpu":
         return gradient
     nothing = sum(
-        0 * jnp.sum(leaf.ravel()[:1], dtype=jnp.float32) for leaf in jax.tree.leaves(gradient)
+        0 * jnp.sum(leaf[(slice(1),) * leaf.ndim], dtype=jnp.float32)
+        for leaf in jax.tree.leaves(gradient)
     )
     return jax.tree.map(lambda leaf: leaf + jnp.asarray(nothing, leaf.dtype), gradient)
 
@@ -184,6 +207,7 @@ def lower_train_step(
     image_shape: tuple[int, ...],
     *,
     batch_size: int,
+    mesh: Mesh | None = None,
 ) -> jax.stages.Lowered:
     """Trace the training step for one batch size, without making parameters.
 
@@ -192,15 +216,26 @@ def lower_train_step(
         optimizer: Its optimizer.
         image_shape: Shape of one image, such as (28, 28, 1).
         batch_size: Samples in a batch.
+        mesh: What the step is to be partitioned for; None for one device.
 
     Returns:
         The lowered step: `.compile()` gives the step, `.cost_analysis()["flops"]` its cost.
     """
-    train_step: Any = make_train_step(model, optimizer)
-    return train_step.lower(
-        state_like(model, optimizer, image_shape),
-        jax.eval_shape(partial(training_key, 0)),
+    train_step: Any = make_train_step(model, optimizer, mesh)
+    state = state_like(model, optimizer, image_shape)
+    key = jax.eval_shape(partial(training_key, 0))
+    batch = (
         jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.uint8),
         jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
     )
+    if mesh is not None:
+        state = _lying(state, shardings(state, mesh))
+        key = _lying(key, everywhere(mesh))
+        batch = tuple(_lying(each, batch_sharding(mesh)) for each in batch)
+    return train_step.lower(state, key, *batch)
+
+
+def _lying(shapes: Any, shardings: Any) -> Any:
+    """Add shardings to `jax.ShapeDtypeStruct`s."""
+    return jax.tree.map(lambda leaf, lies: leaf.update(sharding=lies), shapes, shardings)
