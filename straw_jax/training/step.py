@@ -172,8 +172,10 @@ def make_train_step(
         gradient, (updates, metrics) = jax.grad(loss_of, has_aux=True)(
             params, rest, images, labels, real, jax.random.fold_in(key, state.step)
         )
+        if mesh is None:
+            gradient = _joined(gradient)
         with jax.numpy_dtype_promotion("standard"):  # Optax's Adam raises a float to an integer.
-            changes, opt_state = optimizer.update(_joined(gradient), state.opt_state, params)
+            changes, opt_state = optimizer.update(gradient, state.opt_state, params)
         params = optax.apply_updates(params, changes)
         state = State(state.step + 1, {**rest, **updates, "params": params}, opt_state)
         if mesh is not None:
@@ -195,8 +197,7 @@ def _joined(gradient: Any) -> Any:
     if jax.default_backend() != "cpu":
         return gradient
     nothing = sum(
-        0 * jnp.sum(leaf[(slice(1),) * leaf.ndim], dtype=jnp.float32)
-        for leaf in jax.tree.leaves(gradient)
+        0 * jnp.sum(leaf.ravel()[:1], dtype=jnp.float32) for leaf in jax.tree.leaves(gradient)
     )
     return jax.tree.map(lambda leaf: leaf + jnp.asarray(nothing, leaf.dtype), gradient)
 
