@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
@@ -23,29 +23,58 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def all_axes(ndim: int) -> list[str]:
+    """Return every reading of a kernel as matrices, as in `factor_spec`, the usual one first."""
+    return [
+        "s" * stacked + "r" * rows + "c" * (ndim - stacked - rows)
+        for stacked in range(ndim - 1)
+        for rows in range(ndim - stacked - 1, 0, -1)
+    ]
+
+
+def matrix_axes(axes: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return which of a kernel's axes its factor B has, and which A."""
+    rows, columns = (
+        tuple(i for i, letter in enumerate(axes) if letter in kind) for kind in ("sr", "sc")
+    )
+    return rows, columns
+
+
+def matrix_shape(shape: Sequence[int], axes: str) -> tuple[int, int]:
+    """Return the rows of a kernel's factor B, and the columns of A."""
+    rows, columns = (math.prod(shape[i] for i in part) for part in matrix_axes(axes))
+    return rows, columns
+
+
 @dataclass(frozen=True)
 class GeneratedLeaf:
     """One generated leaf of a parameter tree.
 
     Attributes:
         path: its name in the tree.
-        shape: of the leaf; `[*rows, out]` where it is low-rank.
+        shape: of the leaf.
         rank: of the update `B @ A`, or "whole" where every number is generated.
+        axes: how it is read as a matrix, as in `factor_spec`; empty: all but the last are rows.
     """
 
     path: str
     shape: tuple[int, ...]
     rank: Rank
+    axes: str = ""
 
     @property
     def rows(self) -> int:
         """Rows of the leaf read as a matrix, `in`."""
-        return math.prod(self.shape[:-1])
+        return self._matrix_shape[0]
 
     @property
     def columns(self) -> int:
         """Columns of the leaf read as a matrix, `out`."""
-        return self.shape[-1]
+        return self._matrix_shape[1]
+
+    @property
+    def _matrix_shape(self) -> tuple[int, int]:
+        return matrix_shape(self.shape, self.axes or all_axes(len(self.shape))[0])
 
     @property
     def dense_size(self) -> int:
@@ -167,7 +196,7 @@ class FactorSpec:
     def __str__(self) -> str:
         rows = [("leaf", "shape", "rank", "dense", "generated", "ratio", "")]
         for leaf in self:
-            note = ""
+            note = leaf.axes
             if leaf.rank != "whole" and leaf.rank > (full := min(leaf.rows, leaf.columns)):
                 note = f"above full rank {full}"
             shape = "x".join(map(str, leaf.shape)) or "scalar"
@@ -187,58 +216,93 @@ class FactorSpec:
         return "\n".join(lines)
 
 
-def factor_spec(params: Any, ranks: int | Mapping[str, Rank]) -> FactorSpec:
+def factor_spec(
+    params: Any, ranks: int | Mapping[str, Rank], *, axes: Mapping[str, str] | None = None
+) -> FactorSpec:
     """Specify which leaves of a parameter tree are generated, and with which rank.
 
     Args:
         params: any tree of arrays or `jax.ShapeDtypeStruct`.
-        ranks: one rank for all kernels (leaves of at least two axes); all other leaves are then
-            generated whole. Or a mapping from path patterns, as in `fnmatch` (`"*/kernel"`,
-            `"Dense_?/bias"`), to a rank or "whole"; of the patterns that match a leaf the first
-            counts, and a leaf that none matches is not generated.
+        ranks: one rank for all kernels (leaves of at least two axes that are not called "bias");
+            all other leaves are then generated whole. Or a mapping from path patterns, as in
+            `fnmatch` (`"*/kernel"`, `"Dense_?/bias"`), to a rank or "whole"; of the patterns that
+            match a leaf the first counts, and a leaf that none matches is not generated.
+        axes: how a kernel is read as a matrix, where the usual reading `"r...rc"`, all axes but
+            the last as rows, is not the economical one. Path patterns to one letter for each axis:
+            "r" for those of the rows, then "c" for those of the columns; "s" in front for layers
+            that are stacked, of which each has factors of its own. For instance `"rcc"` for a
+            kernel `[d, heads, d_head]` that is summed over `d`, as Linen's attention has them, and
+            `"src"` for the kernels `[layers, in, out]` of `nn.scan`. `B` is
+            `[stacked * rows, r]`, `A` is `[r, stacked * columns]`, and the update of layer `i` the
+            `i`-th block on the diagonal of `B @ A`. Any reading works with any use of a kernel,
+            but the one that it is used by has the fewest numbers and operations.
 
     Returns:
         The specification, in the order of the tree's leaves.
 
     Raises:
         ValueError: if a rank is below 1, a pattern matches no leaf, a low-rank leaf has fewer than
-            two axes, or nothing is generated.
+            two axes, axes are not of this form, or nothing is generated.
     """
     leaves = named_leaves(params)
+    axes = axes or {}
     if isinstance(ranks, Mapping):
-        for pattern in ranks:
-            if not any(fnmatchcase(path, pattern) for path in leaves):
-                raise ValueError(
-                    f"factor_spec: pattern {pattern!r} matches none of the leaves {list(leaves)}. "
-                    "Patterns are matched against whole paths; '*' also matches '/'."
-                )
-
-        def choose(path: str, shape: tuple[int, ...]) -> Rank | None:
-            return next((r for pattern, r in ranks.items() if fnmatchcase(path, pattern)), None)
+        _check_patterns(ranks, leaves, "leaves")
+        chosen = {path: _first_match(path, ranks) for path in leaves}
     else:
-
-        def choose(path: str, shape: tuple[int, ...]) -> Rank | None:
-            return ranks if len(shape) >= 2 else "whole"
-
-    chosen = [
-        GeneratedLeaf(path, tuple(leaf.shape), rank)
-        for path, leaf in leaves.items()
-        if (rank := choose(path, leaf.shape)) is not None
-    ]
+        chosen = {
+            path: ranks if _is_kernel(path, leaf) else "whole" for path, leaf in leaves.items()
+        }
+    chosen = {path: rank for path, rank in chosen.items() if rank is not None}
     if not chosen:
         raise ValueError("factor_spec: nothing would be generated. Name at least one leaf.")
-    for leaf in chosen:
-        if leaf.rank != "whole" and (not isinstance(leaf.rank, int) or leaf.rank < 1):
+    lowrank = [path for path, rank in chosen.items() if rank != "whole"]
+    _check_patterns(axes, lowrank, "low-rank leaves")
+    spec = FactorSpec(
+        tuple(
+            GeneratedLeaf(path, tuple(leaves[path].shape), rank, _first_match(path, axes) or "")
+            for path, rank in chosen.items()
+        )
+    )
+    for leaf in spec:
+        if leaf.rank != "whole":
+            _check_lowrank(leaf)
+    return spec
+
+
+def _is_kernel(path: str, leaf: Any) -> bool:
+    return len(leaf.shape) >= 2 and path.split("/")[-1] != "bias"
+
+
+def _first_match(path: str, patterns: Mapping[str, Any]) -> Any:
+    return next((value for pattern, value in patterns.items() if fnmatchcase(path, pattern)), None)
+
+
+def _check_patterns(patterns: Iterable[str], paths: Iterable[str], what: str) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in paths):
             raise ValueError(
-                f"factor_spec: expected the rank of {leaf.path} to be a whole number of at least "
-                f"1, or 'whole', got {leaf.rank!r}."
+                f"factor_spec: pattern {pattern!r} matches none of the {what} {list(paths)}. "
+                "Patterns are matched against whole paths; '*' also matches '/'."
             )
-        if leaf.rank != "whole" and len(leaf.shape) < 2:
-            raise ValueError(
-                f"factor_spec: expected a low-rank leaf to have at least two axes, got {leaf.path} "
-                f"of shape {leaf.shape}. Generate it whole."
-            )
-    return FactorSpec(tuple(chosen))
+
+
+def _check_lowrank(leaf: GeneratedLeaf) -> None:
+    if not isinstance(leaf.rank, int) or leaf.rank < 1:
+        raise ValueError(
+            f"factor_spec: expected the rank of {leaf.path} to be a whole number of at least "
+            f"1, or 'whole', got {leaf.rank!r}."
+        )
+    if len(leaf.shape) < 2:
+        raise ValueError(
+            f"factor_spec: expected a low-rank leaf to have at least two axes, got {leaf.path} "
+            f"of shape {leaf.shape}. Generate it whole."
+        )
+    if leaf.axes and leaf.axes not in (readings := all_axes(len(leaf.shape))):
+        raise ValueError(
+            f"factor_spec: expected the axes of {leaf.path}, of shape {leaf.shape}, to be one of "
+            f"{readings}, got {leaf.axes!r}."
+        )
 
 
 def _parts(factor: Factors | Array) -> list[Factor]:

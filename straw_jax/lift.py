@@ -1,88 +1,15 @@
-"""Factors through unmodified model code.
+"""Factors through unmodified model code: `modulate`, and what factors stand for, `materialize`."""
 
-A leaf of the parameters becomes a `LowRank` array, which quax carries through any JAX function:
-matrix products and convolutions meet the factors, everything else meets an error.
-"""
-
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-import quax
-from jax import Array, lax
-from jax.typing import DTypeLike
+from jax import Array
 
-from straw_jax.factors import FactorTree, named_leaves
-from straw_jax.lowrank import (
-    ConvGeometry,
-    Factor,
-    Factors,
-    Generated,
-    factor_shape,
-    form,
-    lowrank_conv,
-    lowrank_dot,
-)
-
-
-class LowRank(quax.ArrayValue):
-    """A kernel `base + scale * B @ A` that model code may use as an array of `kernel_shape`.
-
-    Attributes:
-        base: `[*rows, out]`, or None.
-        B: `[prod(rows), r]`.
-        A: `[r, out]`.
-        scale: of the update.
-        kernel_shape: `(*rows, out)`.
-        path: the leaf's name, for errors.
-        allow_materialise: whether an operation without a factored form may form the kernel.
-        fused: whether to apply `Generated` factors with the kernel of `straw_jax.fused`.
-    """
-
-    base: Array | None
-    B: Factor
-    A: Factor
-    scale: float = eqx.field(static=True)
-    kernel_shape: tuple[int, ...] = eqx.field(static=True)
-    path: str = eqx.field(static=True)
-    allow_materialise: bool = eqx.field(static=True)
-    fused: bool = eqx.field(static=True, default=False)
-
-    def aval(self) -> jax.core.ShapedArray:
-        """Return the shape and dtype that model code sees."""
-        dtype = jnp.result_type(*jax.tree.leaves(self.A))
-        return jax.core.ShapedArray(self.kernel_shape, dtype)
-
-    def materialise(self) -> Array:
-        """Return the kernel as an ordinary array, if that is allowed."""
-        return self.materialise_for("this operation")
-
-    def materialise_for(self, operation: str) -> Array:
-        """Return the kernel as an ordinary array for an operation, if that is allowed."""
-        if not self.allow_materialise:
-            raise ValueError(
-                f"{self.path}: {operation} has no factored form, it would need the whole kernel "
-                f"{self.kernel_shape} of every sample. Use the kernel in a matrix product or an "
-                "ungrouped channels-last convolution, generate no factors for this leaf, or call "
-                "modulate(..., allow_materialise=True)."
-            )
-        update = self.scale * (form(self.B) @ form(self.A))
-        return _add(self.base, update.reshape(self.kernel_shape))
-
-    @staticmethod
-    def default(primitive: Any, values: Sequence[Any], params: dict[str, Any]) -> Any:
-        """Run an operation that has no rule below on whole kernels, if that is allowed."""
-        arrays = [
-            value.materialise_for(f"the operation '{primitive}'")
-            if isinstance(value, LowRank)
-            else value
-            for value in values
-        ]
-        return primitive.bind(*arrays, **params)
+from straw_jax.factors import FactorTree, all_axes, matrix_axes, matrix_shape, named_leaves
+from straw_jax.lowrank import Factor, Factors, Generated, factor_shape
+from straw_jax.rules import LowRank, apply_lowrank
 
 
 def modulate(
@@ -96,6 +23,7 @@ def modulate(
 
     The function is not changed: where it uses a generated kernel, `x @ W` becomes
     `x @ W0 + scale * (x @ B) @ A` of that sample. Nothing of a kernel's size is formed per sample.
+    It is traced, as by `jax.jit`; `straw_jax.rules` has what it may do with a kernel.
 
     Args:
         apply: `(params, x, **kwargs) -> y`, any JAX function that maps a batch to a batch sample by
@@ -130,9 +58,20 @@ def modulate(
 
         def one_sample(factors: FactorTree, x: Any, keys: dict[int, Array]) -> Any:
             weights = _substitute(params, factors, scale, allow_materialise, fused)
+            leaves, structure = jax.tree.flatten(weights, is_leaf=_is_lowrank)
             drawn = [keys.get(i, leaf) for i, leaf in enumerate(options)]
             batch_of_one = jax.tree.map(lambda leaf: leaf[None], x)
-            y = quax.quaxify(apply)(weights, batch_of_one, **jax.tree.unflatten(treedef, drawn))
+
+            def model(kernels: list[Array]) -> Any:
+                substitutes = iter(kernels)
+                params = [next(substitutes) if _is_lowrank(leaf) else leaf for leaf in leaves]
+                return apply(
+                    jax.tree.unflatten(structure, params),
+                    batch_of_one,
+                    **jax.tree.unflatten(treedef, drawn),
+                )
+
+            y = apply_lowrank(model, [leaf for leaf in leaves if _is_lowrank(leaf)])
             return jax.tree.map(lambda leaf: leaf[0], y)
 
         return jax.vmap(one_sample, in_axes=(axes, 0, 0))(dict(factors), x, keys)
@@ -163,9 +102,9 @@ def materialize(params: Any, factors: FactorTree, *, scale: float = 1.0) -> Any:
         )
     weights = _substitute(params, factors, scale, allow_materialise=True)
     return jax.tree.map(
-        lambda leaf: leaf.materialise() if isinstance(leaf, LowRank) else leaf,
+        lambda leaf: leaf.materialise() if _is_lowrank(leaf) else leaf,
         weights,
-        is_leaf=lambda leaf: isinstance(leaf, LowRank),
+        is_leaf=_is_lowrank,
     )
 
 
@@ -180,7 +119,11 @@ def _substitute(
         factor, base = factors[path], None if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
         if not isinstance(factor, Factors):
             return _add(base, factor)
-        return LowRank(base, factor.B, factor.A, scale, leaf.shape, path, allow_materialise, fused)
+        rows, columns = matrix_axes(_axes_of_factors(leaf.shape, factor))
+        return LowRank(
+            base, factor.B, factor.A, leaf.shape, rows, columns,
+            scale, path, allow_materialise, fused,
+        )  # fmt: skip
 
     leaves = [weight(path, leaf) for path, leaf in named_leaves(params).items()]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
@@ -220,8 +163,20 @@ def _axes_of(path: str, shape: tuple[int, ...], factor: Factors | Array) -> Any:
     if not isinstance(factor, Factors):
         return axis("the whole", factor, *shape)
     rank = factor_shape(factor.A)[-2]
-    rows = math.prod(shape[:-1])
-    return Factors(axis("B", factor.B, rows, rank), axis("A", factor.A, rank, shape[-1]))
+    rows, columns = matrix_shape(shape, _axes_of_factors(shape, factor))
+    return Factors(axis("B", factor.B, rows, rank), axis("A", factor.A, rank, columns))
+
+
+def _axes_of_factors(shape: tuple[int, ...], factors: Factors) -> str:
+    """Return which of a kernel's axes are whose, as the sizes of its factors tell."""
+    sizes = factor_shape(factors.B)[-2], factor_shape(factors.A)[-1]
+    readings = all_axes(len(shape))
+    fitting = (axes for axes in readings if matrix_shape(shape, axes) == sizes)
+    return next(fitting, readings[0])
+
+
+def _is_lowrank(leaf: Any) -> bool:
+    return isinstance(leaf, LowRank)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -234,105 +189,3 @@ def _split(key: Array, batch: int) -> Array:
 
 def _add(base: Array | None, update: Array) -> Array:
     return update if base is None else base + update
-
-
-# Rules. Inside them, arrays have no sample axis: `jax.vmap` has it.
-
-
-@quax.register(lax.dot_general_p)
-def _(x: Array | np.ndarray, weight: LowRank, **params: Any) -> Array:
-    (x_axes, weight_axes), batch_axes = params["dimension_numbers"]
-    y = None if any(batch_axes) else _contract(x, x_axes, weight, weight_axes, params)
-    if y is not None:
-        return y
-    return lax.dot_general_p.bind(x, weight.materialise_for(_describe(weight_axes)), **params)
-
-
-@quax.register(lax.dot_general_p)
-def _(weight: LowRank, x: Array | np.ndarray, **params: Any) -> Array:
-    (weight_axes, x_axes), batch_axes = params["dimension_numbers"]
-    y = None if any(batch_axes) else _contract(x, x_axes, weight, weight_axes, params)
-    if y is None:
-        return lax.dot_general_p.bind(weight.materialise_for(_describe(weight_axes)), x, **params)
-    free = weight.ndim - len(weight_axes)  # a product's left operand comes first in its result
-    return jnp.moveaxis(y, range(y.ndim - free, y.ndim), range(free))
-
-
-@quax.register(lax.conv_general_dilated_p)
-def _(x: Array | np.ndarray, weight: LowRank, **params: Any) -> Array:
-    layout = params["dimension_numbers"]
-    last = weight.ndim - 1
-    channels_last = (0, last, *range(1, last))
-    kernel_layout = (last, last - 1, *range(last - 1))
-    plain = params["feature_group_count"] == params["batch_group_count"] == 1
-    if not plain or layout != (channels_last, kernel_layout, channels_last):
-        operation = "a convolution that is grouped or not channels-last"
-        return lax.conv_general_dilated_p.bind(x, weight.materialise_for(operation), **params)
-    geometry = ConvGeometry(
-        window=weight.shape[:-2],
-        strides=params["window_strides"],
-        pads=params["padding"],
-        dilation=params["rhs_dilation"],
-        input_dilation=params["lhs_dilation"],
-    )
-    y = lowrank_conv(
-        jnp.asarray(x), weight.B, weight.A, weight.base, geometry,
-        scale=weight.scale, precision=params["precision"], fused=weight.fused,
-    )  # fmt: skip
-    return y.astype(params["preferred_element_type"] or x.dtype)
-
-
-@quax.register(lax.convert_element_type_p)
-def _(weight: LowRank, *, new_dtype: DTypeLike, **params: Any) -> LowRank:
-    return jax.tree.map(lambda part: part.astype(new_dtype), weight)
-
-
-@quax.register(lax.transpose_p)
-def _(weight: LowRank, *, permutation: tuple[int, ...]) -> LowRank | Array:
-    if weight.ndim != 2:
-        return lax.transpose(weight.materialise_for("a transposition"), permutation)
-    base, B, A = _transposed(weight)
-    return LowRank(
-        base, B, A, weight.scale, weight.shape[::-1], weight.path, weight.allow_materialise
-    )
-
-
-def _contract(
-    x: Array | np.ndarray,
-    x_axes: Sequence[int],
-    weight: LowRank,
-    weight_axes: Sequence[int],
-    params: dict[str, Any],
-) -> Array | None:
-    """Contract `x` with a kernel's rows, or columns: `[*free of x, *free of weight]`.
-
-    None where the contraction is over neither: it has no factored form.
-    """
-    *rows, columns = weight.shape
-    size = math.prod(rows)
-    base = None if weight.base is None else weight.base.reshape(size, columns)
-    if sorted(weight_axes) == list(range(len(rows))):
-        B, A, free = weight.B, weight.A, [columns]
-    elif tuple(weight_axes) == (len(rows),):
-        (base, B, A), free = _transposed(weight), rows
-    else:
-        return None
-    order = [axis for _, axis in sorted(zip(weight_axes, x_axes, strict=True))]
-    x = jnp.moveaxis(x, order, range(-len(order), 0))
-    x = x.reshape(*x.shape[: x.ndim - len(order)], math.prod(x.shape[x.ndim - len(order) :]))
-    y = lowrank_dot(
-        x, B, A, base, scale=weight.scale, precision=params["precision"], fused=weight.fused
-    )
-    y = y.astype(params["preferred_element_type"] or x.dtype)
-    return y.reshape(*x.shape[:-1], *free)
-
-
-def _transposed(weight: LowRank) -> tuple[Array | None, Array, Array]:
-    """Return base, B and A of the transposed matrix: `(B @ A).T == A.T @ B.T`."""
-    size = math.prod(weight.shape[:-1])
-    base = None if weight.base is None else weight.base.reshape(size, -1).T
-    return base, form(weight.A).T, form(weight.B).T
-
-
-def _describe(weight_axes: Sequence[int]) -> str:
-    return f"a contraction with axes {tuple(weight_axes)} of it alone"

@@ -182,12 +182,12 @@ def _apply_to_windows(
     r = factor_shape(B)[-1]
     fused = fused and isinstance(B, Generated)
     if fused or size * rest <= stride * (rest + size * r):
-        return apply_factor(_patches(x, geometry), B, precision, fused=fused)
+        return apply_factor(patches(x, geometry), B, precision, fused=fused)
     # Patches of one row of the window only, multiplied by all its rows at once; the products that
     # belong together lie some rows apart, and are added.
     row = geometry._replace(window=(1, *geometry.window[1:]), strides=(1, *geometry.strides[1:]))
     matrix = form(B).reshape(size, rest, r).swapaxes(0, 1).reshape(rest, size * r)
-    products = _dot(_patches(x, row), matrix, precision)
+    products = _dot(patches(x, row), matrix, precision)
     span = products.shape[1] - dilation * (size - 1)
     shifted = (
         lax.slice_in_dim(part, i * dilation, i * dilation + span, stride, axis=1)
@@ -196,7 +196,7 @@ def _apply_to_windows(
     return functools.reduce(jnp.add, shifted)
 
 
-def _patches(x: Array, geometry: ConvGeometry) -> Array:
+def patches(x: Array, geometry: ConvGeometry) -> Array:
     """Gather each window: `[n, *spatial, c]` to `[n, *spatial_out, prod(window) * c]`.
 
     Slices, since the patches of `lax.conv_general_dilated_patches` are a convolution themselves,

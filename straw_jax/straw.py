@@ -87,6 +87,7 @@ def make_straw(
     sample: Any,
     *,
     rank: int | Mapping[str, Rank] = 16,
+    axes: Mapping[str, str] | None = None,
     base: Base = "none",
     encoder: nn.Module | Network | None = None,
     context: Any = None,
@@ -103,6 +104,7 @@ def make_straw(
         executor: an ordinary model that knows nothing of this.
         sample: an input of the executor, `[n, ...]`; only shapes and dtypes are used.
         rank: of all kernels, or path patterns to ranks, as in `factor_spec`.
+        axes: path patterns to how kernels are read as matrices, as in `factor_spec`.
         base: "none": weights are the generated ones alone, `W = B @ A`, as in the article's
             released code; all of the executor's leaves must be generated. "trained":
             `W = W0 + B @ A` with `W0` trained too, as in the article's equation; the untrained
@@ -120,8 +122,8 @@ def make_straw(
         Pure functions, see `Straw`.
 
     Raises:
-        ValueError: if the base is unknown, ranks do not fit the executor, or the base is "none"
-            and a leaf of the executor is not generated.
+        ValueError: if the base is unknown, ranks or axes do not fit the executor, or the base is
+            "none" and a leaf of the executor is not generated.
 
     References:
         The STRAW article, "The Pipeline"; Hu et al., "LoRA" (2021), for the frozen base.
@@ -133,7 +135,7 @@ def make_straw(
     sample = _zeros(sample)
     context = sample if context is None else _zeros(context)
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
-    spec = factor_spec(shapes, rank)
+    spec = factor_spec(shapes, rank, axes=axes)
     generated = {leaf.path for leaf in spec}
     kept = [path for path in named_leaves(shapes) if path not in generated]
     if base == "none" and kept:

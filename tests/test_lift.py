@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 from flax import nnx
+from lifting import assert_modulation_equals_reference, by_sample, modulated, random_factors
 from reference import TOLERANCE, assert_close, largest_intermediate, random_array, to_float32
 
-from straw_jax import Factors, Generated, factor_spec, materialize, modulate
-from straw_jax.factors import named_leaves
+from straw_jax import Factors, Generated, materialize, modulate
 
 
 class SmallCNN(nn.Module):
@@ -28,51 +28,6 @@ def small_cnn(dtype="float32"):
     params = module.init(jax.random.key(0), x)["params"]
     params, x = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x))
     return (lambda params, x, **kw: module.apply({"params": params}, x, **kw)), params, x
-
-
-def random_factors(params, ranks, batch, dtype="float32", seed=1):
-    spec = factor_spec(params, ranks)
-    return spec.unpack(random_array(seed, (*batch, spec.size), dtype) * jnp.asarray(0.3, dtype))
-
-
-def modulated(apply, params, factors, x, **options):
-    return jax.jit(lambda factors, x: modulate(apply, **options)(params, factors, x))(factors, x)
-
-
-def by_sample(apply, params, factors, x, scale=1.0):
-    """The dense reference: ordinary weights for every sample, one sample at a time."""
-
-    def one(i):
-        weights = {}
-        for path, leaf in named_leaves(params).items():
-            factor = jax.tree.map(lambda part: part[i], factors.get(path))
-            if isinstance(factor, Factors):
-                update = scale * jnp.matmul(factor.B, factor.A, precision="highest")
-                factor = update.reshape(leaf.shape)
-            weights[path] = leaf if factor is None else leaf + factor
-        tree = jax.tree.unflatten(jax.tree.structure(params), list(weights.values()))
-        return apply(tree, x[i : i + 1])[0]
-
-    return jax.jit(lambda: jnp.stack([one(i) for i in range(len(x))]))()
-
-
-def assert_modulation_equals_reference(apply, params, factors, x, scale=1.0, tolerance=1e-5):
-    """Compare values, and gradients with respect to parameters, factors and input."""
-    weights = random_array(9, by_sample(apply, params, factors, x).shape)
-
-    def ours(params, factors, x):
-        y = modulate(apply, scale=scale)(params, factors, x)
-        return jnp.sum(y.astype(jnp.float32) * weights), y
-
-    def reference(params, factors, x):
-        y = by_sample(apply, params, factors, x, scale)
-        return jnp.sum(y * weights), y
-
-    got, y = jax.jit(jax.grad(ours, (0, 1, 2), has_aux=True))(params, factors, x)
-    exact = to_float32((params, factors, x))
-    want, expected = jax.jit(jax.grad(reference, (0, 1, 2), has_aux=True))(*exact)
-    assert_close(y, expected, tolerance)
-    assert_close(got, want, tolerance)
 
 
 @pytest.mark.parametrize(("rank", "scale"), [(1, 1.0), (3, 0.25)])
@@ -255,39 +210,6 @@ def test_an_operation_without_factored_form_names_the_layer():
         modulate(normalised)(params, factors, x)
     got = modulated(normalised, params, factors, x, allow_materialise=True)
     assert_close(got, by_sample(normalised, params, factors, x), 1e-5)
-
-
-@pytest.mark.parametrize("grouped", [True, False])
-def test_other_convolutions_are_refused_or_materialised(grouped):
-    layout = ("NHWC", "HWIO", "NHWC") if grouped else ("NCHW", "HWIO", "NCHW")
-    params = {"K": random_array(0, (3, 3, 1 if grouped else 4, 4))}
-    x = random_array(1, (2, 4, 4, 4))
-
-    def apply(params, x):
-        return jax.lax.conv_general_dilated(
-            x, params["K"], (1, 1), "SAME", dimension_numbers=layout,
-            feature_group_count=4 if grouped else 1,
-        )  # fmt: skip
-
-    factors = random_factors(params, 2, (2,))
-    with pytest.raises(ValueError, match="K: a convolution that is grouped or not channels-last"):
-        modulate(apply)(params, factors, x)
-    got = modulated(apply, params, factors, x, allow_materialise=True)
-    assert_close(got, by_sample(apply, params, factors, x), 1e-5)
-
-
-def test_a_contraction_of_some_rows_alone_is_refused_or_materialised():
-    params = {"W": random_array(0, (4, 2, 3))}
-    x = random_array(1, (3, 4))
-    factors = random_factors(params, 2, (3,))
-
-    def apply(params, x):
-        return jnp.tensordot(x, params["W"], axes=1)
-
-    with pytest.raises(ValueError, match=r"W: a contraction with axes \(0,\) of it alone"):
-        modulate(apply)(params, factors, x)
-    got = modulated(apply, params, factors, x, allow_materialise=True)
-    assert_close(got, by_sample(apply, params, factors, x), 1e-5)
 
 
 def test_no_full_kernel_in_the_jaxpr_of_a_modulated_model():
