@@ -258,9 +258,10 @@ def factor_spec(
         raise ValueError("factor_spec: nothing would be generated. Name at least one leaf.")
     lowrank = [path for path, rank in chosen.items() if rank != "whole"]
     _check_patterns(axes, lowrank, "low-rank leaves")
+    letters = {path: _first_match(path, axes) or "" for path in lowrank}
     spec = FactorSpec(
         tuple(
-            GeneratedLeaf(path, tuple(leaves[path].shape), rank, _first_match(path, axes) or "")
+            GeneratedLeaf(path, tuple(leaves[path].shape), rank, letters.get(path, ""))
             for path, rank in chosen.items()
         )
     )

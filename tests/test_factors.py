@@ -118,3 +118,30 @@ def test_errors_in_shapes_and_paths():
         spec.pack(factors | {"conv/kernel": wrong})
     with pytest.raises(ValueError, match=r"conv/kernel to end in shapes"):
         spec.pack(factors | {"conv/kernel": jnp.zeros((3, 3, 4, 8))})
+
+
+def test_axes_choose_the_reading_of_a_kernel():
+    tree = {"query": {"kernel": jnp.zeros((6, 2, 4)), "bias": jnp.zeros((2, 4))}}
+    tree |= {"layers": jnp.zeros((3, 5, 2, 4))}
+    spec = factor_spec(tree, 1, axes={"query/*": "rcc", "layers": "srrc"})
+    leaves = {leaf.path: leaf for leaf in spec}
+    assert leaves["query/kernel"].parts == {"B": (6, 1), "A": (1, 8)}
+    assert leaves["layers"].parts == {"B": (30, 1), "A": (1, 12)}
+    assert leaves["query/bias"].parts == {"whole": (2, 4)}  # is not a kernel
+    assert "rcc" in str(spec)
+    usual = {leaf.path: leaf.parts for leaf in factor_spec(tree, 1)}
+    assert usual["query/kernel"] == {"B": (12, 1), "A": (1, 4)}
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"dense/kernel": "rrc"}, r"axes of dense/kernel, of shape \(50, 10\), to be one of"),
+        ({"dense/kernel": "cr"}, r"\['rc'\], got 'cr'"),
+        ({"conv/kernel": "ssrr"}, "got 'ssrr'"),
+        ({"*/bias": "rc"}, "'\\*/bias' matches none of the low-rank leaves"),
+    ],
+)
+def test_errors_in_axes(axes, message):
+    with pytest.raises(ValueError, match="factor_spec: .*" + message):
+        factor_spec(TREE, 2, axes=axes)

@@ -85,7 +85,9 @@ def test_reproductions_are_known(command, tmp_path):
 
 
 def test_files_that_are_named_exist():
-    for path in re.findall(r"`((?:straw_jax|benchmarks|notebooks|experiments)/[\w./]*)`", README):
+    for path in re.findall(
+        r"`((?:straw_jax|benchmarks|examples|notebooks|experiments)/[\w./]*)`", README
+    ):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / path).exists(), path
