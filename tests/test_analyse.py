@@ -26,9 +26,16 @@ def analyse(line, folder):
     )
 
 
+def settings_of(words):
+    """The fields of a `Config`, as run.py would have them."""
+    settings = vars(parse(words))
+    del settings["distributed"]
+    return settings
+
+
 def finished(line):
     """Write what an experiment leaves whose first seed is finished, without the training."""
-    config = Config(**vars(parse(shlex.split(line))))
+    config = Config(**settings_of(shlex.split(line)))
     dataset = load_dataset(config)
     experiment = Experiment(config, dataset)
     data = {"name": dataset.name, "train": 64, "test": 94, "classes": 47}
@@ -47,7 +54,7 @@ def finished(line):
 def stored(tmp_path, monkeypatch):
     """The settings of an experiment in the folder "old"."""
     monkeypatch.chdir(tmp_path)
-    settings = vars(parse(["--rank", "4", "--out", "elsewhere"]))
+    settings = settings_of(["--rank", "4", "--out", "elsewhere"])
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text(
         json.dumps({**settings, "command": "", "data": 1})
