@@ -26,17 +26,19 @@ MODELS = (
     "compact",
 )
 
+_NETWORKS = {"executor": "cnn", "encoder": "conv"}  # the article's
+
 # The article's sets; straw_jax.training.published holds what they gave.
 EXPERIMENTS: dict[str, dict[str, Any]] = {
-    "full_rank16": {"executor": "cnn", "fraction": 1.0, "rank": 16, "epochs": 10},
-    "10pct_rank16": {"executor": "cnn", "fraction": 0.1, "rank": 16, "epochs": 5},
-    "20pct_rank32": {"executor": "cnn", "fraction": 0.2, "rank": 32, "epochs": 5},
+    "full_rank16": {**_NETWORKS, "fraction": 1.0, "rank": 16, "epochs": 10},
+    "10pct_rank16": {**_NETWORKS, "fraction": 0.1, "rank": 16, "epochs": 5},
+    "20pct_rank32": {**_NETWORKS, "fraction": 0.2, "rank": 32, "epochs": 5},
 }
 
 # Recipes of our own, chosen on validation images (--validation).
 PRESETS: dict[str, dict[str, Any]] = {
     "compact": {
-        "executor": "cnn",
+        **_NETWORKS,
         "rank": 4,
         "base": "trained",
         "batch_size": 32,
@@ -63,7 +65,7 @@ _INCIDENTAL = (
 )
 
 _USUAL: dict[str, Any] = {
-    "executor": "cnn",
+    **_NETWORKS,
     "fraction": 0.1,
     "rank": 16,
     "base": "none",
@@ -170,7 +172,7 @@ def _stored_settings(results: Path) -> dict[str, Any]:
             f" {getattr(error, 'strerror', error)}"
         ) from None
     names = vars(_parser().parse_args([]))
-    stored = {"executor": _USUAL["executor"]} | stored  # which earlier versions did not write
+    stored = _NETWORKS | stored  # which earlier versions did not write
     if missing := [name for name in names if name not in {*stored, *_INCIDENTAL}]:
         raise ValueError(
             f"argument RESULTS: {config} has no {', '.join(missing)}: it was written by another"
@@ -220,6 +222,12 @@ def _parser() -> argparse.ArgumentParser:
         help="the network that STRAW modulates: the article's CNN, or a small vision transformer,"
         " for which --rank 4, --base trained, --batch-size 32, --learning-rate 0.001 and --schedule"
         " cosine are usual, and of the controls there is wide (default: cnn)",
+    )
+    what.add_argument(
+        "--encoder",
+        choices=("conv", "trm"),
+        help="the network that looks at an image for STRAW: convolutions, or the TRM encoder, a"
+        " transformer block that is applied again and again (default: conv)",
     )
     what.add_argument(
         "--base",
@@ -465,8 +473,8 @@ def _readable_name(arguments: argparse.Namespace) -> str:
         f"{arguments.epochs}epochs",
         *arguments.models,
     ]
-    if arguments.executor != _USUAL["executor"]:
-        parts.insert(1, arguments.executor)
+    networks = [getattr(arguments, name) for name in _NETWORKS]
+    parts[1:1] = [name for name in networks if name not in _NETWORKS.values()]
     if arguments.schedule != _USUAL["schedule"]:
         parts.append(arguments.schedule)
     unusual = {

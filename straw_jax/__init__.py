@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from straw_jax.encoders import ConvEye, NormEye
+    from straw_jax.encoders import ConvEye, NormEye, RecursiveEye, SetEncoder
     from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
     from straw_jax.functional import hyperlora, hyperlora_conv
     from straw_jax.generator import Generator
@@ -30,7 +30,9 @@ __all__ = [
     "Generator",
     "Network",
     "NormEye",
+    "RecursiveEye",
     "ResNet34",
+    "SetEncoder",
     "Straw",
     "ViT",
     "factor_spec",
@@ -47,7 +49,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "encoders": ["ConvEye", "NormEye"],
+    "encoders": ["ConvEye", "NormEye", "RecursiveEye", "SetEncoder"],
     "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],
     "functional": ["hyperlora", "hyperlora_conv"],
     "generator": ["Generator"],

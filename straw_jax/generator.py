@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax import Array
 
 from straw_jax.factors import FactorSpec
-from straw_jax.initializers import bias_init, kernel_init
+from straw_jax.layers import bias_init, dense, kernel_init
 from straw_jax.lowrank import Generated
 
 
@@ -38,10 +38,7 @@ class Generator(nn.Module):
 
         Factors of kernels are `Generated`: carried as what generates them.
         """
-        z = nn.Dense(
-            self.hidden, kernel_init=kernel_init, bias_init=bias_init(z.shape[-1]), name="hidden"
-        )(z)
-        hidden = nn.relu(z)
+        hidden = nn.relu(dense(self.hidden, z.shape[-1], "hidden")(z))
         return {
             leaf.path: leaf.assemble(
                 {
@@ -76,10 +73,10 @@ class _FactorHead(nn.Module):
     def __call__(self, hidden: Array) -> Generated:
         m, n = self.shape
         h = hidden.shape[-1]
-        dense = nn.initializers.variance_scaling(
+        uniform = nn.initializers.variance_scaling(
             1 / 3, "fan_in", "uniform", in_axis=2, out_axis=1, batch_axis=0
         )
         zeros = nn.initializers.zeros
-        kernel = self.param("kernel", zeros if self.zero else dense, (m, n, h))
+        kernel = self.param("kernel", zeros if self.zero else uniform, (m, n, h))
         bias = self.param("bias", zeros if self.zero else bias_init(h), (m, n))
         return Generated(hidden, kernel, bias)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from straw_jax.initializers import bias_init, kernel_init
+from straw_jax.layers import conv, dense
 
 
 class CNN(nn.Module):
@@ -37,21 +37,14 @@ class CNN(nn.Module):
             train: apply dropout, with the random key named "dropout".
         """
         for i, features in enumerate(self.channels, start=1):
-            x = nn.Conv(
-                features,
-                (3, 3),
-                padding="VALID",
-                kernel_init=kernel_init,
-                bias_init=bias_init(9 * x.shape[-1]),
-                name=f"conv{i}",
-            )(x)
+            x = conv(features, x.shape[-1], f"conv{i}", padding="VALID")(x)
             x = nn.relu(x) if i == 1 else x
         x = nn.relu(_max_pool(x))  # in this order ReLU meets a quarter of the numbers
         x = nn.Dropout(0.25, deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(_dense(self.hidden, x.shape[-1], name="fc1")(x))
+        x = nn.relu(dense(self.hidden, x.shape[-1], "fc1")(x))
         x = nn.Dropout(0.5, deterministic=not train)(x)
-        return _dense(self.classes, x.shape[-1], name="fc2")(x)
+        return dense(self.classes, x.shape[-1], "fc2")(x)
 
 
 class CompactCNN(nn.Module):
@@ -187,25 +180,25 @@ class ResNet34(nn.Module):
             train: normalise by the batch's statistics, and update the running ones (the collection
                 "batch_stats", which must then be mutable).
         """
-        conv = partial(
+        convolution = partial(
             nn.Conv,
             use_bias=False,
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         )
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)
-        x = nn.relu(norm(name="stem_norm")(conv(64, (3, 3), padding=1, name="stem")(x)))
+        x = nn.relu(norm(name="stem_norm")(convolution(64, (3, 3), padding=1, name="stem")(x)))
         for stage, blocks in enumerate((3, 4, 6, 3)):
             features = 64 * 2**stage
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 shortcut = x
-                x = nn.relu(norm()(conv(features, (3, 3), strides=stride, padding=1)(x)))
-                x = norm()(conv(features, (3, 3), padding=1)(x))
+                x = nn.relu(norm()(convolution(features, (3, 3), strides=stride, padding=1)(x)))
+                x = norm()(convolution(features, (3, 3), padding=1)(x))
                 if shortcut.shape != x.shape:
-                    shortcut = norm()(conv(features, (1, 1), strides=stride)(shortcut))
+                    shortcut = norm()(convolution(features, (1, 1), strides=stride)(shortcut))
                 x = nn.relu(x + shortcut)
         x = x.mean(axis=(1, 2))
-        return _dense(self.classes, x.shape[-1], name="fc")(x)
+        return dense(self.classes, x.shape[-1], "fc")(x)
 
 
 def _max_pool(x: Array) -> Array:
@@ -215,7 +208,3 @@ def _max_pool(x: Array) -> Array:
     """
     x = jnp.maximum(x[:, :-1:2], x[:, 1::2])
     return jnp.maximum(x[:, :, :-1:2], x[:, :, 1::2])
-
-
-def _dense(features: int, fan_in: int, name: str) -> nn.Dense:
-    return nn.Dense(features, kernel_init=kernel_init, bias_init=bias_init(fan_in), name=name)

@@ -88,7 +88,7 @@ def test_other_settings_get_another_folder():
     flags = ["", "--fraction 0.2", "--rank 8", "--base trained", "--epochs 6", "--models straw"]
     flags += ["--dataset glyphs", "--batch-size 64", "--learning-rate 1e-3", "--seed 1"]
     flags += ["--seeds 3", "--limit 100", "--schedule cosine", "--validation 0.5"]
-    flags += ["--executor vit"]
+    flags += ["--executor vit", "--encoder trm", "--executor vit --encoder trm"]
     assert len({_parse(line).out for line in flags}) == len(flags)
     assert all(Path(_parse(line).out).parent == Path("results") for line in flags)
 
@@ -132,6 +132,8 @@ def _folder_with_traps(folder):
         ("--executor vit --base none", "--base: --executor vit generates its attention and MLPs"),
         ("--executor vit --models wide_dense", "--models: with --executor vit expected any of sta"),
         ("--preset compact --executor vit", "--executor: --preset compact sets it to cnn, got vit"),
+        ("--encoder rnn", "--encoder: invalid choice: 'rnn'"),
+        ("--preset compact --encoder trm", "--encoder: --preset compact sets it to conv, got trm"),
         ("--mesh 8", "--mesh: expected devices by axis, such as data=4,model=2, got '8'"),
         ("--mesh data=0", "--mesh: expected devices by axis"),
         ("--mesh data=3", "--mesh: expected data to divide the batch of 128, got 3"),

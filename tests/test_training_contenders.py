@@ -59,6 +59,20 @@ def test_vit_contenders_have_their_sizes():
         contender("compact", classes=47, rank=4, base="trained", executor="vit")
 
 
+def test_straw_may_look_with_the_trm_encoder():
+    straw = contender("straw", classes=47, rank=16, base="none", encoder="trm")
+    eye, trm = 9 * 16 + 9 * 16 * 32 + 48 + (1568 + 1) * 64, 94_464
+    assert parameters(straw) == 20_606_863 - eye + trm
+    wide = contender("wide", classes=47, rank=16, base="none", encoder="trm")
+    assert parameters(wide) == pytest.approx(parameters(straw), rel=0.01)
+    for name, executor in (("straw", "vit"), ("compact", "cnn")):
+        options = {"classes": 47, "rank": 4, "base": "trained", "executor": executor}
+        usual, other = (contender(name, **options, encoder=e) for e in ("conv", "trm"))
+        assert parameters(other) != parameters(usual)
+    with pytest.raises(ValueError, match=r"expected an encoder of conv, trm, got 'eye'"):
+        contender("straw", classes=47, rank=4, base="none", encoder="eye")
+
+
 def test_widened_executors_keep_their_proportions():
     def kernels(name):
         shapes = jax.eval_shape(

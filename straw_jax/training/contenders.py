@@ -1,13 +1,14 @@
 """The contenders: the article's, ours, and static controls of both, as pure functions."""
 
 import bisect
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from straw_jax.encoders import NormEye
+from straw_jax.encoders import NormEye, RecursiveEye
 from straw_jax.models import CNN, CompactCNN, ResNet34, ViT
 from straw_jax.straw import Base, Straw, make_straw
 from straw_jax.training.costs import multiply_adds
@@ -26,6 +27,7 @@ NAMES = (
 )
 
 Executor: TypeAlias = Literal["cnn", "vit"]
+Encoder: TypeAlias = Literal["conv", "trm"]
 
 # Where the CNN's dense layer is meant, or the compact executor, no other can take its place.
 _OF_ANY_EXECUTOR = ("standalone", "wide", "straw", "resnet34")
@@ -34,7 +36,13 @@ _IMAGE = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
 
 
 def contender(
-    name: str, *, classes: int, rank: int, base: Base, executor: Executor = "cnn"
+    name: str,
+    *,
+    classes: int,
+    rank: int,
+    base: Base,
+    executor: Executor = "cnn",
+    encoder: Encoder = "conv",
 ) -> Model:
     """Return one of the contenders.
 
@@ -50,13 +58,19 @@ def contender(
         base: STRAW's, as in `make_straw`.
         executor: "cnn", the article's, or "vit", a small vision transformer; with this there are
             "standalone", "wide" (all its layers) and "straw" (on attention and MLPs).
+        encoder: STRAW's, "conv", the convolutions that are usual with the executor, or "trm",
+            `RecursiveEye`.
 
     Returns:
         The contender as pure functions.
 
     Raises:
-        ValueError: if the name is unknown, or there is none such with this executor.
+        ValueError: if a name is unknown, or there is none such with this executor.
     """
+    if encoder not in get_args(Encoder):
+        raise ValueError(
+            f"contender: expected an encoder of {', '.join(get_args(Encoder))}, got {encoder!r}."
+        )
     if executor not in get_args(Executor) or (
         executor != "cnn" and name in NAMES and name not in _OF_ANY_EXECUTOR
     ):
@@ -64,7 +78,14 @@ def contender(
             f"contender: expected one of {', '.join(_OF_ANY_EXECUTOR)} with an executor of "
             f"{', '.join(get_args(Executor))}, got {name!r} with {executor!r}."
         )
-    if straw := straw_of(name, classes=classes, rank=rank, base=base, executor=executor):
+    options: dict[str, Any] = {
+        "classes": classes,
+        "rank": rank,
+        "base": base,
+        "executor": executor,
+        "encoder": encoder,
+    }
+    if straw := straw_of(name, **options):
         return straw_model(straw)
     if name == "standalone":
         return flax_model(executor_of("straw", classes, executor))
@@ -73,21 +94,28 @@ def contender(
     if name == "compact_static":
         return flax_model(CompactCNN(classes))
     if name in NAMES:
-        return _widened(name, classes=classes, rank=rank, base=base, executor=executor)
+        return _widened(name, **options)
     raise ValueError(f"contender: expected one of {', '.join(NAMES)}, got {name!r}.")
 
 
 def straw_of(
-    name: str, *, classes: int, rank: int, base: Base, executor: Executor = "cnn"
+    name: str,
+    *,
+    classes: int,
+    rank: int,
+    base: Base,
+    executor: Executor = "cnn",
+    encoder: Encoder = "conv",
 ) -> Straw | None:
     """Return the STRAW that a contender is, or None where it is none; arguments as `contender`."""
-    if name == "straw" and executor == "vit":
-        return vit_straw(classes=classes, rank=rank, base=base)
-    if name == "straw":
-        return article_straw(classes=classes, rank=rank, base=base)
-    if name == "compact":
-        return compact_straw(classes=classes, rank=rank, base=base)
-    return None
+    straws: dict[str, Callable[..., Straw]] = {
+        "straw": vit_straw if executor == "vit" else article_straw,
+        "compact": compact_straw,
+    }
+    if name not in straws:
+        return None
+    eye = RecursiveEye() if encoder == "trm" else None
+    return straws[name](classes=classes, rank=rank, base=base, encoder=eye)
 
 
 def executor_of(name: str, classes: int, executor: Executor = "cnn") -> nn.Module:
@@ -97,33 +125,45 @@ def executor_of(name: str, classes: int, executor: Executor = "cnn") -> nn.Modul
     return ViT(classes) if executor == "vit" else CNN(classes)
 
 
-def article_straw(*, classes: int, rank: int, base: Base) -> Straw:
-    """Return the article's STRAW: its eye, its generator, and its CNN as executor."""
-    return make_straw(executor_of("straw", classes), _IMAGE, rank=rank, base=base)
+def article_straw(
+    *, classes: int, rank: int, base: Base, encoder: nn.Module | None = None
+) -> Straw:
+    """Return the article's STRAW: its generator, its CNN as executor, and an eye, usually its."""
+    return make_straw(executor_of("straw", classes), _IMAGE, rank=rank, base=base, encoder=encoder)
 
 
-def compact_straw(*, classes: int, rank: int = 4, base: Base = "trained") -> Straw:
+def compact_straw(
+    *, classes: int, rank: int = 4, base: Base = "trained", encoder: nn.Module | None = None
+) -> Straw:
     """Return a STRAW of 342,702 parameters that learns from few images in few epochs.
 
-    To be trained as run.py's preset "compact" is: Adam, batches of 32, a learning rate of 0.004
-    with the schedule "cosine".
+    Its eye is `NormEye()`, if none is given. To be trained as run.py's preset "compact" is: Adam,
+    batches of 32, a learning rate of 0.004 with the schedule "cosine".
     """
     return make_straw(
-        executor_of("compact", classes), _IMAGE, rank=rank, base=base, encoder=NormEye(), hidden=16
+        executor_of("compact", classes),
+        _IMAGE,
+        rank=rank,
+        base=base,
+        encoder=encoder or NormEye(),
+        hidden=16,
     )
 
 
-def vit_straw(*, classes: int, rank: int = 4, base: Base = "trained") -> Straw:
+def vit_straw(
+    *, classes: int, rank: int = 4, base: Base = "trained", encoder: nn.Module | None = None
+) -> Straw:
     """Return a STRAW that rewrites the attention and the MLPs of a small vision transformer.
 
     Its other leaves (convolutions, positions, norms, the last layer) keep their trained weights.
+    Its eye is `NormEye()`, if none is given.
     """
     return make_straw(
         executor_of("straw", classes, "vit"),
         _IMAGE,
         rank={"block*/*/kernel": rank},
         base=base,
-        encoder=NormEye(),
+        encoder=encoder or NormEye(),
         hidden=16,
     )
 
@@ -175,10 +215,10 @@ def _mode(key: jax.Array | None) -> dict[str, Any]:
     return {} if key is None else {"train": True, "rngs": {"dropout": key}}
 
 
-def _widened(name: str, *, classes: int, rank: int, base: Base, executor: Executor) -> Model:
+def _widened(name: str, *, classes: int, executor: Executor, **options: Any) -> Model:
     """Widen an executor until it is as near to its STRAW in a count as whole widths allow."""
     widened = "compact" if name == "compact_wide" else "straw"
-    straw = contender(widened, classes=classes, rank=rank, base=base, executor=executor)
+    straw = contender(widened, classes=classes, executor=executor, **options)
 
     def static(width: int) -> Model:
         """Make it with a last hidden layer, or a last convolution, of this width."""

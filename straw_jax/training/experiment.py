@@ -38,6 +38,7 @@ class Config:
             the place of the test images; None for the test images.
         rank: Of STRAW's factors.
         executor: "cnn" or "vit", as in `contender`.
+        encoder: STRAW's, "conv" or "trm", as in `contender`.
         base: STRAW's base weights, "none" or "trained".
         models: Contenders by name.
         epochs: Passes over the training images.
@@ -63,6 +64,7 @@ class Config:
     validation: float | None
     rank: int
     executor: contenders.Executor
+    encoder: contenders.Encoder
     base: Base
     models: Sequence[str]
     epochs: int
@@ -186,6 +188,7 @@ class Experiment:
             "rank": config.rank,
             "base": config.base,
             "executor": config.executor,
+            "encoder": config.encoder,
         }
 
 

@@ -1,0 +1,36 @@
+"""Layers that start as PyTorch's do, which the published figures rest on."""
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.nn.initializers import Initializer
+
+#: Uniform in +-1 / sqrt(fan in), for kernels `[*window, in, out]`.
+kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def bias_init(fan_in: int) -> Initializer:
+    """Return an initialiser, uniform in +-1 / sqrt(fan_in): biases do not know their fan in."""
+
+    def init(key, shape, dtype=float, out_sharding=None):  # type: ignore[no-untyped-def]
+        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+    return init
+
+
+def dense(features: int, fan_in: int, name: str) -> nn.Dense:
+    """Return a dense layer from vectors of length `fan_in`."""
+    return nn.Dense(features, kernel_init=kernel_init, bias_init=bias_init(fan_in), name=name)
+
+
+def conv(features: int, channels: int, name: str, **options: Any) -> nn.Conv:
+    """Return a 3x3 convolution of images with so many channels; options are those of `nn.Conv`."""
+    return nn.Conv(
+        features,
+        (3, 3),
+        kernel_init=kernel_init,
+        bias_init=bias_init(9 * channels),
+        name=name,
+        **options,
+    )
