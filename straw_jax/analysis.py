@@ -5,10 +5,13 @@ them, in which every factor has a sample axis: `Factors` with `B [n, in, r]` and
 or an array `[n, ...]` where a leaf is generated whole. They return plain dicts by path.
 
 A sample's update `U = B @ A` is never formed: norms and inner products come from `r x r` Gram
-matrices, singular values from an `r x r` core. All is of the update as such, without the `scale`
+matrices, singular values from an `r x r` core. Kernels of stacked layers (axes "s" of
+`factor_spec`) must first be taken apart by `by_layer`, since factors do not tell how many layers
+they are of. All is of the update as such, without the `scale`
 with which a layer applies it: norms grow with it, ranks and shares do not change.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from straw_jax.factors import FactorTree
+from straw_jax.factors import FactorSpec, FactorTree
 from straw_jax.lowrank import Factors, form
 
 
@@ -49,6 +52,35 @@ class Variance(NamedTuple):
     between: float
     chance: float
     corrected: float
+
+
+def by_layer(spec: FactorSpec, updates: FactorTree) -> dict[str, Factors | Array]:
+    """Take the updates of stacked layers apart, so that each layer's has an entry of its own.
+
+    Args:
+        spec: what the updates were generated for.
+        updates: see the module, or those of one sample, without a sample axis.
+
+    Returns:
+        A tree of factors in which `"path[0]"`, `"path[1]"`, ... stand in place of each low-rank
+        leaf `"path"` whose axes begin with "s", in C order if it is stacked along several axes.
+
+    Raises:
+        ValueError: if the updates are not of this specification.
+    """
+    spec.check(updates)
+    apart: dict[str, Factors | Array] = {}
+    for leaf in spec:
+        factor = updates[leaf.path]
+        if not isinstance(factor, Factors) or "s" not in leaf.axes:
+            apart[leaf.path] = factor
+            continue
+        stacked = math.prod(leaf.shape[: leaf.axes.count("s")])
+        rows = jnp.split(form(factor.B), stacked, axis=-2)
+        columns = jnp.split(form(factor.A), stacked, axis=-1)
+        for i, (B, A) in enumerate(zip(rows, columns, strict=True)):
+            apart[f"{leaf.path}[{i}]"] = Factors(B, A)
+    return apart
 
 
 def inner_products(left: FactorTree, right: FactorTree) -> dict[str, Array]:

@@ -62,11 +62,11 @@ def assert_modulation_equals_reference(apply, params, factors, x, scale=1.0, tol
     assert_close(got, want, tolerance)
 
 
-def assert_no_full_kernel(apply, params, factors, x, kernel):
-    """No intermediate of the gradient is as large as one kernel for each sample."""
+def assert_no_full_kernel(apply, params, factors, x, kernel, layers=1):
+    """No intermediate of the gradient is as large as one (layer's) kernel for each sample."""
 
     def loss(params, factors):
         return jnp.sum(modulate(apply)(params, factors, x) ** 2)
 
-    size = len(jax.tree.leaves(x)[0]) * named_leaves(params)[kernel].size
+    size = len(jax.tree.leaves(x)[0]) * named_leaves(params)[kernel].size // layers
     assert largest_intermediate(jax.grad(loss, (0, 1)), params, factors) < size

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import assert_close, intermediates, random_array
 
-from straw_jax import CNN, Factors, Generated, analysis, make_straw
+from straw_jax import CNN, Factors, Generated, analysis, factor_spec, make_straw, materialize
 
 SIZES = st.tuples(*[st.integers(1, 7)] * 4)  # samples, rows, rank, columns
 
@@ -190,3 +190,25 @@ def test_errors():
         analysis.differences(tree, tree_of(0, 4, 5, 2, 6))
     with pytest.raises(ValueError, match="variance: expected at least one group"):
         analysis.variance([])
+
+
+def test_stacked_layers_are_taken_apart():
+    shapes = {"W": (3, 4, 5), "V": (2, 2, 3, 2, 2), "b": (3, 5), "free": (4, 2)}
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    ranks = {"[WV]": 2, "b": "whole", "free": 1}
+    spec = factor_spec(params, ranks, axes={"W": "src", "V": "ssrcc"})
+    factors = spec.unpack(random_array(0, (6, spec.size)))
+    got = analysis.squared_norms(analysis.by_layer(spec, factors))
+    names = {"W": [f"W[{i}]" for i in range(3)], "V": [f"V[{i}]" for i in range(4)]}
+    assert list(got) == [*names["V"], *names["W"], "b", "free"]
+    for n in range(6):
+        own = jax.tree.map(lambda part, n=n: part[n], factors)
+        dense = materialize(params, own)
+        for name, layers in names.items():
+            each = np.reshape(dense[name], (len(layers), -1))
+            assert_close(np.stack([got[layer][n] for layer in layers]), (each**2).sum(1), 1e-5)
+        assert float(got["free"][n]) == pytest.approx(float(jnp.sum(dense["free"] ** 2)), rel=1e-5)
+        alone = analysis.by_layer(spec, own)
+        assert alone["V[3]"].B.shape == (3, 2)
+    with pytest.raises(ValueError, match="expected a factor for each"):
+        analysis.by_layer(spec, {"W": factors["W"]})

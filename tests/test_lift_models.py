@@ -97,49 +97,65 @@ def test_mixed_precision_transformer():
     assert "bf16" in str(jax.make_jaxpr(modulate(apply))(params, factors, x))
 
 
+class NnxModel(nnx.Module):
+    def __init__(self, width, rngs):
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, width, decode=False, use_bias=False, rngs=rngs)
+        self.mlp = nnx.Linear(width, width, rngs=rngs)
+
+    def __call__(self, x):
+        x = x + self.attention(self.norm(x))
+        return x + nnx.gelu(self.mlp(x))
+
+
 def test_nnx_attention_with_normalisation():
-    class Model(nnx.Module):
-        def __init__(self, rngs):
-            self.norm = nnx.LayerNorm(8, rngs=rngs)
-            self.attention = nnx.MultiHeadAttention(2, 8, decode=False, use_bias=False, rngs=rngs)
-            self.mlp = nnx.Linear(8, 8, rngs=rngs)
-
-        def __call__(self, x):
-            x = x + self.attention(self.norm(x))
-            return x + nnx.gelu(self.mlp(x))
-
-    apply, params = nnx_model(Model(nnx.Rngs(0)))
+    apply, params = nnx_model(NnxModel(8, nnx.Rngs(0)))
     factors = random_factors(params, 2, (2,), axes=ATTENTION)
     x = random_array(0, (2, 3, 8))
     assert_modulation_equals_reference(apply, params, factors, x, tolerance=2e-5)
 
 
-def test_equinox_attention_and_convolution():
+@pytest.mark.parametrize("kernel", ["attention/query/kernel", "mlp/kernel"])
+def test_no_kernel_of_an_nnx_model_is_formed(kernel):
+    apply, params = nnx_model(NnxModel(32, nnx.Rngs(0)))
+    factors = random_factors(params, 1, (2,), axes=ATTENTION)
+    assert_no_full_kernel(apply, params, factors, random_array(0, (2, 1, 32)), kernel)
+
+
+class EquinoxModel(eqx.Module):
     """Equinox keeps `[out, in]`, and `[out, in, *window]` with the channels first."""
 
-    class Model(eqx.Module):
-        attention: eqx.nn.MultiheadAttention
-        conv: eqx.nn.Conv2d
-        norm: eqx.nn.GroupNorm
+    attention: eqx.nn.MultiheadAttention
+    conv: eqx.nn.Conv2d
+    norm: eqx.nn.GroupNorm
 
-        def __call__(self, x):
-            x = jax.nn.relu(self.norm(self.conv(x)))
-            tokens = x.reshape(x.shape[0], -1).T
-            return self.attention(tokens, tokens, tokens)
+    def __init__(self, width):
+        keys = jax.random.split(jax.random.key(0))
+        self.attention = eqx.nn.MultiheadAttention(2, width, use_query_bias=True, key=keys[0])
+        self.conv = eqx.nn.Conv2d(2, width, 3, stride=2, padding=1, key=keys[1])
+        self.norm = eqx.nn.GroupNorm(2, width)
 
-    keys = jax.random.split(jax.random.key(0))
-    model = Model(
-        eqx.nn.MultiheadAttention(2, 4, use_query_bias=True, key=keys[0]),
-        eqx.nn.Conv2d(2, 4, 3, stride=2, padding=1, key=keys[1]),
-        eqx.nn.GroupNorm(2, 4),
-    )
-    apply, params = equinox_model(model)
+    def __call__(self, x):
+        x = jax.nn.relu(self.norm(self.conv(x)))
+        tokens = x.reshape(x.shape[0], -1).T
+        return self.attention(tokens, tokens, tokens)
+
+
+def test_equinox_attention_and_convolution():
+    apply, params = equinox_model(EquinoxModel(4))
     x = random_array(0, (2, 2, 4, 4))
     factors = random_factors(params, 2, (2,), axes={"conv/weight": "rccc"})
     assert [part.shape[1:] for part in factors["conv/weight"]] == [(4, 2), (2, 18)]
     assert_modulation_equals_reference(apply, params, factors, x, tolerance=2e-5)
     usual = random_factors(params, 1, (2,))
     assert_close(modulated(apply, params, usual, x), by_sample(apply, params, usual, x), 1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["attention/query_proj/weight", "conv/weight"])
+def test_no_kernel_of_an_equinox_model_is_formed(kernel):
+    apply, params = equinox_model(EquinoxModel(32))
+    factors = random_factors(params, 1, (2,), axes={"conv/weight": "rccc"})
+    assert_no_full_kernel(apply, params, factors, random_array(0, (2, 2, 2, 2)), kernel)
 
 
 def embedding_model():
@@ -369,6 +385,17 @@ def test_scan_over_layers(axes):
     factors = random_factors(params, {"W": 2, "b": "whole"}, (2,), axes={"W": axes})
     assert [part.shape[1:] for part in factors["W"]] == [(12, 2), (2, 12 if "s" in axes else 4)]
     assert_modulation_equals_reference(apply, params, factors, x)
+
+
+@pytest.mark.parametrize("axes", ["rrc", "src"])
+def test_no_kernel_of_a_layer_of_a_scan_is_formed(axes):
+    params = {"W": random_array(0, (2, 16, 16))}
+    x = random_array(1, (8, 16))
+    apply = lambda params, x: lax.scan(  # noqa: E731
+        lambda x, W: (jnp.tanh(x @ W), None), x, params["W"]
+    )[0]
+    factors = random_factors(params, 1, (8,), axes={"W": axes})
+    assert_no_full_kernel(apply, params, factors, x, "W", layers=2)
 
 
 def test_linen_scan_and_remat_over_transformer_blocks():
