@@ -50,6 +50,8 @@ STUDIES: dict[str, Study] = {
     "set3": Study(f"--experiment 20pct_rank32 {_SMALL}", seeds=3),
     "set3_trained": Study(f"--experiment 20pct_rank32 {_TRAINED}", seeds=3),
     "preset3": Study("--preset compact --fraction 0.2", seeds=3),
+    "trm2": Study("--fraction 0.1 --encoder trm --models straw", seeds=3),
+    "vit2": Study("--fraction 0.1 --executor vit --models standalone wide straw", seeds=3),
     **{f"rank{rank}": Study(f"{_RANK} {rank}") for rank in _OTHER_RANKS},
     **{f"rank{rank}_trained": Study(f"{_RANK} {rank} --base trained") for rank in _OTHER_RANKS},
     "set2_wide": Study("--experiment 10pct_rank16 --models wide"),

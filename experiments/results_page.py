@@ -103,7 +103,8 @@ def page(
     Args:
         studies: In the order in which they shall stand.
         findings: Text by section, put under its heading: "intro", "main", "controls", "bases",
-            "ranks", "preset", "modulator"; and "set1", "set2", "set3", under the set's table.
+            "ranks", "networks", "preset", "modulator"; and "set1", "set2", "set3", under the set's
+            table.
         analyses: What `analysis.json` holds, by study.
         figures: File by what it shows, "main" and "rank", as a link from the page.
         pictures: Files that analyse.py drew, by study, as links from the page.
@@ -123,6 +124,10 @@ def page(
         ),
         _section("## Base weights: none against trained", [findings.get("bases"), _bases(run)]),
         _section("## Rank", [findings.get("ranks"), _ranks(run), _link(figures, "rank")]),
+        _section(
+            "## Another encoder, another executor",
+            [findings.get("networks"), *_network_parts(run)],
+        ),
         _section("## The preset", [findings.get("preset"), *_preset_parts(run)]),
         _section(
             "## What the modulator does",
@@ -317,12 +322,11 @@ def _set_title(name: str) -> str:
 def _set_parts(rows: Sequence[Row], name: str) -> list[str]:
     if not rows:
         return ["Not run."]
-    comparison, variants = compare(rows[0].summary), variant_names(rows[0].summary)
+    comparison = compare(rows[0].summary)
     if not comparison or not comparison.fair:
         reason = comparison.reason if comparison else "their settings are none of the article's."
-        header = ["model", "seeds", *(f"{v}, %" for v in variants), *_COST]
-        table = [[row.name, _seeds(row), *_accuracies(row, variants), *_cost(row)] for row in rows]
-        return [markdown_table(header, table), f"Not comparable with the article: {reason}"]
+        return [_plain_table(rows), f"Not comparable with the article: {reason}"]
+    variants = variant_names(rows[0].summary)
     header = ["model", "seeds"]
     header += [title for variant in variants for title in (f"{variant}, %", "article (difference)")]
     header += _COST
@@ -489,6 +493,40 @@ def _article_straw(rank: int, base: Base) -> tuple[int, int]:
     return straw.spec.size, contenders.parameters(contenders.straw_model(straw))
 
 
+_NETWORKS = {
+    "trm2": "The TRM encoder in place of the article's eye (`--encoder trm`)",
+    "vit2": "A small vision transformer in place of the article's CNN (`--executor vit`)",
+}
+
+
+def _network_parts(run: Mapping[str, Summary]) -> list[str]:
+    parts = []
+    for study, title in _NETWORKS.items():
+        if study in run:
+            config, rows = run[study]["config"], _with_controls(run[study])
+            setting = (
+                f"{100 * config['fraction']:g} % of the training images, {config['epochs']} epochs,"
+                f" rank {config['rank']}, batches of {config['batch_size']}, Adam with a rate of"
+                f" {config['learning_rate']:g}, {config['schedule']}."
+            )
+            parts += [f"### {title}", setting, _plain_table(rows)]
+    return parts
+
+
+def _with_controls(summary: Summary) -> list[Row]:
+    """Return the models of a study, each followed by its controls."""
+    return [each for row in rows_of([summary]) for each in (row, *row.controls())]
+
+
+def _plain_table(rows: Sequence[Row], *more: list[str]) -> str:
+    """Lay out accuracy and cost of models, and more rows of such cells."""
+    variants = variant_names(rows[0].summary)
+    table = [[row.name, _seeds(row), *_accuracies(row, variants), *_cost(row)] for row in rows]
+    return markdown_table(
+        ["model", "seeds", *(f"{v}, %" for v in variants), *_COST], [*table, *more]
+    )
+
+
 def _preset_parts(run: Mapping[str, Summary]) -> list[str]:
     parts = [
         "`run.py --preset compact`: a STRAW with a small executor and a small generator, its"
@@ -509,16 +547,15 @@ def _preset_parts(run: Mapping[str, Summary]) -> list[str]:
 def _preset_table(summary: Summary, name: str, others: Sequence[Row]) -> str:
     """Set a preset and its controls beside ResNet-34, published and our own."""
     variants, config = variant_names(summary), summary["config"]
-    rows = [each for row in rows_of([summary]) for each in (row, *row.controls())]
-    rows += [row for row in others if row.model == "resnet34"]
-    table = [[row.name, _seeds(row), *_accuracies(row, variants), *_cost(row)] for row in rows]
+    rows = _with_controls(summary) + [row for row in others if row.model == "resnet34"]
+    published = []
     comparison = compare({**summary, "experiment": SETS[name], "config": {}})
     usual = {"fraction": {"set2": 0.1, "set3": 0.2}[name], "epochs": 5}
     same_images = usual.items() <= config.items() and not (config["limit"] or config["validation"])
     if comparison and comparison.fair and same_images:
         figures = [f"{PUBLISHED[SETS[name]][v]['resnet34'][0]:.2f}" for v in variants]
-        table.append(["ResNet-34, the article's", "one run", *figures, *["-"] * len(_COST)])
-    return markdown_table(["model", "seeds", *(f"{v}, %" for v in variants), *_COST], table)
+        published.append(["ResNet-34, the article's", "one run", *figures, *["-"] * len(_COST)])
+    return _plain_table(rows, *published)
 
 
 def _record(studies: Studies) -> list[str]:

@@ -25,6 +25,7 @@ ARTICLE = {
     "epochs": 5,
     "batch_size": 128,
     "learning_rate": 1e-4,
+    "schedule": "constant",
 }
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")
 

@@ -46,7 +46,8 @@ def no_jax(tmp_path_factory):
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_is_a_command_of_run(name):
     settings = parse(STUDIES[name].flags.split())
-    assert ("trained" in name or "preset" in name) == (settings.base == "trained")
+    trained = any(part in name for part in ("trained", "preset", "vit"))
+    assert trained == (settings.base == "trained")
     article = {"set1": "full_rank16", "set2": "10pct_rank16", "set3": "20pct_rank32"}
     if name[:4] in article:
         assert settings.experiment == article[name[:4]]

@@ -277,6 +277,26 @@ def test_preset_stands_beside_resnet34():
     assert "the article's |" not in glyphs
 
 
+def test_other_networks_have_tables_with_their_controls():
+    studies = {
+        "trm2": example(("straw",), experiment=None),
+        "vit2": example(("standalone", "straw"), experiment=None, config={**TRAINED, "rank": 4}),
+    }
+    text = page_of(studies)
+    trm, vit = (
+        tables(text, heading)
+        for heading in (
+            "### The TRM encoder in place of the article's eye (`--encoder trm`)",
+            "### A small vision transformer in place of the article's CNN (`--executor vit`)",
+        )
+    )
+    assert [*trm][2] == "STRAW, base none"
+    assert [*vit][2:4] == ["standalone", "STRAW, base trained"]
+    assert len(vit) == len(trm) + 1 == 2 + 2 + len(CONTROLS)
+    assert "10 % of the training images, 5 epochs, rank 4, batches of 128, Adam with a" in text
+    assert "Another encoder" not in page_of({"set2": example()})
+
+
 # --- analysis -----------------------------------------------------------------------------------
 
 
@@ -319,6 +339,7 @@ def test_reconstructed_split_is_told_of_that_archive_alone():
         ("controls", "## Is it the sample, or the capacity?"),
         ("bases", "## Base weights: none against trained"),
         ("ranks", "## Rank"),
+        ("networks", "## Another encoder, another executor"),
         ("preset", "## The preset"),
         ("modulator", "## What the modulator does"),
     ],
