@@ -55,7 +55,8 @@ def training(model: Model, images: np.ndarray, labels: np.ndarray) -> Callable[[
 
     Without the large pages that run.py asks for: see GLIBC_TUNABLES in docs/performance.md.
     """
-    contender = Contender("", model, Recipe(1, len(images), LEARNING_RATE), IMAGE)
+    recipe = Recipe(1, len(images), LEARNING_RATE, "constant")
+    contender = Contender("", model, recipe, images.shape)
     state, key = contender.init_state(seed=0), training_key(0)
     real = np.ones(len(images), np.bool_)
 

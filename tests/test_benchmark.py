@@ -373,6 +373,14 @@ def test_naive_jax_is_the_same_model_too(base):
     np.testing.assert_allclose(naive, ours, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("work", cells.WORKS)
+def test_jax_contender_is_built(work):
+    step = jax_contenders.build("standalone", work, 2, rank=1, base="none")
+    found = [jax.tree.leaves(step()) for _ in range(2)]
+    moved = any(not np.array_equal(*pair) for pair in zip(*found, strict=True))
+    assert moved == (work == "training")
+
+
 @pytest.mark.parametrize("base", ["none", "trained"])
 def test_pytorch_is_the_same_model(base):
     pytest.importorskip("torch")
