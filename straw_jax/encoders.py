@@ -164,13 +164,16 @@ def rotary(x: Array) -> Array:
 class SetEncoder(nn.Module):
     """Encode a set of vectors, of any size and in any order, as one style vector.
 
-    An MLP encodes each element by itself, the set is pooled, and an MLP decodes the result.
+    An MLP encodes each element by itself, the set is pooled, and an MLP decodes the result. The
+    last layer on the elements is linear, and so it comes after the pool: for one vector, not for
+    each element. Attention is that of a learned query in each head: its products with the keys are
+    a linear function of the elements, and its values are projected after the pool.
 
     Attributes:
         element: widths of the MLP on each element: ReLU between its layers, none after the last.
         decoder: widths of the MLP on the pooled vector, ReLU after each layer; may be empty.
-        pooling: "mean", or "attention": a learned query attends to the encoded elements.
-        heads: of this attention; they divide the last width of `element`.
+        pooling: "mean", or "attention".
+        heads: of the attention.
 
     Raises:
         ValueError: if the pooling is unknown.
@@ -193,23 +196,23 @@ class SetEncoder(nn.Module):
             x: elements `[batch, n, d]`; or these and a mask `[batch, n]` that is true where there
                 is an element, at least once in each set, for sets of different sizes in one batch.
         """
-        x, mask = x if isinstance(x, tuple) else (x, jnp.ones(x.shape[:-1], bool))
-        for i, features in enumerate(self.element, start=1):
-            x = nn.relu(x) if i > 1 else x
-            x = dense(features, x.shape[-1], f"element{i}")(x)
-        x = self._pool(x, mask)
+        x, mask = x if isinstance(x, tuple) else (x, None)
+        *hidden, last = self.element
+        for i, features in enumerate(hidden, start=1):
+            x = nn.relu(dense(features, x.shape[-1], f"element{i}")(x))
+        x = self._pool(x, None if mask is None else mask[..., None])
+        x = dense(last, x.shape[-1], f"element{len(self.element)}")(x)
         for i, features in enumerate(self.decoder, start=1):
             x = nn.relu(dense(features, x.shape[-1], f"decoder{i}")(x))
         return x
 
-    def _pool(self, x: Array, mask: Array) -> Array:
+    def _pool(self, x: Array, where: Array | None) -> Array:
         if self.pooling == "mean":
-            return x.mean(axis=1, where=mask[..., None])
+            return x.mean(axis=1, where=where)
         if self.pooling == "attention":
-            query = self.param("query", nn.initializers.normal(1.0), (1, x.shape[-1]))
-            query = jnp.broadcast_to(query, (x.shape[0], *query.shape)).astype(x.dtype)
-            attention = nn.MultiHeadDotProductAttention(self.heads, name="attention")
-            return attention(query, x, mask=mask[:, None, None, :])[:, 0]
+            scores = dense(self.heads, x.shape[-1], "scores")(x)
+            weights = nn.softmax(scores, axis=1, where=where)
+            return jnp.einsum("bnh,bnd->bhd", weights, x).reshape(len(x), -1)
         raise ValueError(
             f"SetEncoder: expected a pooling of {get_args(Pooling)}, got {self.pooling!r}."
         )

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from reference import TOLERANCE, assert_close, random_array
+from reference import TOLERANCE, assert_close, intermediates, random_array
 
 from straw_jax import ConvEye, Network, NormEye, RecursiveEye, SetEncoder, make_straw
 from straw_jax.encoders import rotary
@@ -153,28 +153,47 @@ def mlp(params, name, x, last):
     return x
 
 
-@pytest.mark.parametrize("pooling", ["mean", "attention"])
-def test_set_encoder_is_an_mlp_a_pool_and_an_mlp(pooling):
-    encoder = SET.clone(pooling=pooling)
+def test_mean_of_a_set_is_that_of_its_encoded_elements():
     x = random_array(0, (2, 5, 3))
+    params = params_of(SET, x)
+    got = jax.jit(SET.apply)({"params": params}, x)
+    params = jax.tree.map(np.asarray, params)
+    pooled = mlp(params, "element", np.asarray(x), last=False).mean(axis=1)
+    assert_close(got, mlp(params, "decoder", pooled, last=True), 1e-5)
+
+
+def test_attention_pools_as_a_query_that_attends_to_encoded_elements():
+    """Flax's attention with keys and values of each element, for parameters of ours."""
+    x = random_array(0, (2, 5, 3))
+    encoder = SetEncoder(element=(6, 8), decoder=(), pooling="attention", heads=2)
     params = params_of(encoder, x)
     got = jax.jit(encoder.apply)({"params": params}, x)
-    params = jax.tree.map(np.asarray, params)
-    encoded = mlp(params, "element", np.asarray(x), last=False)
-    if pooling == "mean":
-        pooled = encoded.mean(axis=1)
-    else:
-        attention = params["attention"]
-        query, key, value = (
-            np.einsum("...d,dhe->...he", y, attention[name]["kernel"]) + attention[name]["bias"]
-            for name, y in (("query", params["query"][0]), ("key", encoded), ("value", encoded))
-        )
-        scores = np.einsum("he,bnhe->bnh", query, key) / np.sqrt(query.shape[-1])
-        weights = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-        mean = np.einsum("bnh,bnhe->bhe", weights, value)
-        out = attention["out"]
-        pooled = np.einsum("bhe,hed->bd", mean, out["kernel"]) + out["bias"]
-    assert_close(got, mlp(params, "decoder", pooled, last=True), 1e-5)
+    hidden = nn.relu(x @ params["element1"]["kernel"] + params["element1"]["bias"][None, None])
+    attention = nn.MultiHeadDotProductAttention(2, qkv_features=12, out_features=8)
+    query = jnp.ones((2, 1, 1))  # whose products with the keys, over root 6, are our scores
+    theirs = {
+        "query": {"kernel": jnp.ones((1, 2, 6)), "bias": jnp.zeros((2, 6))},
+        "key": {
+            "kernel": jnp.tile(params["scores"]["kernel"][..., None], (1, 1, 6)) / 6**0.5,
+            "bias": jnp.tile(params["scores"]["bias"][..., None], (1, 6)) / 6**0.5,
+        },
+        "value": {"kernel": jnp.tile(jnp.eye(6)[:, None], (1, 2, 1)), "bias": jnp.zeros((2, 6))},
+        "out": {
+            "kernel": params["element2"]["kernel"].reshape(2, 6, 8),
+            "bias": params["element2"]["bias"],
+        },
+    }
+    want = attention.apply({"params": theirs}, query, hidden)[:, 0]
+    assert_close(got, want, 1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_only_the_hidden_layers_see_every_element(pooling):
+    x = jnp.zeros((2, 100, 3))
+    encoder = SetEncoder(element=(4, 5, 9), decoder=(), pooling=pooling, heads=2)
+    params = encoder.init(jax.random.key(0), x)
+    shapes = intermediates(encoder.apply, params, x)
+    assert max(shape[2] for shape in shapes if len(shape) == 3 and shape[1] == 100) == 5
 
 
 def test_set_encoder_says_what_poolings_there_are():
