@@ -11,9 +11,9 @@ from article import CLASSES, IMAGE, LEARNING_RATE
 from straw_jax.lift import materialize
 from straw_jax.models import CNN
 from straw_jax.straw import Base, make_straw
+from straw_jax.training.classifiers import Contender, Recipe
 from straw_jax.training.contenders import article_straw, contender, straw_model
 from straw_jax.training.evaluate import make_forward
-from straw_jax.training.runs import Contender, Recipe
 from straw_jax.training.step import Model, training_key
 
 _SAMPLE = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)

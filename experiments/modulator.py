@@ -393,7 +393,7 @@ def turned_accuracies(
     run = experiment.run(name, seed)
     variables, upright = run.variables(), next(iter(turned.values()))
     accuracies = {
-        "own": [evaluate(run.contender.forward, variables, x, labels).accuracy
+        "own": [evaluate(run.trainee.forward, variables, x, labels).accuracy
                 for x in turned.values()]
     }  # fmt: skip
     if straw := experiment.straw(name):

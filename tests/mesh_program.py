@@ -15,9 +15,10 @@ from straw_jax import make_straw
 from straw_jax.data import Dataset
 from straw_jax.sharding import make_mesh
 from straw_jax.training import checkpoints, hosts
+from straw_jax.training.classifiers import Contender, Recipe, finish
 from straw_jax.training.contenders import straw_model
 from straw_jax.training.controls import control_scores
-from straw_jax.training.runs import Contender, Recipe, Run, finish
+from straw_jax.training.runs import Run
 
 
 class Executor(nn.Module):

@@ -44,9 +44,9 @@ def finished(line):
     )
     for name in config.models:
         run = experiment.run(name, 0)
-        variables = run.contender.init_state(0).variables
+        variables = run.trainee.init_state(0).variables
         checkpoints.save(run.final, 1, variables)
-        score = evaluate(run.contender.forward, variables, dataset.test_images, dataset.test_labels)
+        score = evaluate(run.trainee.forward, variables, dataset.test_images, dataset.test_labels)
         records.write_json(run.result, {"variants": {"standard": score._asdict()}})
 
 

@@ -18,9 +18,9 @@ import scripts
 from arguments import EXPERIMENTS, MODELS, PRESETS, parse
 
 from straw_jax.training import contenders
+from straw_jax.training.classifiers import Recipe
 from straw_jax.training.experiment import Config
 from straw_jax.training.published import PUBLISHED
-from straw_jax.training.runs import Recipe
 
 SCRIPT = scripts.EXPERIMENTS / "run.py"
 

@@ -8,10 +8,11 @@ import pytest
 from training_models import CLASSES, MODEL, images_and_labels
 
 from straw_jax.data import Dataset
-from straw_jax.training import NonFiniteError, records, runs
+from straw_jax.training import NonFiniteError, classifiers, records, runs
 from straw_jax.training.checkpoints import CheckpointError
+from straw_jax.training.classifiers import Contender, Recipe, finish
 from straw_jax.training.experiment import over_seeds
-from straw_jax.training.runs import Contender, Recipe, Run, finish
+from straw_jax.training.runs import Run
 
 # Orbax reads in threads, and leaves them behind when a read fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -109,7 +110,7 @@ def test_only_unfinished_seeds_are_trained(tmp_path, whole):
 
 
 def test_epochs_are_tested_on_a_sample_of_the_images(tmp_path, monkeypatch, whole):
-    monkeypatch.setattr(runs, "_TESTED_EACH_EPOCH", 5)
+    monkeypatch.setattr(classifiers, "_TESTED_EACH_EPOCH", 5)
     few = DATASET._replace(
         test_images=DATASET.test_images[::2], test_labels=DATASET.test_labels[::2]
     )

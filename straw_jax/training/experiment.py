@@ -14,12 +14,13 @@ from straw_jax import data
 from straw_jax.sharding import make_mesh
 from straw_jax.straw import Base, Straw
 from straw_jax.training import contenders, figures, records, report
+from straw_jax.training.classifiers import Contender, Recipe, Schedule, finish
 from straw_jax.training.controls import control_scores, sample, style_function
 from straw_jax.training.environment import commit, device, versions
 from straw_jax.training.evaluate import Score, in_batches, predict
 from straw_jax.training.hosts import from_first, is_first
 from straw_jax.training.parallel import in_processes, jobs_for
-from straw_jax.training.runs import Contender, Recipe, Run, Schedule, finish
+from straw_jax.training.runs import Run
 
 _SHEET = 8  # Test images on the sheet of samples.
 
@@ -146,7 +147,7 @@ class Experiment:
         """Return the STRAW that a contender is, or None where it is none."""
         return contenders.straw_of(name, **self._sizes())
 
-    def run(self, name: str, seed: int) -> Run:
+    def run(self, name: str, seed: int) -> Run[Contender]:
         """Return a contender's run."""
         return Run(self.contender(name), seed, Path(self.config.out))
 
@@ -370,7 +371,7 @@ def _draw_samples(experiment: Experiment) -> None:
     predictions = {}
     for name in experiment.config.models:
         run = experiment.run(name, experiment.seeds[0])
-        forward, variables = run.contender.forward, run.variables()
+        forward, variables = run.trainee.forward, run.variables()
         predictions[name] = {
             variant: predict(forward, variables, images) for variant, images in sheet.items()
         }
