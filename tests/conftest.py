@@ -1,5 +1,7 @@
 """Strictness for every test: no silent dtype or rank promotion, no flaky deadline."""
 
+import signal
+
 import hypothesis
 import jax
 
@@ -11,3 +13,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 # Compilation makes the first example slow: a deadline would measure the compiler.
 hypothesis.settings.register_profile("straw", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("straw")
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would the scripts that tests
+# start and then stop.
+signal.signal(signal.SIGINT, signal.default_int_handler)
