@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 MODELS = (
@@ -115,7 +116,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         _fill_in(arguments)
         _check_devices(arguments)
         _check_archive(arguments.archive)
-        _check_out(arguments)
+        check_out(arguments, _INCIDENTAL, _USUAL)
     except ValueError as error:
         parser.error(str(error))
     return arguments
@@ -141,7 +142,7 @@ def parse_analysis(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("results", metavar="RESULTS", help="folder of a finished run.py")
     parser.add_argument(
         "--images",
-        type=_whole(2),
+        type=whole(2),
         default=4700,
         metavar="N",
         help="test images for accuracies, and half as many for updates (%(default)s)",
@@ -214,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         " compact, compact_static, compact_wide (default: standalone straw)",
     )
     what.add_argument(
-        "--rank", type=_whole(1), help="rank of the factors that STRAW writes (default: 16)"
+        "--rank", type=whole(1), help="rank of the factors that STRAW writes (default: 16)"
     )
     what.add_argument(
         "--executor",
@@ -239,20 +240,20 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how to train")
     how.add_argument(
         "--fraction",
-        type=_number("a number above 0, at most 1", lambda value: 0 < value <= 1),
+        type=number("a number above 0, at most 1", lambda value: 0 < value <= 1),
         help="share of the training images, evenly strided; 1 takes all (default: 0.1)",
     )
     how.add_argument(
         "--epochs",
-        type=_whole(1),
+        type=whole(1),
         help="passes over these images (default: 10 if --fraction is 1, else 5)",
     )
     how.add_argument(
-        "--batch-size", type=_whole(1), metavar="N", help="images a step (default: 128)"
+        "--batch-size", type=whole(1), metavar="N", help="images a step (default: 128)"
     )
     how.add_argument(
         "--learning-rate",
-        type=_number("a number above 0", lambda value: 0 < value < math.inf),
+        type=number("a number above 0", lambda value: 0 < value < math.inf),
         metavar="RATE",
         help="of Adam (default: 0.0001)",
     )
@@ -264,17 +265,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         "--validation",
-        type=_number("a number between 0 and 1", lambda value: 0 < value < 1),
+        type=number("a number between 0 and 1", lambda value: 0 < value < 1),
         metavar="SHARE",
         help="hold out this share of the training images, and use them in place of the test images:"
         " for choosing a recipe",
     )
     how.add_argument(
-        "--seed", type=_whole(0, 2**31 - 1), default=0, help="of the first run (%(default)s)"
+        "--seed", type=whole(0, 2**31 - 1), default=0, help="of the first run (%(default)s)"
     )
     how.add_argument(
         "--seeds",
-        type=_whole(1, 1000),
+        type=whole(1, 1000),
         default=1,
         metavar="N",
         help="runs a model, with seeds SEED, SEED + 1, ...; two or more give a standard deviation"
@@ -282,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         "--jobs",
-        type=_whole(1),
+        type=whole(1),
         metavar="N",
         help="runs that train at once, each on its share of the cores (default: on CPU one a core,"
         " at most 8; else 1)",
@@ -321,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--archive", metavar="FILE", help="EMNIST's gzip.zip, if you have it")
     where.add_argument(
         "--limit",
-        type=_whole(2),
+        type=whole(2),
         metavar="N",
         help="use only the first N training and N test images, for a quick look (all)",
     )
@@ -336,7 +337,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return a reader of whole numbers, for argparse."""
     wanted = f"a whole number of at least {least}" + (f", at most {most}" if most else "")
 
     def convert(text: str) -> int:
@@ -351,7 +353,9 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return convert
 
 
-def _number(wanted: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
+def number(wanted: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
+    """Return a reader of numbers, for argparse."""
+
     def convert(text: str) -> float:
         try:
             value = float(text)
@@ -504,8 +508,21 @@ def _check_archive(archive: str | None) -> None:
         )
 
 
-def _check_out(arguments: argparse.Namespace) -> None:
-    """Check that results may be written, and that no earlier run's are in the way."""
+def check_out(
+    arguments: argparse.Namespace,
+    incidental: Sequence[str],
+    usual: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Check that results may be written to `--out`, and that no earlier run's are in the way.
+
+    Args:
+        arguments: All settings, "out" and "resume" among them.
+        incidental: Settings that may change between a run and its resumption.
+        usual: What settings were that an earlier version's results do not name.
+
+    Raises:
+        ValueError: They may not, or the earlier run had other settings.
+    """
     out = Path(arguments.out)
     config = out / "config.json"
     if config.exists():
@@ -514,7 +531,7 @@ def _check_out(arguments: argparse.Namespace) -> None:
                 f"argument --out: {out} holds an earlier run; continue it with --resume, or choose"
                 " another --out"
             )
-        _check_same_settings(config, arguments)
+        _check_same_settings(config, arguments, incidental, usual)
     ancestor = next(path for path in (out, *out.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryDirectory(dir=ancestor):  # The surest test, and it leaves nothing.
@@ -523,14 +540,16 @@ def _check_out(arguments: argparse.Namespace) -> None:
         raise ValueError(f"argument --out: cannot write to {out}: {error.strerror}") from None
 
 
-def _check_same_settings(config: Path, arguments: argparse.Namespace) -> None:
+def _check_same_settings(
+    config: Path, arguments: argparse.Namespace, incidental: Sequence[str], usual: Mapping[str, Any]
+) -> None:
     try:
         earlier = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"argument --resume: cannot read {config}: {error}") from None
     for name, now in vars(arguments).items():
-        before = earlier.get(name, _USUAL.get(name))  # without it, an earlier version's
-        if name not in _INCIDENTAL and before != now:
+        before = earlier.get(name, usual.get(name))  # without it, an earlier version's
+        if name not in incidental and before != now:
             flag = name.replace("_", "-")
             raise ValueError(
                 f"argument --{flag}: --resume needs the earlier run's {before},"

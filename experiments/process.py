@@ -6,10 +6,11 @@ With the module only the standard library is imported, as in `arguments`.
 import contextlib
 import os
 import platform
+import shlex
 import sys
 import textwrap
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,23 @@ def data_mistake(settings: Mapping[str, Any]) -> ValueError | None:
     except ValueError as error:
         return error
     return None
+
+
+def interruptible(run: Callable[[str], int], *, resumes: bool) -> int:
+    """Run what may be stopped by Ctrl-C, and say how to go on.
+
+    Args:
+        run: Called with the command line; returns the exit code.
+        resumes: Whether the command line has --resume.
+
+    Returns:
+        What `run` returns; 130 if it was stopped.
+    """
+    command = shlex.join(["python", *sys.argv])
+    try:
+        return run(command)
+    except KeyboardInterrupt:
+        return fail(f"stopped; to go on: {command}{'' if resumes else ' --resume'}", 130)
 
 
 def fail(message: object, code: int) -> int:

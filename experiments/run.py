@@ -2,14 +2,13 @@
 """Train STRAW beside its baselines and report: `python experiments/run.py --help`."""
 
 import json
-import shlex
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from arguments import parse
-from process import data_mistake, fail, prepare, use_large_pages
+from process import data_mistake, fail, interruptible, prepare, use_large_pages
 
 
 def main() -> int:
@@ -18,13 +17,8 @@ def main() -> int:
     Returns:
         The exit code: 0 finished, 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
     """
-    arguments = parse(sys.argv[1:])
-    command = shlex.join(["python", *sys.argv])
-    try:
-        return _run(vars(arguments), command)
-    except KeyboardInterrupt:
-        again = command if arguments.resume else f"{command} --resume"
-        return fail(f"stopped; to go on: {again}", 130)
+    settings = vars(parse(sys.argv[1:]))
+    return interruptible(lambda command: _run(settings, command), resumes=settings["resume"])
 
 
 def _run(settings: dict[str, Any], command: str) -> int:

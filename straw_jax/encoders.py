@@ -198,8 +198,11 @@ class SetEncoder(nn.Module):
         """
         x, mask = x if isinstance(x, tuple) else (x, None)
         *hidden, last = self.element
+        sets = x.shape[:-1]
+        x = x.reshape(-1, x.shape[-1])  # else XLA copies every layer's gradient on CPU
         for i, features in enumerate(hidden, start=1):
             x = nn.relu(dense(features, x.shape[-1], f"element{i}")(x))
+        x = x.reshape(*sets, x.shape[-1])
         x = self._pool(x, None if mask is None else mask[..., None])
         x = dense(last, x.shape[-1], f"element{len(self.element)}")(x)
         for i, features in enumerate(self.decoder, start=1):

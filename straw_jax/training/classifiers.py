@@ -23,6 +23,7 @@ from straw_jax.training.step import (
     State,
     TrainStep,
     Variables,
+    cosine,
     init_state,
     lower_train_step,
     state_like,
@@ -54,10 +55,7 @@ class Recipe(NamedTuple):
         if self.schedule == "constant":
             return optax.adam(self.learning_rate)
         steps = self.epochs * steps_per_epoch(images, self.batch_size)
-        rise = -(-steps // 10)
-        return optax.adam(
-            optax.warmup_cosine_decay_schedule(0, self.learning_rate, rise, max(steps, rise + 1))
-        )
+        return optax.adam(cosine(self.learning_rate, steps))
 
 
 class Contender:

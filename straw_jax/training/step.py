@@ -112,6 +112,17 @@ def state_like(
     return jax.eval_shape(partial(init_state, model, optimizer, image_shape, seed=0))
 
 
+def cosine(rate: float, steps: int) -> optax.Schedule:
+    """Return a learning rate that rises in the first tenth of all steps, and falls to 0 after it.
+
+    Args:
+        rate: Its highest.
+        steps: Of training. It falls along half a cosine.
+    """
+    rise = -(-steps // 10)
+    return optax.warmup_cosine_decay_schedule(0, rate, rise, max(steps, rise + 1))
+
+
 def as_input(images: Any) -> jax.Array:
     """Turn raw images, uint8, into what models take, float32 of the same shape."""
     return jnp.asarray(normalise(images))

@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""Predict the weights of networks from pairs: `python experiments/weight_prediction.py --help`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from process import fail, interruptible, prepare, use_large_pages
+from weight_arguments import parse
+
+
+def main() -> int:
+    """Run the study that the command line describes.
+
+    Returns:
+        The exit code: 0 finished, 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
+    """
+    settings = vars(parse(sys.argv[1:]))
+    return interruptible(lambda command: _run(settings, command), resumes=settings["resume"])
+
+
+def _run(settings: dict[str, Any], command: str) -> int:
+    prepare()
+    finished = Path(settings["out"], "summary.json")
+    if finished.exists():
+        from straw_jax.prediction import report
+
+        print(report.table(json.loads(finished.read_text(encoding="utf-8"))))
+        print(f"\nAlready finished; report and figures are in {finished.parent}")
+        return 0
+    from straw_jax.prediction import study
+    from straw_jax.training import checkpoints, loop, parallel
+
+    config = study.Config(**settings)
+    try:
+        parallel.jobs_for(1, config.jobs)  # refuses what the device cannot do
+    except ValueError as error:
+        return fail(error, 2)
+    try:
+        study.run(config, command)
+    except (loop.NonFiniteError, checkpoints.CheckpointError, parallel.ProcessError) as error:
+        return fail(error, 1)
+    return 0
+
+
+if __name__ == "__main__":
+    use_large_pages()
+    sys.exit(main())
