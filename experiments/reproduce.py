@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import weight_arguments
 from arguments import Parser, parse
 from process import fail
 
@@ -24,23 +25,30 @@ _HERE = Path(os.path.relpath(Path(__file__).parent))  # short in the record of e
 
 
 class Study(NamedTuple):
-    """A command line of run.py.
+    """A command line of run.py, or of another script.
 
     Attributes:
         flags: Of it.
         seeds: How many it takes, unless told otherwise.
         analysed: Whether analyse.py looks at what comes out.
+        script: Which it is.
     """
 
     flags: str
     seeds: int = 1
     analysed: bool = False
+    script: str = "run.py"
 
 
 _SMALL = "--models standalone wide_dense wide_compute straw"
 _TRAINED = "--base trained --models wide_dense wide_compute straw"
 _RANK = "--fraction 0.1 --epochs 5 --models straw --rank"
 _OTHER_RANKS = (1, 2, 4, 8, 32, 64)  # rank 16 is set2's
+
+
+def _prediction(flags: str, seeds: int = 1) -> Study:
+    return Study(flags, seeds, script="weight_prediction.py")
+
 
 # In the order in which they run: the quick ones first.
 STUDIES: dict[str, Study] = {
@@ -52,6 +60,17 @@ STUDIES: dict[str, Study] = {
     "preset3": Study("--preset compact --fraction 0.2", seeds=3),
     "trm2": Study("--fraction 0.1 --encoder trm --models straw", seeds=3),
     "vit2": Study("--fraction 0.1 --executor vit --models standalone wide straw", seeds=3),
+    "weights_mean": _prediction("--networks 2-5-1 4-10-1", seeds=3),
+    "weights_attention": _prediction("--networks 4-10-1 --predictors attention"),
+    "weights_linear": _prediction("--networks 5-1 --pairs 0.6 1 2"),
+    **{
+        f"weights_embedding{n}": _prediction(f"--networks 4-10-1 --pairs 3 --embedding {n}")
+        for n in (64, 256, 512)
+    },
+    "weights_adam": _prediction(
+        "--networks 4-10-1 --pairs 3 --optimizer adam --learning-rate 0.003"
+    ),
+    "outputs": _prediction("--predict outputs"),
     **{f"rank{rank}": Study(f"{_RANK} {rank}") for rank in _OTHER_RANKS},
     **{f"rank{rank}_trained": Study(f"{_RANK} {rank} --base trained") for rank in _OTHER_RANKS},
     "set2_wide": Study("--experiment 10pct_rank16 --models wide"),
@@ -94,14 +113,14 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [flags] [-- flags of run.py]",
         description=textwrap.fill(
-            "Run the studies behind docs/results.md one after the other, each with run.py, and"
-            " write results.md after each. Finished studies are not run again, and a stopped one"
-            " goes on where it was: give the same command once more.",
+            "Run the studies behind docs/results.md one after the other, each with run.py or"
+            " weight_prediction.py, and write results.md after each. Finished studies are not run"
+            " again, and a stopped one goes on where it was: give the same command once more.",
             width=88,
         ),
         epilog="studies, in the order in which they run. On a CPU with 2 cores, those before"
         " set2_resnet34\ntake some hours together, and each from there on takes hours:\n"
-        + "".join(f"  {name:<15} {study.flags}\n" for name, study in STUDIES.items()),
+        + "".join(f"  {name:<19} {study.flags}\n" for name, study in STUDIES.items()),
     )
     parser.add_argument(
         "--only", nargs="+", choices=STUDIES, metavar="STUDY", help="run these, in this order (all)"
@@ -129,24 +148,27 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
 def _words(name: str, arguments: argparse.Namespace) -> list[str]:
     """Write a study's command line, without "python"."""
     study, out = STUDIES[name], Path(arguments.out, name)
-    words = [str(_HERE / "run.py"), *study.flags.split()]
+    words = [str(_HERE / study.script), *study.flags.split()]
     words += ["--seeds", arguments.seeds or str(study.seeds)]
-    for flag in ("dataset", "data_dir", "archive"):
-        if (value := getattr(arguments, flag)) is not None:
-            words += [f"--{flag.replace('_', '-')}", value]
-    words += [*arguments.more, "--out", str(out)]
+    if study.script == "run.py":
+        for flag in ("dataset", "data_dir", "archive"):
+            if (value := getattr(arguments, flag)) is not None:
+                words += [f"--{flag.replace('_', '-')}", value]
+        words += arguments.more
+    words += ["--out", str(out)]
     return words + ["--resume"] * (out / "config.json").exists()
 
 
 def _first_mistake(commands: dict[str, list[str]]) -> str | None:
-    """Let run.py's own reader check every command, so that the last is known to be sound."""
+    """Let each script's own reader check its commands, so that the last is known to be sound."""
     for name, words in commands.items():
-        said = io.StringIO()
+        said, script = io.StringIO(), STUDIES[name].script
+        read = parse if script == "run.py" else weight_arguments.parse
         try:
             with contextlib.redirect_stderr(said):
-                parse(words[1:])
+                read(words[1:])
         except SystemExit:
-            return f"{name}: {said.getvalue().strip().removeprefix('run.py: ')}"
+            return f"{name}: {said.getvalue().strip().removeprefix(f'{script}: ')}"
     return None
 
 

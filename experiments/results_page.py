@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from results_analysis import analysis_text
+from results_prediction import prediction_parts
 
 from straw_jax.straw import Base
 from straw_jax.training import contenders
@@ -93,6 +94,7 @@ class Row(NamedTuple):
 def page(
     studies: Studies,
     *,
+    predictions: Mapping[str, Summary],
     findings: Mapping[str, str],
     analyses: Mapping[str, Any],
     figures: Mapping[str, str],
@@ -101,12 +103,13 @@ def page(
     """Write the page.
 
     Args:
-        studies: In the order in which they shall stand.
+        studies: Of run.py, in the order in which they shall stand.
+        predictions: Those of weight_prediction.py that have been run.
         findings: Text by section, put under its heading: "intro", "main", "controls", "bases",
-            "ranks", "networks", "preset", "modulator"; and "set1", "set2", "set3", under the set's
-            table.
+            "ranks", "networks", "preset", "modulator", "weights"; and "set1", "set2", "set3", under
+            the set's table.
         analyses: What `analysis.json` holds, by study.
-        figures: File by what it shows, "main" and "rank", as a link from the page.
+        figures: File by what it shows, "main", "rank", "weights", as a link from the page.
         pictures: Files that analyse.py drew, by study, as links from the page.
 
     Returns:
@@ -133,7 +136,15 @@ def page(
             "## What the modulator does",
             [findings.get("modulator"), analysis_text(analyses, pictures)],
         ),
-        _section("## How it was run", _record(studies)),
+        _section(
+            "## Weight prediction",
+            [
+                findings.get("weights"),
+                _link(figures, "weights"),
+                *prediction_parts(predictions),
+            ],
+        ),
+        _section("## How it was run", _record({**studies, **predictions})),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -245,6 +256,7 @@ def _link(figures: Mapping[str, str], name: str) -> str | None:
     alt = {
         "main": "Test accuracy by model and control, and the article's",
         "rank": "Test accuracy by rank and base",
+        "weights": "What predicted weights leave unexplained, by pairs an unknown",
     }
     return f"![{alt[name]}]({figures[name]})" if name in figures else None
 
@@ -564,7 +576,7 @@ def _record(studies: Studies) -> list[str]:
     for name, summary in studies.items():
         if summary:
             facts = [summary["device"], summary["commit"] or "-", str(summary["jobs"])]
-            facts += [str(len(summary["seeds"])), duration(sum(summary["seconds"].values()))]
+            facts += [str(len(summary["seeds"])), duration(_seconds(summary))]
         else:
             facts = ["not run", "-", "-", "-", "-"]
         rows.append([f"`{name}`", *facts])
@@ -579,6 +591,13 @@ def _record(studies: Studies) -> list[str]:
     ]
     block = "```bash\n" + "\n".join(commands) + "\n```" if commands else ""
     return [text, markdown_table(header, rows), block]
+
+
+def _seconds(summary: Summary) -> float:
+    """Training time of all runs."""
+    if "study" in summary:
+        return sum(each["seconds"] for each in summary["results"].values())
+    return sum(summary["seconds"].values())
 
 
 def _variants(run: Mapping[str, Summary]) -> list[str]:

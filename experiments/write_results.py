@@ -62,17 +62,22 @@ def write(folder: Path, out: Path) -> None:
         )
     import results_figures
     import results_page
+    import results_prediction
 
     from straw_jax.training import records
 
-    known = {**dict.fromkeys(STUDIES), **studies}
-    figures = {"main": f"{out.stem}_main.png", "rank": f"{out.stem}_rank.png"}
+    predictions = {name: found for name, found in studies.items() if "study" in found}
+    images = {name: found for name, found in studies.items() if name not in predictions}
+    planned = [name for name, study in STUDIES.items() if study.script == "run.py"]
+    known = {**dict.fromkeys(planned), **images}
+    figures = {name: f"{out.stem}_{name}.png" for name in ("main", "rank", "weights")}
+    files = {name: out.with_name(file) for name, file in figures.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    drawn = results_figures.draw(
-        studies, {name: out.with_name(file) for name, file in figures.items()}
-    )
+    drawn = results_figures.draw(images, files)
+    drawn += results_prediction.draw(predictions, files["weights"])
     text = results_page.page(
         known,
+        predictions=predictions,
         findings={
             path.stem: path.read_text(encoding="utf-8")
             for path in sorted(folder.glob("findings/*.md"))

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import scripts
+import weight_arguments
 from arguments import parse
 from reproduce import STUDIES
 
@@ -43,7 +44,12 @@ def no_jax(tmp_path_factory):
 # --- what would be run ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", STUDIES)
+READERS = {"run.py": parse, "weight_prediction.py": weight_arguments.parse}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, study in STUDIES.items() if study.script == "run.py"]
+)
 def test_every_study_is_a_command_of_run(name):
     settings = parse(STUDIES[name].flags.split())
     trained = any(part in name for part in ("trained", "preset", "vit"))
@@ -57,7 +63,19 @@ def test_every_study_is_a_command_of_run(name):
 
 
 def test_no_two_studies_are_the_same():
-    assert len({parse(study.flags.split()).out for study in STUDIES.values()}) == len(STUDIES)
+    outs = {READERS[study.script](study.flags.split()).out for study in STUDIES.values()}
+    assert len(outs) == len(STUDIES)
+
+
+def test_weights_are_predicted_by_their_own_script(tmp_path, no_jax):
+    words = ["--only", "rank1", "outputs", "--dataset", "glyphs", "--out", "here"]
+    ran = reproduce("--dry-run", *words, "--", "--limit", "9", first=[no_jax])
+    first, second = ran.stdout.splitlines()
+    assert first.endswith("--dataset glyphs --limit 9 --out here/rank1")
+    assert second.endswith("weight_prediction.py --predict outputs --seeds 1 --out here/outputs")
+    ran = reproduce("--only", "outputs", "--seeds", "0", first=[no_jax])
+    assert ran.returncode == 2
+    assert "outputs: argument --seeds: expected a whole number" in ran.stderr
 
 
 def test_dry_run_prints_the_commands_and_does_nothing(tmp_path, no_jax):
@@ -154,8 +172,8 @@ if name.name == "rank2":
     ("code", "said"), [(1, "reproduce.py: rank2 failed, exit code 1\n"), (2, "")]
 )
 def test_a_study_that_fails_ends_it_with_its_exit_code(tmp_path, code, said):
-    for script in (SCRIPT, SCRIPT.with_name("arguments.py"), SCRIPT.with_name("process.py")):
-        (tmp_path / script.name).write_bytes(script.read_bytes())
+    for name in ("reproduce.py", "arguments.py", "weight_arguments.py", "process.py"):
+        (tmp_path / name).write_bytes(SCRIPT.with_name(name).read_bytes())
     (tmp_path / "run.py").write_text(FAKE_RUN)
     (tmp_path / "write_results.py").write_text("print('page written')")
     words = ["--only", "rank1", "rank2", "rank4", "--", "--seed", str(code)]

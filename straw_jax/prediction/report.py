@@ -30,8 +30,9 @@ def table(summary: Mapping[str, Any]) -> str:
     Returns:
         Lines of text without a final newline.
     """
-    results, seeds = summary["results"], len(summary["seeds"])
-    header, *rows = _rows(results, seeds)
+    results = summary["results"]
+    runs = _seeds(len(summary["seeds"]))
+    header, *rows = _rows(results)
     lines: list[list[str] | str] = [["", *header[1:]]]
     network = None
     for name, cells in zip(results, rows, strict=True):
@@ -42,7 +43,7 @@ def table(summary: Mapping[str, Any]) -> str:
     heading = [
         f"study   {summary['study']}",
         f"device  {summary['device']}",
-        f"runs    {_seeds(seeds)}; tested on {summary['tasks']:,} new networks each",
+        f"runs    {runs}; tested on {summary['tasks']:,} new networks each",
         "",
     ]
     return "\n".join(heading + aligned(lines))
@@ -78,7 +79,7 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         markdown_table(["what", "value"], facts),
         f"```bash\n{summary['command']}\n```",
         "## Results",
-        results_table(results, len(summary["seeds"])),
+        results_table(results),
         f"The post's figures are of one run each. Source: {SOURCE}.",
         *examined(results),
         *(f"![{text}]({file})" for text, file in pictures.items()),
@@ -86,9 +87,9 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def results_table(results: Results, seeds: int) -> str:
+def results_table(results: Results) -> str:
     """Lay out what predictors explain, beside the post's figures, in Markdown."""
-    header, *rows = _rows(results, seeds)
+    header, *rows = _rows(results)
     named = [
         [_network(of_cell), of_cell["predictor"], *cells[1:]]
         for of_cell, cells in zip(results.values(), rows, strict=True)
@@ -118,7 +119,7 @@ def published(of_cell: Mapping[str, Any]) -> float | None:
     return EXPLAINED.get((of_cell["unknowns"], of_cell["pairs"]))
 
 
-def _rows(results: Results, seeds: int) -> list[list[str]]:
+def _rows(results: Results) -> list[list[str]]:
     """Cells of the main table, the header first."""
     weights = any(each["pairs"] for each in results.values())
     header = ["predictor", *["pairs"] * weights, "explained, %", "loss"]
@@ -130,7 +131,7 @@ def _rows(results: Results, seeds: int) -> list[list[str]]:
         cells += [explained(each["explained"]), mean_std(each["loss"], 1, 5)]
         cells += [_beside(each) if weights else _loss_beside(each)]
         cells += [readable_count(each["parameters"]), f"{each['steps_per_second']:.0f}"]
-        rows.append([*cells, duration(each["seconds"] / seeds)])
+        rows.append([*cells, duration(each["seconds"] / len(each["loss"]["seeds"]))])
     return rows
 
 

@@ -136,7 +136,8 @@ def make_train_steps(
 
         start = state, jnp.float32(0), jnp.int32(0)
         state, total, done = jax.lax.while_loop(goes_on, body, start)
-        return state, total / steps, jnp.where(jnp.isfinite(total), done, done - 1)
+        mean = total / jnp.asarray(steps, jnp.float32)
+        return state, mean, jnp.where(jnp.isfinite(total), done, done - 1)
 
     return train_steps
 

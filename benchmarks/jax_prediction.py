@@ -1,0 +1,41 @@
+"""The library's training of weight predictors, as `experiments/weight_prediction.py` has it."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+
+from straw_jax.prediction.predictors import weight_predictor
+from straw_jax.prediction.problems import weights_problem
+from straw_jax.prediction.training import Predictor, Recipe
+from straw_jax.training.step import training_key
+
+_STEPS = 5  # a call
+
+
+def build(contender: str, sizes: Sequence[int], pairs: int, batch: int) -> Callable[[], object]:
+    """Return what takes training steps.
+
+    Args:
+        contender: "straw" trains as the post does, by Adam, one fresh input a network; "straw_muon"
+            as the library does.
+        sizes: inputs, hidden units and outputs of the networks.
+        pairs: shown of each.
+        batch: networks a step.
+    """
+    networks = tuple(sizes)
+    posts = contender == "straw"
+    problem = weights_problem(
+        networks, pairs, straw=weight_predictor(networks), fresh=1 if posts else 64
+    )
+    recipe = Recipe(10_000, batch, 1e-3 if posts else 1e-2, "adam" if posts else "muon")
+    predictor = Predictor(contender, problem, recipe)
+    key = training_key(0)
+    state = predictor.init_state(0)
+
+    def steps() -> int:
+        nonlocal state
+        state, loss, _ = predictor.train_steps(state, key, _STEPS)
+        jax.block_until_ready((state, loss))
+        return predictor.parameters()
+
+    return steps
