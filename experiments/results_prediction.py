@@ -11,7 +11,7 @@ from straw_jax.prediction.report import Results, examined, results_table
 Summaries: TypeAlias = Mapping[str, Mapping[str, Any]]
 """By study, what its `summary.json` holds."""
 
-_USUAL_EMBEDDING = 128  # the post's
+_USUAL = {"embedding": 128, "optimizer": "muon"}
 
 
 def prediction_parts(studies: Summaries) -> list[str]:
@@ -53,31 +53,36 @@ def draw(studies: Summaries, path: Path) -> list[str]:
     Returns:
         "weights" if it was drawn.
     """
-    results = _merged(studies, "weights", embeddings=False)
+    results = _merged(studies, "weights", unusual=False)
     if not results:
         return []
     plot_pairs(results, path, title="Weights predicted from pairs")
     return ["weights"]
 
 
-def _merged(studies: Summaries, predict: str, *, embeddings: bool = True) -> Results:
-    """Put the cells of several studies together: by network, predictor and embedding."""
+def _merged(studies: Summaries, predict: str, *, unusual: bool = True) -> Results:
+    """Put the cells of several studies together: by network and predictor, unusual ones last."""
     found = []
     for study, summary in studies.items():
         config = summary["config"]
-        size = config["embedding"] if config["embedding"] != _USUAL_EMBEDDING else 0
-        if config["predict"] != predict or (size and not embeddings):
+        differs = [
+            f"{name} {config[name]}" if isinstance(config[name], int) else config[name]
+            for name, usual in _USUAL.items()
+            if config[name] != usual
+        ]
+        if config["predict"] != predict or (differs and not unusual):
             continue
         for name, each in summary["results"].items():
-            order = each["unknowns"], each["predictor"] == "attention", size
-            label = each["predictor"] + (f", embedding {size}" if size else "")
+            label = ", ".join([each["predictor"], *differs])
+            attention = each["predictor"] == "attention"
+            order = each["unknowns"], bool(differs), attention, config["embedding"]
             found.append((order, f"{study}/{name}", {**each, "predictor": label}))
     return {name: each for _, name, each in sorted(found, key=lambda cell: cell[0])}
 
 
 def _usual(studies: Summaries) -> Results:
     """Return the cells with mean pooling and the usual embedding, which are looked at closely."""
-    merged = _merged(studies, "weights", embeddings=False)
+    merged = _merged(studies, "weights", unusual=False)
     return {name: each for name, each in merged.items() if each["predictor"] == "mean"}
 
 

@@ -244,7 +244,7 @@ def test_mistakes_are_told_on_one_line(tmp_path, words, says):
 
 def test_page_puts_studies_together(tmp_path):
     wider, attentive, outputs = _summary(1), _summary(1), _summary(1)
-    wider["config"] |= {"embedding": 64}
+    wider["config"] |= {"embedding": 64, "optimizer": "adam"}
     for name, summary in (("attention", attentive), ("plain", outputs)):
         (cell,) = summary["results"].values()
         summary["results"] = {f"{name}_2-5-1": {**cell, "predictor": name}}
@@ -256,7 +256,7 @@ def test_page_puts_studies_together(tmp_path):
     text = "\n".join(results_prediction.prediction_parts(studies))
     rows = [line for line in text.splitlines() if line.startswith("| 2-5-1, 15 unknowns")]
     assert [row.split(" | ")[1] for row in rows] == [
-        "mean", "mean, embedding 64", "attention", "plain",
+        "mean", "attention", "mean, embedding 64, adam", "plain",
     ]  # fmt: skip
     assert text.count("| scale 2") == 0
     assert text.count("| fresh: scale 2 | 85.0 ± 7.1 |") == 1  # of mean pooling alone

@@ -23,12 +23,12 @@ class Problem(NamedTuple):
 
     Attributes:
         init: `(key) -> params`.
-        errors: `(params, key, tasks) -> (prediction, y)`, of so many tasks drawn for the key; their
-            mean squared difference is the loss.
+        outputs: `(params, key, tasks) -> (predicted, true)`, of so many tasks drawn for the key;
+            their mean squared difference is the loss.
     """
 
     init: Callable[[Array], Params]
-    errors: Callable[[Params, Array, int], tuple[Array, Array]]
+    outputs: Callable[[Params, Array, int], tuple[Array, Array]]
 
 
 class Score(NamedTuple):
@@ -65,12 +65,12 @@ def weights_problem(
         The weight prediction post, its second part, which judges by one input a network.
     """
 
-    def errors(params: Params, key: Array, tasks: int) -> tuple[Array, Array]:
+    def outputs(params: Params, key: Array, tasks: int) -> tuple[Array, Array]:
         drawn = draw(sizes, key, tasks, pairs=pairs, fresh=fresh)
         weights = predict(straw, params, drawn.context)
         return compute(sizes, weights, drawn.fresh.x), drawn.fresh.y
 
-    return Problem(straw.init, errors)
+    return Problem(straw.init, outputs)
 
 
 def outputs_problem(sizes: tuple[int, ...], kind: OutputKind) -> Problem:
@@ -90,11 +90,11 @@ def outputs_problem(sizes: tuple[int, ...], kind: OutputKind) -> Problem:
         weights = [leaf.reshape(tasks, -1) for leaf in jax.tree.leaves(drawn.weights)]
         return jnp.concatenate([drawn.fresh.x[:, 0], *weights], axis=1), drawn.fresh.y[:, 0]
 
-    def errors(params: Params, key: Array, tasks: int) -> tuple[Array, Array]:
+    def outputs(params: Params, key: Array, tasks: int) -> tuple[Array, Array]:
         x, y = inputs(key, tasks)
         return cast(Array, module.apply({"params": params}, x)), y
 
     def init(key: Array) -> Params:
         return module.init(key, inputs(jax.random.key(0), 1)[0])["params"]
 
-    return Problem(init, errors)
+    return Problem(init, outputs)

@@ -112,7 +112,7 @@ def make_train_steps(
     """
 
     def loss_of(params: Params, key: Array) -> Array:
-        predicted, y = problem.errors(params, key, batch_size)
+        predicted, y = problem.outputs(params, key, batch_size)
         return score(predicted, y).loss
 
     def step(state: State, key: Array) -> tuple[State, Array]:
@@ -154,10 +154,10 @@ def make_test(problem: Problem) -> Callable[[Params, int, int], Score]:
         batches = max(tasks // _BATCH, 1)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2), batches)
 
-        def errors(key: Array) -> tuple[Array, Array]:
-            return problem.errors(params, key, min(tasks, _BATCH))
+        def outputs(key: Array) -> tuple[Array, Array]:
+            return problem.outputs(params, key, min(tasks, _BATCH))
 
-        return score(*jax.lax.map(errors, keys))
+        return score(*jax.lax.map(outputs, keys))
 
     return test
 
@@ -192,6 +192,8 @@ def finish(
                 raise NonFiniteError(f"the loss is not finite at step {done + int(finite) + 1}")
             seconds = time.perf_counter() - start
             found = predictor.test(state.variables["params"], run.seed, _TESTED_EACH_EPOCH)
+            if not math.isfinite(found.loss):
+                raise NonFiniteError(f"the parameters are not finite after step {done + steps}")
             figures = {
                 "step": done + steps,
                 "train": {"loss": float(loss)},
