@@ -1,0 +1,209 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax.errors import InvalidRngError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from straw_jax.recurrent import HyperLSTMCell, LowRankLSTMCell, LSTMCell
+
+CELLS = {
+    "lstm": LSTMCell(5),
+    "hyper": HyperLSTMCell(5, hyper_features=3, embedding=2),
+    "low-rank": LowRankLSTMCell(5, hyper_features=3, rank=2),
+}
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def norm(p, x):
+    """Layer norm over the last axis."""
+    mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(var + 1e-6) * p["scale"] + p["bias"]
+
+
+def step(p, memory, gates, *, layer_norm):
+    """One step of an LSTM of one sample, from its gates."""
+    gates = gates.reshape(4, -1)
+    if layer_norm:
+        gates = norm(p["gates_norm"], gates)
+    enter, candidate, forget, leave = gates
+    memory = sigmoid(forget + 1) * memory + sigmoid(enter) * np.tanh(candidate)
+    shown = norm(p["memory_norm"], memory) if layer_norm else memory
+    return memory, sigmoid(leave) * np.tanh(shown)
+
+
+def lstm(p, memory, state, x, *, layer_norm):
+    joined = np.concatenate([x, state])
+    gates = joined @ p["gates"]["kernel"] + p["gates"]["bias"]
+    return step(p, memory, gates, layer_norm=layer_norm)
+
+
+def hyper_gates(p, x, state, seen):
+    """The gates as the paper writes them: whole weights, each row scaled, one gate at a time."""
+    gates = []
+    for gate in range(4):
+        unit = slice(5 * gate, 5 * gate + 5)
+        number = slice(2 * gate, 2 * gate + 2)
+
+        def factors(name, number=number, gate=gate):
+            dense = p[f"{name}_embeddings"]
+            z = seen @ dense["kernel"][:, number] + dense["bias"][number]
+            return z @ p[f"{name}_factors"][gate]
+
+        z = seen @ p["bias_embeddings"]["kernel"][:, number]
+        bias = z @ p["bias_change"][gate] + p["bias"][unit]
+        kernels = {name: p[name]["kernel"][:, unit] * factors(name) for name in ("input", "state")}
+        gates.append(x @ kernels["input"] + state @ kernels["state"] + bias)
+    return np.concatenate(gates)
+
+
+def low_rank_gates(p, x, state, seen):
+    """The gates with whole updated weights."""
+    joined = np.concatenate([x, state])
+    B = (seen @ p["B"]["kernel"]).reshape(len(joined), 2)
+    A = (seen @ p["A"]["kernel"]).reshape(2, 20)
+    return joined @ (p["kernel"] + B @ A) + p["bias"]
+
+
+def reference(name, p, xs, *, layer_norm):
+    """States of one sample, step by step."""
+    memory, state, small, seen = np.zeros(5), np.zeros(5), np.zeros(3), np.zeros(3)
+    states = []
+    for x in xs:
+        if name == "lstm":
+            memory, state = lstm(p, memory, state, x, layer_norm=layer_norm)
+        else:
+            joined = np.concatenate([x, state])
+            small, seen = lstm(p["hyper"], small, seen, joined, layer_norm=layer_norm)
+            gates = {"hyper": hyper_gates, "low-rank": low_rank_gates}[name](p, x, state, seen)
+            memory, state = step(p, memory, gates, layer_norm=layer_norm)
+        states.append(state)
+    return np.stack(states)
+
+
+def random_params(model, x, seed):
+    """Parameters none of which is at its usual start, where many are 0 or 1."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
+    leaves, tree = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return tree.unflatten(
+        [0.5 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("name", CELLS)
+@given(seed=st.integers(0, 99), steps=st.integers(1, 4))
+def test_cells_do_what_plain_loops_do(name, layer_norm, seed, steps):
+    model = nn.RNN(CELLS[name].clone(layer_norm=layer_norm))
+    x = jax.random.normal(jax.random.key(seed), (2, steps, 4))
+    params = random_params(model, x, seed)
+    found = jax.jit(model.apply)({"params": params}, x)
+    exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["cell"])
+    for sample, states in zip(np.asarray(x, np.float64), found, strict=True):
+        expected = reference(name, exact, sample, layer_norm=layer_norm)
+        np.testing.assert_allclose(states, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_half_precision_is_close_and_stays_half(name):
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    exact = nn.RNN(CELLS[name])
+    params = random_params(exact, x, 1)
+    half = nn.RNN(CELLS[name].clone(dtype=jnp.bfloat16))
+    found = half.apply({"params": params}, x.astype(jnp.bfloat16))
+    assert found.dtype == jnp.bfloat16
+    expected = exact.apply({"params": params}, x)
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.05)
+
+
+def test_every_parameter_is_trained():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    for cell in CELLS.values():
+        model = nn.RNN(cell.clone(layer_norm=True))
+        params = random_params(model, x, 2)
+        gradient = jax.grad(lambda p, model=model: model.apply({"params": p}, x)[..., 0].sum())(
+            params
+        )
+        assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+
+
+def test_low_rank_starts_as_an_ordinary_lstm():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    model = nn.RNN(CELLS["low-rank"])
+    params = model.init(jax.random.key(1), x)["params"]
+    plain = {"cell": {"gates": {name: params["cell"][name] for name in ("kernel", "bias")}}}
+    np.testing.assert_allclose(
+        model.apply({"params": params}, x),
+        nn.RNN(CELLS["lstm"]).apply({"params": plain}, x),
+        atol=1e-6,
+    )
+
+
+def test_factors_start_at_a_tenth_whatever_the_small_lstm_sees():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    model = nn.RNN(CELLS["hyper"])
+    params = model.init(jax.random.key(1), x)["params"]
+    scaled = jax.tree.map(np.asarray, params["cell"])
+    kernel = np.concatenate([scaled["input"]["kernel"], scaled["state"]["kernel"]])
+    plain = {"cell": {"gates": {"kernel": 0.1 * kernel, "bias": scaled["bias"]}}}
+    np.testing.assert_allclose(
+        model.apply({"params": params}, x),
+        nn.RNN(CELLS["lstm"]).apply({"params": plain}, x),
+        atol=1e-6,
+    )
+
+
+def test_gates_start_orthogonally_each_by_itself():
+    params = LSTMCell(6).init(
+        jax.random.key(0), LSTMCell(6).initialize_carry(None, (2,)), np.ones(2, np.float32)
+    )
+    kernel = np.asarray(params["params"]["gates"]["kernel"]).reshape(8, 4, 6)
+    for gate in range(4):
+        np.testing.assert_allclose(kernel[:, gate].T @ kernel[:, gate], np.eye(6), atol=1e-5)
+
+
+def test_dropout_is_of_candidates():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    split = {"params": False, "dropout": True}
+    params = nn.RNN(LSTMCell(5)).init(jax.random.key(1), x)
+    without = nn.RNN(LSTMCell(5)).apply(params, x)
+
+    def apply(seed, **settings):
+        model = nn.RNN(LSTMCell(5, **settings), split_rngs=split)
+        return model.apply(params, x, rngs={"dropout": jax.random.key(seed)})
+
+    np.testing.assert_array_equal(apply(0, dropout=0.5), without)
+    one, two = (apply(seed, dropout=0.5, deterministic=False) for seed in (0, 1))
+    assert not np.array_equal(one, two)
+    nothing = apply(0, dropout=1.0, deterministic=False)
+    assert not np.any(nothing)  # the memory never gets anything
+    with pytest.raises(InvalidRngError):
+        nn.RNN(LSTMCell(5, dropout=0.5, deterministic=False)).apply(params, x)
+
+
+def test_state_is_carried_from_one_piece_to_the_next():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    for cell in CELLS.values():
+        model = nn.RNN(cell, return_carry=True)
+        params = {"params": random_params(model, x, 3)}
+        end, whole = model.apply(params, x)
+        carry, first = model.apply(params, x[:, :4])
+        carry, second = model.apply(params, x[:, 4:], initial_carry=carry)
+        np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), whole, atol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), carry, end)
+
+
+def test_no_sample_has_a_kernel_of_its_own():
+    x = jnp.ones((7, 3, 4))
+    model = nn.RNN(CELLS["low-rank"])
+    params = {"params": random_params(model, x, 0)}
+    loss = jax.grad(lambda p: model.apply(p, x).sum())
+    text = str(jax.make_jaxpr(loss)(params))
+    assert "7,9,2]" in text  # B
+    assert "7,9,20]" not in text
