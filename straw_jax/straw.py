@@ -130,10 +130,10 @@ def make_straw(
     """
     if base not in get_args(Base):
         raise ValueError(f"make_straw: expected a base of {get_args(Base)}, got {base!r}.")
-    executor = _network(executor)
-    encoder = _network(ConvEye() if encoder is None else encoder)
-    sample = _zeros(sample)
-    context = sample if context is None else _zeros(context)
+    executor = as_network(executor)
+    encoder = as_network(ConvEye() if encoder is None else encoder)
+    sample = zeros_like(sample)
+    context = sample if context is None else zeros_like(context)
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
     spec = factor_spec(shapes, rank, axes=axes)
     generated = {leaf.path for leaf in spec}
@@ -192,9 +192,11 @@ def make_straw(
     return Straw(spec, init, apply, styles, apply_styles, factors, merge)
 
 
-def _network(model: nn.Module | Network) -> Network:
+def as_network(model: nn.Module | Network) -> Network:
+    """Return a Linen module as a `Network`, and a `Network` as it is."""
     return linen(model) if isinstance(model, nn.Module) else model
 
 
-def _zeros(tree: Any) -> Any:
+def zeros_like(tree: Any) -> Any:
+    """Return a tree of zeros for one of arrays or their shapes."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
