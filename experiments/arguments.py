@@ -270,24 +270,7 @@ def _parser() -> argparse.ArgumentParser:
         help="hold out this share of the training images, and use them in place of the test images:"
         " for choosing a recipe",
     )
-    how.add_argument(
-        "--seed", type=whole(0, 2**31 - 1), default=0, help="of the first run (%(default)s)"
-    )
-    how.add_argument(
-        "--seeds",
-        type=whole(1, 1000),
-        default=1,
-        metavar="N",
-        help="runs a model, with seeds SEED, SEED + 1, ...; two or more give a standard deviation"
-        " (%(default)s)",
-    )
-    how.add_argument(
-        "--jobs",
-        type=whole(1),
-        metavar="N",
-        help="runs that train at once, each on its share of the cores (default: on CPU one a core,"
-        " at most 8; else 1)",
-    )
+    add_seeds(how, "a model")
     how.add_argument(
         "--mesh",
         type=_mesh,
@@ -326,15 +309,47 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="use only the first N training and N test images, for a quick look (all)",
     )
-    where.add_argument(
+    add_out(where)
+    return parser
+
+
+def add_seeds(group: Any, of: str) -> None:
+    """Add the flags that say how often, and how many at once.
+
+    Args:
+        group: Of an argparse parser.
+        of: What is run, such as "a model".
+    """
+    group.add_argument(
+        "--seed", type=whole(0, 2**31 - 1), default=0, help="of the first run (%(default)s)"
+    )
+    group.add_argument(
+        "--seeds",
+        type=whole(1, 1000),
+        default=1,
+        metavar="N",
+        help=f"runs {of}, with seeds SEED, SEED + 1, ...; two or more give a standard deviation"
+        " (%(default)s)",
+    )
+    group.add_argument(
+        "--jobs",
+        type=whole(1),
+        metavar="N",
+        help="runs that train at once, each on its share of the cores (default: on CPU one a core,"
+        " at most 8; else 1)",
+    )
+
+
+def add_out(group: Any) -> None:
+    """Add the flags that say where results go; `check_out` checks them."""
+    group.add_argument(
         "--out", metavar="DIR", help="folder for the results (results/ and a name of the settings)"
     )
-    where.add_argument(
+    group.add_argument(
         "--resume",
         action="store_true",
         help="continue what is in --out; the other flags must be as they were",
     )
-    return parser
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -4,6 +4,8 @@ With the module only the standard library is imported, as in `arguments`.
 """
 
 import contextlib
+import importlib
+import json
 import os
 import platform
 import shlex
@@ -61,6 +63,25 @@ def interruptible(run: Callable[[str], int], *, resumes: bool) -> int:
         return run(command)
     except KeyboardInterrupt:
         return fail(f"stopped; to go on: {command}{'' if resumes else ' --resume'}", 130)
+
+
+def told_if_finished(out: str, report: str) -> bool:
+    """Print the table of results that are finished.
+
+    Args:
+        out: Their folder.
+        report: The module whose `table` lays out what `summary.json` holds.
+
+    Returns:
+        Whether they are.
+    """
+    finished = Path(out, "summary.json")
+    if not finished.exists():
+        return False
+    summary = json.loads(finished.read_text(encoding="utf-8"))
+    print(importlib.import_module(report).table(summary))
+    print(f"\nAlready finished; report and figures are in {finished.parent}")
+    return True
 
 
 def fail(message: object, code: int) -> int:

@@ -28,7 +28,8 @@ def prediction_parts(studies: Summaries) -> list[str]:
             "How much of the variance of the true networks' outputs, on inputs that were not shown,"
             " do the weights explain that a predictor reads from pairs of input and output? mean"
             " and attention say how a set of pairs is pooled. Beside it the post's figure, and in"
-            f" brackets ours less it, in percentage points. Source: {SOURCE}."
+            " brackets ours less it, in percentage points (of its networks with 50 unknowns it does"
+            f" not tell the sizes). Source: {SOURCE}."
         )
         parts += ["### Weights from pairs", text, _recipe(studies, "weights")]
         parts += [results_table(weights), *examined(_usual(studies))]

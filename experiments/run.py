@@ -1,14 +1,19 @@
 #!/usr/bin/env python
 """Train STRAW beside its baselines and report: `python experiments/run.py --help`."""
 
-import json
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from arguments import parse
-from process import data_mistake, fail, interruptible, prepare, use_large_pages
+from process import (
+    data_mistake,
+    fail,
+    interruptible,
+    prepare,
+    told_if_finished,
+    use_large_pages,
+)
 
 
 def main() -> int:
@@ -24,12 +29,7 @@ def main() -> int:
 def _run(settings: dict[str, Any], command: str) -> int:
     prepare()
     # Imported step by step, the quickest first: no mistake should wait for what comes after it.
-    finished = Path(settings["out"], "summary.json")
-    if finished.exists():
-        from straw_jax.training import report
-
-        print(report.table(json.loads(finished.read_text(encoding="utf-8"))))
-        print(f"\nAlready finished; report and figures are in {finished.parent}")
+    if told_if_finished(settings["out"], "straw_jax.training.report"):
         return 0
     if mistake := data_mistake(settings):
         return fail(mistake, 2)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arguments import Parser, check_out, number, whole
+from arguments import Parser, add_out, add_seeds, check_out, number, whole
 
 PREDICTORS = {"weights": ("mean", "attention"), "outputs": ("plain", "concat", "residual")}
 
@@ -129,33 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--optimizer", choices=("muon", "adam"), default="muon", help="(default: muon)"
     )
-    how.add_argument(
-        "--seed", type=whole(0, 2**31 - 1), default=0, help="of the first run (%(default)s)"
-    )
-    how.add_argument(
-        "--seeds",
-        type=whole(1, 1000),
-        default=1,
-        metavar="N",
-        help="runs a predictor, with seeds SEED, SEED + 1, ...; two or more give a standard"
-        " deviation (%(default)s)",
-    )
-    how.add_argument(
-        "--jobs",
-        type=whole(1),
-        metavar="N",
-        help="runs that train at once, each on its share of the cores (default: on CPU one a core,"
-        " at most 8; else 1)",
-    )
-    where = parser.add_argument_group("results")
-    where.add_argument(
-        "--out", metavar="DIR", help="folder for the results (results/ and a name of the settings)"
-    )
-    where.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue what is in --out; the other flags must be as they were",
-    )
+    add_seeds(how, "a predictor")
+    add_out(parser.add_argument_group("results"))
     return parser
 
 

@@ -1,12 +1,10 @@
 #!/usr/bin/env python
 """Predict the weights of networks from pairs: `python experiments/weight_prediction.py --help`."""
 
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
-from process import fail, interruptible, prepare, use_large_pages
+from process import fail, interruptible, prepare, told_if_finished, use_large_pages
 from weight_arguments import parse
 
 
@@ -22,12 +20,7 @@ def main() -> int:
 
 def _run(settings: dict[str, Any], command: str) -> int:
     prepare()
-    finished = Path(settings["out"], "summary.json")
-    if finished.exists():
-        from straw_jax.prediction import report
-
-        print(report.table(json.loads(finished.read_text(encoding="utf-8"))))
-        print(f"\nAlready finished; report and figures are in {finished.parent}")
+    if told_if_finished(settings["out"], "straw_jax.prediction.report"):
         return 0
     from straw_jax.prediction import study
     from straw_jax.training import checkpoints, loop, parallel

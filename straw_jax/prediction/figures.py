@@ -9,6 +9,7 @@ from straw_jax.training.figures import FilePath, new_figure, save, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLOURS = ("#0077BB", "#EE7733", "#009988", "#CC3311", "#AA3377", "#33BBEE")
 
@@ -35,14 +36,24 @@ def draw(
     return drawn
 
 
-def _per_cent_of_log(axes: "Axes") -> None:
-    """Give an axis of shares a logarithmic scale, with ticks that read as per cent."""
+def _panels(
+    results: Mapping[str, Mapping[str, Any]], title: str
+) -> "tuple[Figure, dict[str, Axes]]":
+    """Make a figure of what is not explained, on a logarithmic axis: a panel a network."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    networks = list(dict.fromkeys(each["network"] for each in results.values()))
+    figure = new_figure(title, "", (4.6 * len(networks) + 0.6, 3.8))
+    panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
+    for axes, network in zip(panels, networks, strict=True):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(f"networks {network}", fontsize=10)
+        tidy(axes)
+    panels[0].set_ylabel("variance not explained (%)")
+    return figure, dict(zip(networks, panels, strict=True))
 
 
 def plot_curves(
@@ -60,10 +71,8 @@ def plot_curves(
         path: The PNG to write.
         title: Of the figure.
     """
-    networks = list(dict.fromkeys(each["network"] for each in results.values()))
-    figure = new_figure(title, "", (4.6 * len(networks) + 0.6, 3.8))
-    panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
-    for axes, network in zip(panels, networks, strict=True):
+    figure, panels = _panels(results, title)
+    for network, axes in panels.items():
         cells = [name for name, each in results.items() if each["network"] == network]
         for colour, name in zip(_COLOURS * len(cells), cells, strict=False):
             pairs = results[name]["pairs"]
@@ -74,12 +83,8 @@ def plot_curves(
                 left = [100 * (1 - line["test"]["explained"]) for line in lines]
                 axes.plot(steps, left, color=colour, lw=1.6, label=label)
                 label = "_"  # One entry for all seeds.
-        _per_cent_of_log(axes)
-        axes.set_title(f"networks {network}", fontsize=10)
         axes.set(xlabel="step")
         axes.legend(frameon=False, fontsize=8)
-        tidy(axes)
-    panels[0].set_ylabel("variance not explained (%)")
     save(figure, path)
 
 
@@ -94,10 +99,8 @@ def plot_pairs(results: Mapping[str, Mapping[str, Any]], path: FilePath, *, titl
         path: The PNG to write.
         title: Of the figure.
     """
-    networks = list(dict.fromkeys(each["network"] for each in results.values()))
-    figure = new_figure(title, "", (4.6 * len(networks) + 0.6, 3.8))
-    panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
-    for axes, network in zip(panels, networks, strict=True):
+    figure, panels = _panels(results, title)
+    for network, axes in panels.items():
         of_network = [each for each in results.values() if each["network"] == network]
         predictors = list(dict.fromkeys(each["predictor"] for each in of_network))
         for colour, predictor in zip(_COLOURS, predictors, strict=False):
@@ -129,10 +132,6 @@ def plot_pairs(results: Mapping[str, Mapping[str, Any]], path: FilePath, *, titl
         if theirs:
             axes.plot([*theirs], [*theirs.values()], "D", mfc="none", mec="black", label="the post")
         axes.plot([], [], color="#888888", lw=0.8, label="sets of other sizes")
-        _per_cent_of_log(axes)
-        axes.set_title(f"networks {network}", fontsize=10)
         axes.set(xlabel="pairs an unknown")
         axes.legend(frameon=False, fontsize=8)
-        tidy(axes)
-    panels[0].set_ylabel("variance not explained (%)")
     save(figure, path)
