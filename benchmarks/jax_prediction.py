@@ -9,10 +9,10 @@ from straw_jax.prediction.problems import weights_problem
 from straw_jax.prediction.training import Predictor, Recipe
 from straw_jax.training.step import training_key
 
-_STEPS = 5  # a call
 
-
-def build(contender: str, sizes: Sequence[int], pairs: int, batch: int) -> Callable[[], object]:
+def build(
+    contender: str, sizes: Sequence[int], pairs: int, batch: int, steps: int
+) -> Callable[[], object]:
     """Return what takes training steps.
 
     Args:
@@ -21,6 +21,7 @@ def build(contender: str, sizes: Sequence[int], pairs: int, batch: int) -> Calla
         sizes: inputs, hidden units and outputs of the networks.
         pairs: shown of each.
         batch: networks a step.
+        steps: a call.
     """
     networks = tuple(sizes)
     posts = contender == "straw"
@@ -32,10 +33,10 @@ def build(contender: str, sizes: Sequence[int], pairs: int, batch: int) -> Calla
     key = training_key(0)
     state = predictor.init_state(0)
 
-    def steps() -> int:
+    def take_steps() -> int:
         nonlocal state
-        state, loss, _ = predictor.train_steps(state, key, _STEPS)
+        state, loss, _ = predictor.train_steps(state, key, steps)
         jax.block_until_ready((state, loss))
         return predictor.parameters()
 
-    return steps
+    return take_steps

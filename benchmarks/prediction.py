@@ -52,7 +52,7 @@ def main() -> None:
     for text, batch in itertools.product(args.networks, args.batch_sizes):
         sizes = [int(part) for part in text.split("-")]
         pairs = args.pairs * (sizes[0] * sizes[1] + sizes[1] * sizes[2])
-        arguments = {"sizes": sizes, "pairs": pairs, "batch": batch}
+        arguments = {"sizes": sizes, "pairs": pairs, "batch": batch, "steps": STEPS}
         cases = [
             Case(name, CONTENDERS[name][0], {"contender": name, **arguments})
             for name in args.contenders

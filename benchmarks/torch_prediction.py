@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-_STEPS = 5  # a call
-
 
 class WeightPredictor(nn.Module):
     """Encode pairs, take the mean over each set, decode it as weights of a network."""
@@ -43,7 +41,9 @@ def compute(weights: Sequence[Tensor], x: Tensor) -> Tensor:
     return torch.relu(x @ weights[0]) @ weights[1]
 
 
-def build(contender: str, sizes: Sequence[int], pairs: int, batch: int) -> Callable[[], object]:
+def build(
+    contender: str, sizes: Sequence[int], pairs: int, batch: int, steps: int
+) -> Callable[[], object]:
     """Return what takes training steps.
 
     Args:
@@ -52,6 +52,7 @@ def build(contender: str, sizes: Sequence[int], pairs: int, batch: int) -> Calla
         sizes: inputs, hidden units and outputs of the networks.
         pairs: shown of each.
         batch: networks a step.
+        steps: a call.
     """
     model = WeightPredictor(sizes)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -78,9 +79,9 @@ def build(contender: str, sizes: Sequence[int], pairs: int, batch: int) -> Calla
         loss_of(x, y, fresh, compute(weights, fresh)).backward()
         optimizer.step()
 
-    def steps() -> int:
-        for _ in range(_STEPS):
+    def take_steps() -> int:
+        for _ in range(steps):
             step()
         return sum(parameter.numel() for parameter in model.parameters())
 
-    return steps
+    return take_steps

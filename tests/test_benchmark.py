@@ -417,8 +417,8 @@ def test_pytorch_trains_every_part_of_its_model(base):
 
 @pytest.mark.parametrize("contender", ["straw", "straw_muon"])
 def test_predictors_of_weights_are_built(contender):
-    steps = benchmark_module("jax_prediction").build(contender, [2, 5, 1], 3, 4)
-    assert steps() == 134_287
+    take_steps = benchmark_module("jax_prediction").build(contender, [2, 5, 1], 3, 4, 5)
+    assert take_steps() == 134_287
 
 
 @pytest.mark.parametrize("contender", ["torch_pairwise", "torch"])
@@ -426,7 +426,7 @@ def test_pytorch_predictor_of_weights_is_as_large_as_ours_and_learns(contender):
     torch = pytest.importorskip("torch")
     torch_prediction = benchmark_module("torch_prediction")
     torch.manual_seed(0)
-    assert torch_prediction.build(contender, [2, 5, 1], 3, 4)() == 134_287
+    assert torch_prediction.build(contender, [2, 5, 1], 3, 4, 5)() == 134_287
     model = torch_prediction.WeightPredictor([2, 5, 1])
     weights = model(torch.randn(4, 3, 2), torch.randn(4, 3, 1))
     assert [tuple(each.shape) for each in weights] == [(4, 2, 5), (4, 5, 1)]

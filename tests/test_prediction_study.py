@@ -13,10 +13,10 @@ import scripts
 from straw_jax.prediction import figures, report, training, weight_predictor
 from straw_jax.prediction.problems import outputs_problem, weights_problem
 from straw_jax.prediction.published import EXPLAINED
-from straw_jax.prediction.study import Config, Study, over_seeds
+from straw_jax.prediction.study import Config, Study
 from straw_jax.prediction.training import Predictor, Recipe, finish
 from straw_jax.training import NonFiniteError, runs
-from straw_jax.training.report import statistic
+from straw_jax.training.report import over_seeds, statistic
 from straw_jax.training.runs import Run
 from straw_jax.training.step import training_key
 

@@ -11,7 +11,7 @@ from straw_jax.data import Dataset
 from straw_jax.training import NonFiniteError, classifiers, records, runs
 from straw_jax.training.checkpoints import CheckpointError
 from straw_jax.training.classifiers import Contender, Recipe, finish
-from straw_jax.training.experiment import over_seeds
+from straw_jax.training.report import over_seeds
 from straw_jax.training.runs import Run
 
 # Orbax reads in threads, and leaves them behind when a read fails.

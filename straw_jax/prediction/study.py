@@ -3,12 +3,9 @@
 import dataclasses
 import math
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
-
-from tqdm import tqdm
 
 from straw_jax.encoders import Pooling
 from straw_jax.prediction import figures, report
@@ -21,7 +18,7 @@ from straw_jax.straw import Straw
 from straw_jax.training import records
 from straw_jax.training.environment import commit, device, versions
 from straw_jax.training.parallel import in_processes, jobs_for
-from straw_jax.training.report import statistic
+from straw_jax.training.report import over_seeds
 from straw_jax.training.runs import Run
 
 Part: TypeAlias = Literal["weights", "outputs"]
@@ -199,13 +196,6 @@ def run(config: Config, command: str) -> None:
     print(f"Report, figures and all numbers: {out}")
 
 
-def over_seeds(figures: Sequence[Any]) -> Any:
-    """Turn figures by seed, numbers or mappings of such, into what `report.statistic` gives."""
-    if isinstance(figures[0], Mapping):
-        return {name: over_seeds([each[name] for each in figures]) for name in figures[0]}
-    return statistic(figures)
-
-
 def _figures(study: Study, name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the summary says of a cell."""
     cell = study.cells[name]
@@ -221,7 +211,6 @@ def _figures(study: Study, name: str, results: Sequence[Mapping[str, Any]]) -> d
 
 
 def _finisher(config: Config) -> Callable[[tuple[str, int]], None]:
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
     study = Study(config)
 
     def finish_one(task: tuple[str, int]) -> None:

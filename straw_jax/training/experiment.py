@@ -2,13 +2,11 @@
 
 import dataclasses
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from straw_jax import data
 from straw_jax.sharding import make_mesh
@@ -17,7 +15,7 @@ from straw_jax.training import contenders, figures, records, report
 from straw_jax.training.classifiers import Contender, Recipe, Schedule, finish
 from straw_jax.training.controls import control_scores, sample, style_function
 from straw_jax.training.environment import commit, device, versions
-from straw_jax.training.evaluate import Score, in_batches, predict
+from straw_jax.training.evaluate import in_batches, predict
 from straw_jax.training.hosts import from_first, is_first
 from straw_jax.training.parallel import in_processes, jobs_for
 from straw_jax.training.runs import Run
@@ -252,24 +250,6 @@ def run(config: Config, dataset: data.Dataset, command: str) -> None:
     print(f"Report, figures and all numbers: {out}")
 
 
-def over_seeds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Turn scores by seed into figures by variant.
-
-    Args:
-        scores: One for each seed: by variant, a `Score` as a mapping.
-
-    Returns:
-        For each variant, and of it for "loss" and "accuracy", what `report.statistic` gives.
-    """
-    return {
-        variant: {
-            measure: report.statistic([by_variant[variant][measure] for by_variant in scores])
-            for measure in Score._fields
-        }
-        for variant in scores[0]
-    }
-
-
 def _held_out(dataset: data.Dataset, share: float) -> data.Dataset:
     """Put an evenly strided share of the training images in the place of the test images."""
     count = len(dataset.train_labels)
@@ -310,7 +290,6 @@ def _finish_in_processes(
 
 
 def _finisher(config: Config, dataset: data.Dataset) -> Callable[[tuple[str, int]], None]:
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
     experiment = Experiment(config, dataset)
 
     def finish_one(task: tuple[str, int]) -> None:
@@ -334,13 +313,13 @@ def _figures_of(
             name: contenders.sample_cost(each.model) for name, each in models.items()
         },
         "results": {
-            name: over_seeds([result["variants"] for result in group])
+            name: report.over_seeds([result["variants"] for result in group])
             for name, group in results.items()
         },
         "control_images": len(labels[sample(len(labels))]),
         "controls": {
             name: {
-                control: over_seeds([result["controls"][control] for result in group])
+                control: report.over_seeds([result["controls"][control] for result in group])
                 for control in group[0]["controls"]
             }
             for name, group in results.items()

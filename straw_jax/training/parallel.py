@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
 _MOST_JOBS = 8  # unless asked for: each needs memory of its own
 
@@ -106,6 +107,7 @@ def _begin(shares: Any, start: Callable[..., Callable[[Any], None]], shared: Any
     global _do_task
     os.sched_setaffinity(0, shares.get())  # before JAX makes its threads
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the parent's to explain
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         _do_task = start(*shared)

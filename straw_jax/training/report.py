@@ -291,6 +291,20 @@ def statistic(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "std": std, "seeds": list(values)}
 
 
+def over_seeds(figures: Sequence[Any]) -> Any:
+    """Sum up figures of one shape, one for each seed.
+
+    Args:
+        figures: At least one: numbers, or mappings of such figures, all with the same keys.
+
+    Returns:
+        The same mappings, in the first one's order, with what `statistic` gives for numbers.
+    """
+    if isinstance(figures[0], Mapping):
+        return {name: over_seeds([each[name] for each in figures]) for name in figures[0]}
+    return statistic(figures)
+
+
 def mean_std(figure: Mapping[str, Any], scale: int, digits: int, sign: str = "") -> str:
     """Write "mean ± std", times `scale`; the mean alone where "std" is None."""
     mean = f"{scale * figure['mean']:{sign}.{digits}f}"
