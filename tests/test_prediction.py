@@ -165,12 +165,12 @@ def test_problems_draw_anew_for_every_key_and_have_gradients():
     outputs = problems.outputs_problem(SIZES, "residual")
     for problem, shape in ((weights, (5, 3, 1)), (outputs, (5, 1))):
         params = problem.init(jax.random.key(0))
-        one, two = (problem.outputs(params, jax.random.key(i), 5) for i in (1, 2))
+        one, two = (problem.outputs(params, problem.draw(jax.random.key(i), 5)) for i in (1, 2))
         assert one[0].shape == one[1].shape == shape
         assert not np.array_equal(one[1], two[1])
 
         def loss(params, problem=problem):
-            return problems.score(*problem.outputs(params, jax.random.key(1), 5)).loss
+            return problems.score(*problem.outputs(params, problem.draw(jax.random.key(1), 5))).loss
 
         gradient = jax.grad(loss)(params)
         assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
@@ -182,7 +182,7 @@ def test_output_problem_shows_input_and_weights(monkeypatch):
         OutputPredictor, "__call__", lambda self, x: shown.append(np.asarray(x)) or x[:, :1]
     )
     problem = problems.outputs_problem(SIZES, "plain")
-    _, y = problem.outputs({}, jax.random.key(3), 6)
+    _, y = problem.outputs({}, problem.draw(jax.random.key(3), 6))
     (vectors,) = shown
     assert vectors.shape == (6, 2 + unknowns(SIZES))
     for vector, output in zip(vectors, y, strict=True):

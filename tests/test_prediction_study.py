@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import results_prediction
 import scripts
 
 from straw_jax.prediction import figures, report, training, weight_predictor
-from straw_jax.prediction.problems import outputs_problem, weights_problem
+from straw_jax.prediction.problems import outputs_problem, score, weights_problem
 from straw_jax.prediction.published import EXPLAINED
 from straw_jax.prediction.study import Config, Study
 from straw_jax.prediction.training import Predictor, Recipe, finish
@@ -49,6 +50,29 @@ def _finish(run):
 
 def _untimed(run):
     return [{k: v for k, v in line.items() if "second" not in k} for line in run.history()]
+
+
+def test_gradient_of_a_batch_is_that_of_its_parts(predictor):
+    params = predictor.init_state(0).variables["params"]
+    drawn = SMALL.draw(jax.random.key(1), 48)
+
+    def loss(params):
+        return score(*SMALL.outputs(params, drawn)).loss
+
+    expected = jax.value_and_grad(loss)(params)
+    for parts in (1, 3):
+        found = training._in_parts(SMALL, parts)(params, drawn)
+        chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "batch", "part"),
+    [(30, 128, 128), (30, 1024, 64), (150, 128, 32), (1, 8192, 8192), (30, 1021, 1021)],
+)
+def test_parts_are_of_some_tens_of_tasks_that_fit_the_cache(vectors, batch, part):
+    problem = SMALL._replace(vectors=vectors)
+    parts = training._parts(problem, batch)
+    assert parts * part == batch if jax.default_backend() == "cpu" else parts == 1
 
 
 @pytest.mark.parametrize("stop", [1, 7])

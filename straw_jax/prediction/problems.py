@@ -12,7 +12,7 @@ from straw_jax.prediction.predictors import (
     OutputPredictor,
     predict,
 )
-from straw_jax.prediction.targets import compute, draw
+from straw_jax.prediction.targets import Pairs, compute, draw
 from straw_jax.straw import Straw
 
 Params: TypeAlias = Any
@@ -23,12 +23,15 @@ class Problem(NamedTuple):
 
     Attributes:
         init: `(key) -> params`.
-        outputs: `(params, key, tasks) -> (predicted, true)`, of so many tasks drawn for the key;
-            their mean squared difference is the loss.
+        draw: `(key, tasks) -> drawn`, arrays whose first axis is that of the tasks.
+        outputs: `(params, drawn) -> (predicted, true)`; their mean squared difference is the loss.
+        vectors: that a predictor's hidden layers see of each task.
     """
 
     init: Callable[[Array], Params]
-    outputs: Callable[[Params, Array, int], tuple[Array, Array]]
+    draw: Callable[[Array, int], Any]
+    outputs: Callable[[Params, Any], tuple[Array, Array]]
+    vectors: int
 
 
 class Score(NamedTuple):
@@ -65,12 +68,15 @@ def weights_problem(
         The weight prediction post, its second part, which judges by one input a network.
     """
 
-    def outputs(params: Params, key: Array, tasks: int) -> tuple[Array, Array]:
+    def drawn(key: Array, tasks: int) -> tuple[Pairs, Pairs]:
         drawn = draw(sizes, key, tasks, pairs=pairs, fresh=fresh)
-        weights = predict(straw, params, drawn.context)
-        return compute(sizes, weights, drawn.fresh.x), drawn.fresh.y
+        return drawn.context, drawn.fresh
 
-    return Problem(straw.init, outputs)
+    def outputs(params: Params, drawn: tuple[Pairs, Pairs]) -> tuple[Array, Array]:
+        context, fresh = drawn
+        return compute(sizes, predict(straw, params, context), fresh.x), fresh.y
+
+    return Problem(straw.init, drawn, outputs, pairs)
 
 
 def outputs_problem(sizes: tuple[int, ...], kind: OutputKind) -> Problem:
@@ -85,16 +91,16 @@ def outputs_problem(sizes: tuple[int, ...], kind: OutputKind) -> Problem:
     """
     module = OutputPredictor(kind, sizes[-1])
 
-    def inputs(key: Array, tasks: int) -> tuple[Array, Array]:
+    def drawn(key: Array, tasks: int) -> tuple[Array, Array]:
         drawn = draw(sizes, key, tasks, pairs=0, fresh=1)
         weights = [leaf.reshape(tasks, -1) for leaf in jax.tree.leaves(drawn.weights)]
         return jnp.concatenate([drawn.fresh.x[:, 0], *weights], axis=1), drawn.fresh.y[:, 0]
 
-    def outputs(params: Params, key: Array, tasks: int) -> tuple[Array, Array]:
-        x, y = inputs(key, tasks)
+    def outputs(params: Params, drawn: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, y = drawn
         return cast(Array, module.apply({"params": params}, x)), y
 
     def init(key: Array) -> Params:
-        return module.init(key, inputs(jax.random.key(0), 1)[0])["params"]
+        return module.init(key, drawn(jax.random.key(0), 1)[0])["params"]
 
-    return Problem(init, outputs)
+    return Problem(init, drawn, outputs, 1)

@@ -24,6 +24,7 @@ _EPOCHS = 20  # parts of training: after each its state is saved
 _TESTED_EACH_EPOCH = 1_024  # tasks
 TESTED = 8_192  # tasks in the end
 _BATCH = 512  # of these at a time
+_CACHED = 2_048  # vectors whose activations a CPU's cache holds
 
 
 class Recipe(NamedTuple):
@@ -110,14 +111,12 @@ def make_train_steps(
 
     The loop stops after a loss that is not finite.
     """
-
-    def loss_of(params: Params, key: Array) -> Array:
-        predicted, y = problem.outputs(params, key, batch_size)
-        return score(predicted, y).loss
+    differentiate = _in_parts(problem, _parts(problem, batch_size))
 
     def step(state: State, key: Array) -> tuple[State, Array]:
         params = state.variables["params"]
-        loss, gradient = jax.value_and_grad(loss_of)(params, jax.random.fold_in(key, state.step))
+        drawn = problem.draw(jax.random.fold_in(key, state.step), batch_size)
+        loss, gradient = differentiate(params, drawn)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to integers.
             changes, opt_state = optimizer.update(gradient, state.opt_state, params)
         params = optax.apply_updates(params, changes)
@@ -142,6 +141,40 @@ def make_train_steps(
     return train_steps
 
 
+def _parts(problem: Problem, batch_size: int) -> int:
+    """Return in how many equal parts a batch is differentiated.
+
+    On CPU so that a part's activations stay in the cache, if those of the batch would not; but a
+    part has some tens of tasks, since a product of few rows is slow by itself.
+    """
+    if jax.default_backend() != "cpu" or batch_size * problem.vectors <= 4 * _CACHED:
+        return 1
+    most = min(max(_CACHED // problem.vectors, 32), batch_size)
+    return next((batch_size // n for n in range(most, 15, -1) if batch_size % n == 0), 1)
+
+
+def _in_parts(problem: Problem, parts: int) -> Callable[[Params, Any], tuple[Array, Params]]:
+    """Return `(params, drawn) -> (loss, gradient)`, means over parts that are taken in turn."""
+
+    @jax.value_and_grad
+    def of_part(params: Params, drawn: Any) -> Array:
+        return score(*problem.outputs(params, drawn)).loss
+
+    def of_all(params: Params, drawn: Any) -> tuple[Array, Params]:
+        if parts == 1:
+            return of_part(params, drawn)
+        drawn = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), drawn)
+
+        def add(total: tuple[Array, Params], part: Any) -> tuple[tuple[Array, Params], None]:
+            return jax.tree.map(jnp.add, total, of_part(params, part)), None
+
+        zeros = jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
+        total, _ = jax.lax.scan(add, zeros, drawn)
+        return jax.tree.map(lambda x: x / parts, total)
+
+    return of_all
+
+
 def make_test(problem: Problem) -> Callable[[Params, int, int], Score]:
     """Build the jitted test of parameters on tasks that no training step draws.
 
@@ -155,7 +188,7 @@ def make_test(problem: Problem) -> Callable[[Params, int, int], Score]:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2), batches)
 
         def outputs(key: Array) -> tuple[Array, Array]:
-            return problem.outputs(params, key, min(tasks, _BATCH))
+            return problem.outputs(params, problem.draw(key, min(tasks, _BATCH)))
 
         return score(*jax.lax.map(outputs, keys))
 
