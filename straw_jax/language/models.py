@@ -95,7 +95,12 @@ class CharacterModel(nn.Module):
         def drop(x: Array) -> Array:
             return nn.Dropout(self.dropout, deterministic=self.deterministic)(x)
 
-        rnn = nn.RNN(self.cell, return_carry=True, split_rngs={"params": False, "dropout": True})
+        rnn = nn.RNN(
+            self.cell,
+            return_carry=True,
+            split_rngs={"params": False, "dropout": True},
+            variable_axes={"intermediates": 1, "replaced": 1},  # see `straw_jax.recurrent`
+        )
         carry, states = rnn(drop(jax.nn.one_hot(numbers, self.characters)), initial_carry=carry)
         return carry, nn.Dense(self.characters, name="output")(drop(states))
 
@@ -148,8 +153,9 @@ def features_for(name: str, parameters: int, sizes: Sizes) -> int:
     found = bisect.bisect_right(range(1, most + 1), parameters, key=count)
     if not found:
         raise ValueError(
-            f"argument --parameters: expected at least {count(1):,} for {name} with these"
-            f" {sizes.characters} characters, got {parameters:,}"
+            f"argument --parameters: {name} has at least {count(1):,} of this text's"
+            f" {sizes.characters} characters and --hyper-features {sizes.hyper_features}, got"
+            f" {parameters:,}; give more, or fewer --hyper-features"
         )
     return found
 

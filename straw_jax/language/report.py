@@ -88,6 +88,7 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         _RESULTS,
         *[_PUBLISHED] * (summary["text"] == TREEBANK),
         *_parameters(results),
+        *examined(results),
         *(f"![{text}]({file})" for text, file in pictures.items()),
         *_samples(results),
     ]
@@ -159,6 +160,63 @@ def _parameters(results: Results) -> list[str]:
         " same compute would be the same LSTM."
     )
     return ["## Parameters", text, markdown_table(["model", *parts, "multiply-adds"], rows)]
+
+
+def examined(results: Results) -> list[str]:
+    """Tell in Markdown what `examination.examine` found, of models that have a hyper cell."""
+    found = {NAMES[name]: each["examined"] for name, each in results.items() if "examined" in each}
+    if not found:
+        return []
+    return [
+        "## What the hyper cell is good for",
+        _CONTROLS,
+        _by_model({name: each["controls"] for name, each in found.items()}, 1, 4),
+        "## How far the weights move",
+        _MOVEMENT,
+        _by_model({name: each["movement"]["gates"] for name, each in found.items()}, 100, 2),
+        markdown_table(
+            ["model", "farthest at", "least at"],
+            [[name, *_extremes(each["movement"]["characters"])] for name, each in found.items()],
+        ),
+    ]
+
+
+_CONTROLS = (
+    "Bits a character on the first characters of the test, with something else in the place of the"
+    " hyper cell's state, from which all that it writes is computed: its mean over as much of the"
+    " training text (frozen; the HyperLSTM's factors and biases are then their means, too), its"
+    " state at another moment of the same text (shuffled), or zero. Nothing is trained anew."
+)
+_MOVEMENT = (
+    "From one character to the next, norm of the change of a gate's weights as a share of the norm"
+    " of their mean, in per cent; and the characters at which they move the farthest and the least"
+    " (mean of the gates). The HyperLSTM's weights are its kernels with scaled columns, those of"
+    " the low-rank LSTM its kernel with the update; biases do not count."
+)
+_EXTREMES = 5  # characters
+
+
+def _by_model(found: Results, scale: int, digits: int) -> str:
+    """A table of figures: a row a model."""
+    names = list(next(iter(found.values())))
+    rows = [
+        [name, *(mean_std(each[key], scale, digits) for key in names)]
+        for name, each in found.items()
+    ]
+    return markdown_table(["model", *names], rows)
+
+
+def _extremes(by_character: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """List the characters with the largest means, and those with the smallest."""
+    ranked = sorted(by_character, key=lambda character: -by_character[character]["mean"])
+    listed = [
+        f"`{_VISIBLE.get(character, character)}` {100 * by_character[character]['mean']:.1f}"
+        for character in ranked
+    ]
+    return ", ".join(listed[:_EXTREMES]), ", ".join(listed[: -_EXTREMES - 1 : -1])
+
+
+_VISIBLE = {" ": "space", "\n": "end of line", "\t": "tab", "|": "bar", "`": "backquote"}
 
 
 def _samples(results: Results) -> list[str]:

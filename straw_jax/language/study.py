@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from straw_jax.language import figures, report, text
+from straw_jax.language.examination import examine
 from straw_jax.language.models import (
     KINDS,
     Sizes,
@@ -121,9 +122,22 @@ class Study:
         """Return a model's run."""
         return Run(self.learner(name), seed, Path(self.config.out))
 
+    def is_finished(self, name: str, seed: int) -> bool:
+        """Tell whether `finish` has nothing to do."""
+        run = self.run(name, seed)
+        return run.result.exists() and (not KINDS[name].modulated or _examined(run).exists())
+
     def finish(self, name: str, seed: int) -> dict[str, Any]:
-        """Train and test a run, as far as that is still to be done."""
-        return finish(self.run(name, seed), self.config.sample_length)
+        """Train, test and examine a run, as far as that is still to be done."""
+        run = self.run(name, seed)
+        result = finish(run, self.config.sample_length)
+        if not KINDS[name].modulated:
+            return result
+        # In a file of its own: to be done again, it needs no training.
+        if not _examined(run).exists():
+            params = run.placed_variables()["params"]
+            records.write_json(_examined(run), examine(run.trainee, params, seed))
+        return {**result, "examined": records.read_json(_examined(run))}
 
 
 def run(study: Study, command: str) -> None:
@@ -145,7 +159,7 @@ def run(study: Study, command: str) -> None:
     jobs = jobs_for(len(tasks), config.jobs)
     _print_start(study, jobs)
     if jobs > 1:
-        waiting = [task for task in tasks if not study.run(*task).result.exists()]
+        waiting = [task for task in tasks if not study.is_finished(*task)]
         slowest_first = sorted(waiting, key=lambda task: not KINDS[task[0]].modulated)
         in_processes(_finisher, (config,), slowest_first, jobs)
     results = {name: [study.finish(name, seed) for seed in study.seeds] for name in config.models}
@@ -181,6 +195,11 @@ def _figures(study: Study, name: str, results: Sequence[Mapping[str, Any]]) -> d
     seconds = sum(result["seconds"] for result in results)
     recipe = learner.recipe
     characters = recipe.epochs * learner.steps_per_epoch * recipe.batch_size * recipe.length
+    examined = [result["examined"] for result in results if "examined" in result]
+    found = {}
+    if examined:
+        measures = [{key: each[key] for key in ("controls", "movement")} for each in examined]
+        found = {"examined": {**over_seeds(measures), "stretch": examined[0]["stretch"]}}
     return {
         "features": study.features[name],
         "parameters": breakdown(learner.state_like.variables["params"]),
@@ -190,7 +209,13 @@ def _figures(study: Study, name: str, results: Sequence[Mapping[str, Any]]) -> d
         "seconds": seconds,
         "bits": over_seeds([result["bits"] for result in results]),
         "samples": [result["sample"] for result in results],
+        **found,
     }
+
+
+def _examined(run: Run[Learner]) -> Path:
+    """Name the file of what was examined, beside the run's result."""
+    return run.result.with_name("examined.json")
 
 
 def _finisher(config: Config) -> Callable[[tuple[str, int]], None]:

@@ -119,7 +119,7 @@ class Learner:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), carry)
 
     @functools.cached_property
-    def bits(self) -> Callable[[Params, np.ndarray], float]:
+    def bits(self) -> Callable[..., float]:
         """Return what tests parameters on a text: bits a character, see `make_bits`."""
         return make_bits(self.model)
 
@@ -157,7 +157,8 @@ def make_train_steps(
 
     def loss_of(params: Params, carry: Carry, numbers: Array, key: Array) -> tuple[Array, Carry]:
         read, said = numbers[:, :-1], numbers[:, 1:]
-        surprise, carry = _surprise(model, params, read, said, carry, rngs={"dropout": key})
+        variables, rngs = {"params": params}, {"dropout": key}
+        surprise, carry = _surprise(model, variables, read, said, carry, rngs=rngs)
         return jnp.mean(surprise), carry
 
     def step(state: State, carry: Carry, streams: Array, key: Array) -> tuple[State, Carry, Array]:
@@ -202,23 +203,30 @@ def make_bits(model: CharacterModel) -> Callable[..., float]:
         model: As it is tested.
 
     Returns:
-        `(params, numbers [n]) -> bits`: the mean over all characters but the first. The text is
-        read in up to 64 pieces of 1,000 characters or more, side by side, each with its carry from
-        beginning to end; the first characters of a piece are predicted without those before them.
+        `(params, numbers [n], seen=None) -> bits`: the mean over all characters but the first. The
+        text is read as `in_chunks` cuts it, each piece with its carry from beginning to end: the
+        first characters of a piece are predicted without those before them. `seen` stands in the
+        place of what the smaller LSTM saw, `[chunks, pieces, 100, hyper_features]`.
     """
 
     @jax.jit
-    def surprises(params: Params, inputs: Array, targets: Array, real: Array) -> Array:
-        def chunk(carry: Carry, part: tuple[Array, Array, Array]) -> tuple[Carry, Array]:
-            inputs, targets, real = part
-            surprise, carry = _surprise(model, params, inputs, targets, carry)
+    def surprises(
+        params: Params, inputs: Array, targets: Array, real: Array, seen: Array | None
+    ) -> Array:
+        def chunk(carry: Carry, part: tuple[Any, ...]) -> tuple[Carry, Array]:
+            inputs, targets, real, seen = part
+            variables = {"params": params}
+            if seen is not None:
+                variables["replaced"] = {"cell": {"seen": seen}}
+            surprise, carry = _surprise(model, variables, inputs, targets, carry)
             return carry, jnp.sum(surprise, where=real)
 
-        _, sums = jax.lax.scan(chunk, model.initial_carry(inputs.shape[1]), (inputs, targets, real))
+        parts: tuple[Any, ...] = inputs, targets, real, seen
+        _, sums = jax.lax.scan(chunk, model.initial_carry(inputs.shape[1]), parts)
         return sums
 
-    def bits(params: Params, numbers: np.ndarray) -> float:
-        sums = surprises(params, *in_chunks(numbers))
+    def bits(params: Params, numbers: np.ndarray, seen: Array | None = None) -> float:
+        sums = surprises(params, *in_chunks(numbers), seen)
         nats = np.sum(np.asarray(sums, np.float64))
         return float(nats / (len(numbers) - 1) / math.log(2))
 
@@ -371,14 +379,14 @@ class _Progress:
 
 def _surprise(
     model: CharacterModel,
-    params: Params,
+    variables: Variables,
     inputs: Array,
     targets: Array,
     carry: Carry,
     **kwargs: Any,
 ) -> tuple[Array, Carry]:
     """Return the loss in nats of each character, `[batch, time]`, and the carry after the last."""
-    outputs: Any = model.apply({"params": params}, inputs.astype(jnp.int32), carry, **kwargs)
+    outputs: Any = model.apply(variables, inputs.astype(jnp.int32), carry, **kwargs)
     carry, logits = outputs
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets.astype(jnp.int32))
     return losses, carry
