@@ -165,7 +165,11 @@ class HyperLSTMCell(LSTMCell):
     def _project(self, name: str, embeddings: Array, init: Initializer) -> Array:
         """Return a number for each unit of each gate, `[..., 4 * features]`."""
         kernel = self.param(name, init, (_GATES, self.embedding, self.features))
-        numbers = jnp.einsum("...ge,gef->...gf", embeddings, kernel.astype(embeddings.dtype))
+        kernel = kernel.astype(embeddings.dtype)
+        if jax.default_backend() == "cpu":  # where XLA takes long over a batch of such products
+            numbers = [embeddings[..., gate, :] @ kernel[gate] for gate in range(_GATES)]
+            return jnp.concatenate(numbers, axis=-1)
+        numbers = jnp.einsum("...ge,gef->...gf", embeddings, kernel)
         return numbers.reshape(*numbers.shape[:-2], -1)
 
     @nn.nowrap
