@@ -1,4 +1,10 @@
-"""Recurrent cells whose weights change at every step; they go wherever `nn.RNN` takes a cell."""
+"""Recurrent cells whose weights change at every step; they go wherever `nn.RNN` takes a cell.
+
+All that a cell writes at a step comes from its small LSTM's state. That is sown as "seen" into the
+collection "intermediates", and as "written" what comes of it; where the collection "replaced" has
+"seen", this is read in its place. `nn.RNN(cell, variable_axes={"intermediates": 1, "replaced": 1})`
+hands both through, for all steps of a sequence `[batch, time, ...]`.
+"""
 
 from typing import Any, TypeAlias
 
@@ -113,7 +119,9 @@ class HyperLSTMCell(LSTMCell):
         (memory, state), hyper = carry
         cell = LSTMCell(self.hyper_features, self.layer_norm, dtype=self.dtype, name="hyper")
         hyper, seen = cell(hyper, jnp.concatenate([inputs, state], axis=-1))
+        seen = _shown(self, seen)
         gates = self._bias(seen)
+        factors = {}
         for name, vector in (("input", inputs), ("state", state)):
             product = nn.Dense(
                 _GATES * self.features,
@@ -122,7 +130,9 @@ class HyperLSTMCell(LSTMCell):
                 kernel_init=_gate_init,
                 name=name,
             )(vector)
-            gates += self._factors(name, seen) * product
+            factors[name] = self._factors(name, seen)
+            gates += factors[name] * product
+        self.sow("intermediates", "written", factors)
         main, state = self._step(memory, gates)
         return (main, hyper), state
 
@@ -155,7 +165,11 @@ class HyperLSTMCell(LSTMCell):
     def _project(self, name: str, embeddings: Array, init: Initializer) -> Array:
         """Return a number for each unit of each gate, `[..., 4 * features]`."""
         kernel = self.param(name, init, (_GATES, self.embedding, self.features))
-        numbers = jnp.einsum("...ge,gef->...gf", embeddings, kernel.astype(embeddings.dtype))
+        kernel = kernel.astype(embeddings.dtype)
+        if jax.default_backend() == "cpu":  # where XLA takes long over a batch of such products
+            numbers = [embeddings[..., gate, :] @ kernel[gate] for gate in range(_GATES)]
+            return jnp.concatenate(numbers, axis=-1)
+        numbers = jnp.einsum("...ge,gef->...gf", embeddings, kernel)
         return numbers.reshape(*numbers.shape[:-2], -1)
 
     @nn.nowrap
@@ -188,11 +202,13 @@ class LowRankLSTMCell(LSTMCell):
         joined = jnp.concatenate([inputs, state], axis=-1)
         cell = LSTMCell(self.hyper_features, self.layer_norm, dtype=self.dtype, name="hyper")
         hyper, seen = cell(hyper, joined)
+        seen = _shown(self, seen)
         rows, columns = joined.shape[-1], _GATES * self.features
         kernel = self.param("kernel", _gate_init, (rows, columns))
         bias = self.param("bias", nn.initializers.zeros, (columns,))
         B = self._factor("B", (rows, self.rank), seen, nn.initializers.lecun_normal())
         A = self._factor("A", (self.rank, columns), seen, nn.initializers.zeros)
+        self.sow("intermediates", "written", {"B": B, "A": A})
         gates = hyperlora(joined, B, A, kernel, bias, dtype=self.dtype)
         main, state = self._step(memory, gates)
         return (main, hyper), state
@@ -203,6 +219,12 @@ class LowRankLSTMCell(LSTMCell):
         return factor(seen).reshape(*seen.shape[:-1], m, n)
 
     initialize_carry = HyperLSTMCell.initialize_carry
+
+
+def _shown(cell: nn.Module, seen: Array) -> Array:
+    """Return the small LSTM's state, or what stands in its place; sow it for whoever asks."""
+    cell.sow("intermediates", "seen", seen)
+    return cell.get_variable("replaced", "seen", seen)
 
 
 def _gate_init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:

@@ -16,7 +16,7 @@ from straw_jax.data import emnist, glyphs, tfds_sets
 from straw_jax.data.cache import Arrays
 from straw_jax.data.variants import variants
 
-__all__ = ["Dataset", "check", "load", "normalise", "variants"]
+__all__ = ["Dataset", "check", "data_folder", "load", "normalise", "variants"]
 
 
 class Dataset(NamedTuple):
@@ -59,7 +59,7 @@ def load(
         ValueError: if an argument is wrong, or the data are missing or damaged.
     """
     _check_fraction(fraction)
-    folder = _folder(data_dir)
+    folder = data_folder(data_dir)
     if name != "auto" or archive is not None:
         return _find(name, fraction, folder, archive)()
     try:
@@ -95,7 +95,7 @@ def check(
     _check_fraction(fraction)
     if name == "auto" and archive is None:
         name = "glyphs"  # What "auto" falls back on is always there.
-    _find(name, fraction, _folder(data_dir), archive)
+    _find(name, fraction, data_folder(data_dir), archive)
 
 
 def normalise(images: np.ndarray) -> np.ndarray:
@@ -116,7 +116,8 @@ def _check_fraction(fraction: float) -> None:
         raise ValueError(f"fraction: expected above 0 and at most 1, got {fraction}")
 
 
-def _folder(data_dir: str | os.PathLike[str] | None) -> Path:
+def data_folder(data_dir: str | os.PathLike[str] | None) -> Path:
+    """Return the folder that `data_dir` of `load` means."""
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 

@@ -14,9 +14,19 @@ def write(path: Path, text: str) -> None:
         path: Of the file.
         text: Its contents.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, raw: bytes) -> None:
+    """Write a file in one piece, with the folders it needs.
+
+    Args:
+        path: Of the file.
+        raw: Its contents.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(raw)
     os.replace(part, path)
 
 

@@ -161,7 +161,7 @@ def complete(
             run.variables()  # Read back before the checkpoints that it replaces go.
             seconds = sum(line["seconds"] for line in run.history())
             records.write_json(run.result, {"seconds": seconds, **tested.figures})
-            _say(f"{run.title}: finished; {tested.text}")
+            say(f"{run.title}: finished; {tested.text}")
     if not is_first():
         return {}
     shutil.rmtree(run.epochs, ignore_errors=True)  # Also of a run that was killed just before this.
@@ -171,7 +171,7 @@ def complete(
 def _train(run: Run[Any], train: Callable[[State], Iterator[Passed]]) -> tuple[int, Variables]:
     """Train a run to its end, noting and saving every epoch; return the last and what came out."""
     done, start = run.restored() or (0, run.trainee.init_state(run.seed))
-    _say(f"{run.title}: {f'continuing after epoch {done}' if done else 'starting'}, compiling")
+    say(f"{run.title}: {f'continuing after epoch {done}' if done else 'starting'}, compiling")
     if is_first():
         run.forget_after(done)
     state = start
@@ -182,7 +182,7 @@ def _train(run: Run[Any], train: Callable[[State], Iterator[Passed]]) -> tuple[i
                 line = {"model": run.trainee.name, "seed": run.seed, "epoch": done, **figures}
                 records.append_line(run.metrics, line)
                 checkpoints.save(run.epochs, done, hosted)
-            _say(f"{run.title}: {text}")
+            say(f"{run.title}: {text}")
     except NonFiniteError as error:
         good = checkpoints.latest(run.epochs) or "none, as no epoch was finished"
         raise NonFiniteError(
@@ -192,7 +192,8 @@ def _train(run: Run[Any], train: Callable[[State], Iterator[Passed]]) -> tuple[i
     return done, state.variables
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell the reader who waits a line, on stderr; among several processes the first alone does."""
     if not is_first():
         return
     tqdm.write(text, file=sys.stderr)  # Beside a progress bar, should there be one.

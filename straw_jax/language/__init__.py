@@ -1,0 +1,1 @@
+"""Character-level language modelling by cells whose weights change; needs "experiments"."""
