@@ -25,6 +25,11 @@ MODELS = (
     "compact_static",
     "compact_wide",
     "compact",
+    *(
+        f"{network}{form}"
+        for network in ("conv7", "wrn_16_1", "wrn_40_2")
+        for form in ("", "_narrow", "_generated")
+    ),
 )
 
 _NETWORKS = {"executor": "cnn", "encoder": "conv"}  # the article's
@@ -212,7 +217,10 @@ def _parser() -> argparse.ArgumentParser:
         help="any of standalone, straw, resnet34, and of the controls wide_dense (standalone with"
         " its dense layer widened to STRAW's parameters), wide_compute and wide (all layers"
         " scaled, to STRAW's multiply-adds and to its parameters); with --preset compact any of"
-        " compact, compact_static, compact_wide (default: standalone straw)",
+        " compact, compact_static, compact_wide; of the HyperNetworks paper conv7, its network for"
+        " MNIST, and the wide residual networks wrn_16_1 and wrn_40_2, each also as _generated, its"
+        " kernels written by one generator, and as _narrow, with about as few parameters (default:"
+        " standalone straw)",
     )
     what.add_argument(
         "--rank", type=whole(1), help="rank of the factors that STRAW writes (default: 16)"

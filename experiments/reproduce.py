@@ -50,6 +50,13 @@ def _prediction(flags: str, seeds: int = 1) -> Study:
     return Study(flags, seeds, script="weight_prediction.py")
 
 
+_GENERATED = "--epochs 10 --learning-rate 0.002 --schedule cosine"
+
+
+def _forms(network: str) -> str:
+    return " ".join(f"{network}{form}" for form in ("", "_narrow", "_generated"))
+
+
 # In the order in which they run: the quick ones first.
 STUDIES: dict[str, Study] = {
     "set2": Study(f"--experiment 10pct_rank16 {_SMALL}", seeds=3, analysed=True),
@@ -71,6 +78,10 @@ STUDIES: dict[str, Study] = {
         "--networks 4-10-1 --pairs 3 --optimizer adam --learning-rate 0.003"
     ),
     "outputs": _prediction("--predict outputs"),
+    "static_mnist": Study(
+        f"--dataset mnist --fraction 1 {_GENERATED} --models {_forms('conv7')}", seeds=3
+    ),
+    "static_wrn": Study(f"--fraction 0.1 {_GENERATED} --models {_forms('wrn_16_1')}"),
     **{f"rank{rank}": Study(f"{_RANK} {rank}") for rank in _OTHER_RANKS},
     **{f"rank{rank}_trained": Study(f"{_RANK} {rank} --base trained") for rank in _OTHER_RANKS},
     "set2_wide": Study("--experiment 10pct_rank16 --models wide"),

@@ -106,8 +106,8 @@ def page(
         studies: Of run.py, in the order in which they shall stand.
         predictions: Those of weight_prediction.py that have been run.
         findings: Text by section, put under its heading: "intro", "main", "controls", "bases",
-            "ranks", "networks", "preset", "modulator", "weights"; and "set1", "set2", "set3", under
-            the set's table.
+            "ranks", "networks", "preset", "modulator", "weights", "hypernetworks"; and "set1",
+            "set2", "set3", under the set's table.
         analyses: What `analysis.json` holds, by study.
         figures: File by what it shows, "main", "rank", "weights", as a link from the page.
         pictures: Files that analyse.py drew, by study, as links from the page.
@@ -129,7 +129,7 @@ def page(
         _section("## Rank", [findings.get("ranks"), _ranks(run), _link(figures, "rank")]),
         _section(
             "## Another encoder, another executor",
-            [findings.get("networks"), *_network_parts(run)],
+            [findings.get("networks"), *_network_parts(run, _NETWORKS)],
         ),
         _section("## The preset", [findings.get("preset"), *_preset_parts(run)]),
         _section(
@@ -143,6 +143,10 @@ def page(
                 _link(figures, "weights"),
                 *prediction_parts(predictions),
             ],
+        ),
+        _section(
+            "## Kernels from one generator",
+            [findings.get("hypernetworks"), *_network_parts(run, _HYPERNETWORKS)],
         ),
         _section("## How it was run", _record({**studies, **predictions})),
     ]
@@ -511,14 +515,23 @@ _NETWORKS = {
 }
 
 
-def _network_parts(run: Mapping[str, Summary]) -> list[str]:
+_HYPERNETWORKS = {
+    "static_mnist": "MNIST, the paper's network: 12,544 parameters of its second convolution, or"
+    " 4,244",
+    "static_wrn": "EMNIST, a wide residual network: 170,496 parameters of its 3x3 kernels, or"
+    " 7,984",
+}
+
+
+def _network_parts(run: Mapping[str, Summary], titles: Mapping[str, str]) -> list[str]:
     parts = []
-    for study, title in _NETWORKS.items():
+    for study, title in titles.items():
         if study in run:
             config, rows = run[study]["config"], _with_controls(run[study])
             setting = (
                 f"{100 * config['fraction']:g} % of the training images, {config['epochs']} epochs,"
-                f" rank {config['rank']}, batches of {config['batch_size']}, Adam with a rate of"
+                + f" rank {config['rank']}," * ("straw" in run[study]["results"])
+                + f" batches of {config['batch_size']}, Adam with a rate of"
                 f" {config['learning_rate']:g}, {config['schedule']}."
             )
             parts += [f"### {title}", setting, _plain_table(rows)]

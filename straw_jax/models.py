@@ -201,6 +201,93 @@ class ResNet34(nn.Module):
         return dense(self.classes, x.shape[-1], "fc")(x)
 
 
+class Conv7(nn.Module):
+    """Two 7x7 convolutions, each with a 2x2 max-pool, and a dense layer.
+
+    Attributes:
+        classes: number of outputs.
+        channels: of the two convolutions.
+
+    References:
+        Ha et al., "HyperNetworks" (2016), section 4.1: the network for MNIST.
+    """
+
+    classes: int = 10
+    channels: tuple[int, int] = (16, 16)
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Return logits `[batch, classes]` of images `[batch, h, w, c]`; training is no different.
+
+        Args:
+            x: normalised images.
+            train: ignored.
+        """
+        del train
+        for i, features in enumerate(self.channels, start=1):
+            init = nn.initializers.he_normal()
+            x = nn.Conv(features, (7, 7), kernel_init=init, name=f"conv{i}")(x)
+            x = nn.relu(_max_pool(x))
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
+        return nn.Dense(self.classes, name="fc")(x)
+
+
+class WideResNet(nn.Module):
+    """A wide residual network for small images, with GroupNorm, which has no state.
+
+    Normalisation and ReLU come first in each block of two 3x3 convolutions. The second and the
+    third group of blocks start with stride 2, and have twice the channels of the one before.
+
+    Attributes:
+        classes: number of outputs.
+        depth: `6 n + 4` for n blocks a group.
+        width: the widening factor, k.
+        channels: of the first convolution, and with the widening factor of the first group.
+
+    Raises:
+        ValueError: if there is no whole number of blocks.
+
+    References:
+        Zagoruyko and Komodakis, "Wide Residual Networks" (2016), table 1; they use BatchNorm.
+    """
+
+    classes: int = 10
+    depth: int = 16
+    width: int = 1
+    channels: int = 16
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Return logits `[batch, classes]` of images `[batch, h, w, c]`; training is no different.
+
+        Args:
+            x: normalised images.
+            train: ignored.
+        """
+        del train
+        blocks, rest = divmod(self.depth - 4, 6)
+        if rest or blocks < 1:
+            raise ValueError(
+                f"WideResNet: expected a depth of 6 n + 4, such as 16 or 40, got {self.depth}."
+            )
+        convolution = partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.he_normal())
+        norm = partial(nn.GroupNorm, num_groups=math.gcd(8, self.channels))
+        x = convolution(self.channels, (3, 3), name="stem")(x)
+        for group in range(3):
+            features = self.channels * 2**group * self.width
+            for block in range(blocks):
+                name = f"group{group + 1}_block{block + 1}_"
+                stride = 2 if group and not block else 1
+                y = nn.relu(norm(name=f"{name}norm1")(x))
+                if x.shape[-1] != features:
+                    x = convolution(features, (1, 1), strides=stride, name=f"{name}shortcut")(y)
+                y = convolution(features, (3, 3), strides=stride, padding=1, name=f"{name}conv1")(y)
+                y = nn.relu(norm(name=f"{name}norm2")(y))
+                x = x + convolution(features, (3, 3), name=f"{name}conv2")(y)
+        x = nn.relu(norm(name="norm")(x)).mean(axis=(1, 2))
+        return nn.Dense(self.classes, name="fc")(x)
+
+
 def _max_pool(x: Array) -> Array:
     """Return maxima of 2x2 windows, as `nn.max_pool`, whose gradient is slow on CPU.
 

@@ -6,6 +6,7 @@ from flax import linen as nn
 from reference import assert_close, random_array
 
 from straw_jax import CNN, CompactCNN, NormEye, ResNet34, ViT, factor_spec, make_straw
+from straw_jax.models import Conv7, WideResNet
 
 
 def shapes_of(module, images):
@@ -193,3 +194,47 @@ def test_vit_runs_with_each_samples_own_attention_and_mlps():
     assert {leaf.path.split("/")[1] for leaf in kernels} == {
         "query", "key", "value", "out", "mlp1", "mlp2"
     }  # fmt: skip
+
+
+def test_conv7_is_two_convolutions_with_pools():
+    module = Conv7(classes=3, channels=(2, 4))
+    x = random_array(0, (2, 8, 8, 1))
+    params = module.init(jax.random.key(0), x)["params"]
+    logits = module.apply({"params": params}, x)
+    for name in ("conv1", "conv2"):
+        kernel = params[name]["kernel"]
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = nn.relu(nn.max_pool(x + params[name]["bias"][None, None, None], (2, 2), (2, 2)))
+    expected = x.reshape(2, -1) @ params["fc"]["kernel"] + params["fc"]["bias"][None]
+    assert_close(logits, expected, 1e-4)
+
+
+def test_wide_residual_network_adds_blocks_to_a_shortcut():
+    """With its last convolutions at 0, a block is its shortcut."""
+    module = WideResNet(classes=3, depth=10, width=2, channels=4)
+    images = random_array(0, (2, 8, 8, 3))
+    params = module.init(jax.random.key(0), images)["params"]
+    kernels = {name: leaf["kernel"].shape for name, leaf in params.items() if "kernel" in leaf}
+    assert kernels["group1_block1_conv1"] == (3, 3, 4, 8)
+    assert kernels["group3_block1_conv2"] == (3, 3, 32, 32)
+    assert len([name for name in kernels if "_conv" in name]) == 2 * 3
+    for name in kernels:
+        if name.endswith("conv2"):
+            params[name]["kernel"] = jnp.zeros_like(params[name]["kernel"])
+
+    def normed(x, name):
+        x = nn.GroupNorm(num_groups=4).apply({"params": params[name]}, x)
+        return nn.relu(x)
+
+    x = nn.Conv(4, (3, 3), use_bias=False).apply({"params": params["stem"]}, images)
+    for group in (1, 2, 3):
+        y = normed(x, f"group{group}_block1_norm1")
+        shortcut = params[f"group{group}_block1_shortcut"]["kernel"][0, 0]
+        x = (y if group == 1 else y[:, ::2, ::2]) @ shortcut
+    x = normed(x, "norm").mean(axis=(1, 2))
+    expected = x @ params["fc"]["kernel"] + params["fc"]["bias"][None]
+    assert_close(module.apply({"params": params}, images), expected, 1e-4)
+    with pytest.raises(ValueError, match="expected a depth of 6 n"):
+        WideResNet(depth=12).init(jax.random.key(0), images)

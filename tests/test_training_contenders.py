@@ -105,3 +105,39 @@ def test_every_contender_gives_logits():
 def test_unknown_contender_lists_the_known():
     with pytest.raises(ValueError, match=r"expected one of standalone, .* got 'resnet18'"):
         _contender("resnet18")
+
+
+@pytest.mark.parametrize(
+    ("name", "plain", "generated"), [("conv7", 12_544, 4_244), ("wrn_16_1", 170_496, 7_984)]
+)
+def test_kernels_of_one_generator_take_the_place_of_free_ones(name, plain, generated):
+    free, narrow, written = (
+        parameters(contender(name + form, classes=10, rank=4, base="none"))
+        for form in ("", "_narrow", "_generated")
+    )
+    assert free - plain == written - generated  # all else is the same
+    assert narrow < written
+
+
+def test_wide_residual_networks_have_about_the_sizes_of_the_papers():
+    free, written = (
+        parameters(contender(f"wrn_40_2{form}", classes=10, rank=4, base="none"))
+        for form in ("", "_generated")
+    )
+    assert free == pytest.approx(2.236e6, rel=0.01)  # with BatchNorm and three channels
+    assert written == pytest.approx(0.148e6, rel=0.06)
+
+
+@pytest.mark.parametrize("name", ["conv7_generated", "wrn_16_1_generated"])
+def test_generated_kernels_are_trained_through_their_generator(name):
+    model = contender(name, classes=3, rank=4, base="none")
+    images = jax.random.normal(jax.random.key(0), (2, 28, 28, 1))
+    variables = model.init(jax.random.key(1), images)
+
+    def loss(params):
+        logits, state = model.apply({"params": params}, images, jax.random.key(2))
+        assert state == {}
+        return jnp.sum(logits**2)
+
+    gradient = jax.grad(loss)(variables["params"])
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient["generator"]))

@@ -1,15 +1,18 @@
 """The contenders: the article's, ours, and static controls of both, as pure functions."""
 
 import bisect
+import re
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from straw_jax.encoders import NormEye, RecursiveEye
-from straw_jax.models import CNN, CompactCNN, ResNet34, ViT
+from straw_jax.hypernetwork import make_hypernetwork
+from straw_jax.models import CNN, CompactCNN, Conv7, ResNet34, ViT, WideResNet
 from straw_jax.straw import Base, Straw, make_straw
 from straw_jax.training.costs import multiply_adds
 from straw_jax.training.step import Model, Variables
@@ -24,6 +27,15 @@ NAMES = (
     "compact_static",
     "compact_wide",
     "compact",
+    "conv7",
+    "conv7_narrow",
+    "conv7_generated",
+    "wrn_16_1",
+    "wrn_16_1_narrow",
+    "wrn_16_1_generated",
+    "wrn_40_2",
+    "wrn_40_2_narrow",
+    "wrn_40_2_generated",
 )
 
 Executor: TypeAlias = Literal["cnn", "vit"]
@@ -52,7 +64,10 @@ def contender(
             widened to STRAW's trained parameters), "wide_compute" and "wide" (all layers scaled
             by one factor, to STRAW's multiply-adds a sample and to its trained parameters); or
             "compact" (`compact_straw`), and of it "compact_static" (the executor alone) and
-            "compact_wide" (all its layers widened to the trained parameters of "compact").
+            "compact_wide" (all its layers widened to the trained parameters of "compact"); or a
+            network of the HyperNetworks paper, `Conv7` or `WideResNet` of a depth and a width, with
+            kernels of its own; "_generated" has them written by one generator, and "_narrow", a
+            control, has its own in so few channels that they have about as many parameters as that.
         classes: number of classes.
         rank: of STRAW's updates, which the controls follow.
         base: STRAW's, as in `make_straw`.
@@ -93,6 +108,8 @@ def contender(
         return flax_model(ResNet34(classes))
     if name == "compact_static":
         return flax_model(CompactCNN(classes))
+    if name.startswith(tuple(_GENERATED)) and name in NAMES:
+        return _of_hypernetworks(name, classes)
     if name in NAMES:
         return _widened(name, **options)
     raise ValueError(f"contender: expected one of {', '.join(NAMES)}, got {name!r}.")
@@ -241,6 +258,53 @@ def _widened(name: str, *, classes: int, executor: Executor, **options: Any) -> 
         widths[above - 1 : above + 1], key=lambda width: abs(count(static(width)) - target)
     )
     return static(nearest)
+
+
+class _Generated(NamedTuple):
+    """A network of the HyperNetworks paper.
+
+    Attributes:
+        make: it, for a number of classes and in any channels.
+        narrow: channels in which its own kernels have about as many parameters as the generator.
+        kernels: which are generated.
+        size: of an embedding, and of the vector from which an input channel's weights are written.
+    """
+
+    make: Callable[..., nn.Module]
+    narrow: Any
+    kernels: str
+    size: int
+
+
+_GENERATED = {
+    "conv7": _Generated(Conv7, (9, 9), "conv2/kernel", 4),
+    "wrn_16_1": _Generated(partial(WideResNet, depth=16), 4, "group*_conv*/kernel", 16),
+    "wrn_40_2": _Generated(partial(WideResNet, depth=40, width=2), 4, "group*_conv*/kernel", 64),
+}
+
+
+def _of_hypernetworks(name: str, classes: int) -> Model:
+    """Return a network of the HyperNetworks paper, as `contender` tells."""
+    network, form = re.fullmatch(r"(.*?)(?:_(narrow|generated))?", name).groups()  # type: ignore[union-attr]
+    make, narrow, kernels, size = _GENERATED[network]
+    if form == "narrow":
+        return flax_model(make(classes, channels=narrow))
+    if form is None:
+        return flax_model(make(classes))
+    generated = make_hypernetwork(
+        make(classes), _IMAGE, [kernels], chunk=(16, 16), embedding=size, hidden=size
+    )
+
+    def init(key: jax.Array, images: jax.Array) -> Variables:
+        return {"params": generated.init(key, images)}
+
+    def apply(
+        variables: Variables, images: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, Variables]:
+        del key  # these networks draw nothing
+        return generated.apply(variables["params"], images), {}
+
+    return Model(init, apply)
 
 
 def _shapes(model: Model) -> Variables:

@@ -31,6 +31,11 @@ MODEL_COLOURS = {
     "compact_static": "#88BBDD",
     "compact_wide": "#446688",
     "compact": "#CC3311",
+    **{
+        f"{network}{form}": colour
+        for network in ("conv7", "wrn_16_1", "wrn_40_2")
+        for form, colour in (("", "#0077BB"), ("_narrow", "#88BBDD"), ("_generated", "#CC3311"))
+    },
 }
 RIGHT, WRONG = "#00796B", "#CC3311"
 # Paul Tol's "muted" scheme, dealt out to the classes again and again.
