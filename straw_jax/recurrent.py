@@ -167,8 +167,8 @@ class HyperLSTMCell(LSTMCell):
         kernel = self.param(name, init, (_GATES, self.embedding, self.features))
         kernel = kernel.astype(embeddings.dtype)
         if jax.default_backend() == "cpu":  # where XLA takes long over a batch of such products
-            numbers = [embeddings[..., gate, :] @ kernel[gate] for gate in range(_GATES)]
-            return jnp.concatenate(numbers, axis=-1)
+            by_gate = [embeddings[..., gate, :] @ kernel[gate] for gate in range(_GATES)]
+            return jnp.concatenate(by_gate, axis=-1)
         numbers = jnp.einsum("...ge,gef->...gf", embeddings, kernel)
         return numbers.reshape(*numbers.shape[:-2], -1)
 

@@ -433,6 +433,27 @@ def test_pytorch_predictor_of_weights_is_as_large_as_ours_and_learns(contender):
     assert torch_prediction.compute(weights, torch.randn(4, 7, 2)).shape == (4, 7, 1)
 
 
+@pytest.mark.parametrize("contender", ["lstm", "hyper"])
+def test_pytorch_character_model_is_as_large_as_ours(contender):
+    pytest.importorskip("torch")
+    sizes = {"features": 6, "hyper": 3, "characters": 5, "batch": 2, "length": 4}
+    ours, theirs = (
+        benchmark_module(module).build(contender, **sizes)()
+        for module in ("jax_language", "torch_language")
+    )
+    twice = 4 * {"lstm": 6, "hyper": 3}[contender]  # PyTorch's LSTM has two biases
+    assert theirs == ours + twice
+
+
+def test_character_models_are_built():
+    language, build = benchmark_module("language"), benchmark_module("jax_language").build
+    for contender, module, _, features in language.CONTENDERS.values():
+        if module == "jax_language" and contender != "lowrank":
+            sizes = {"hyper": language.HYPER, "characters": language.CHARACTERS}
+            count = build(contender, features, batch=1, length=2, **sizes)()
+            assert 0.99e6 < count <= 1e6
+
+
 def test_pytorch_contender_is_built():
     pytest.importorskip("torch")
     build = benchmark_module("torch_straw").build

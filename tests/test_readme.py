@@ -21,7 +21,8 @@ def blocks(language):
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line]
 RUNS = [line for line in COMMANDS if line.startswith("python experiments/run.py")]
-PREDICTIONS = [x for x in COMMANDS if x.startswith("python experiments/weight_prediction.py")]
+OTHERS = ("python experiments/weight_prediction.py", "python experiments/char_lm.py")
+STUDIES = [line for line in COMMANDS if line.startswith(OTHERS)]
 REPRODUCTIONS = [line for line in COMMANDS if line.startswith("python experiments/reproduce.py")]
 
 
@@ -44,7 +45,7 @@ def test_example_runs(example, tmp_path):
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
-    other = set(COMMANDS) - set(RUNS) - set(PREDICTIONS) - set(REPRODUCTIONS)
+    other = set(COMMANDS) - set(RUNS) - set(STUDIES) - set(REPRODUCTIONS)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for command in other - {"python -m pytest -n 2"}:  # that one is running
         if install := re.fullmatch(r'pip install -e "\.\[(\w+)\]"', command):
@@ -67,7 +68,7 @@ def test_main_command_trains_and_reports(tmp_path):
         assert (tmp_path / "out" / name).stat().st_size > 1000
 
 
-@pytest.mark.parametrize("command", RUNS + PREDICTIONS)
+@pytest.mark.parametrize("command", RUNS + STUDIES)
 def test_flags_are_known(command, tmp_path):
     """Stopped by one bad flag at the end: everything before it was understood."""
     result = run(f"{command} --seed -1", ROOT)

@@ -1,0 +1,43 @@
+"""The library's training of character models, as `experiments/char_lm.py` has it."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from straw_jax.language.models import Sizes, make_model
+from straw_jax.language.text import Text
+from straw_jax.language.training import Learner, Recipe
+from straw_jax.training.step import training_key
+
+
+def build(
+    contender: str, features: int, hyper: int, characters: int, batch: int, length: int
+) -> Callable[[], object]:
+    """Return what takes a training step.
+
+    Args:
+        contender: a kind of model.
+        features: length of its state.
+        hyper: of its smaller LSTM's state, if it has one.
+        characters: different ones.
+        batch: pieces of text side by side.
+        length: characters of each.
+    """
+    sizes = Sizes(characters, hyper, 4, 1)
+    model, training_model = (
+        make_model(contender, features, sizes, dropout=0.1, train=train) for train in (False, True)
+    )
+    numbers = np.random.default_rng(0).integers(0, characters, batch * length + 1, dtype=np.uint8)
+    text = Text("random", "?" * characters, numbers, numbers, numbers)
+    learner = Learner(contender, model, training_model, text, Recipe(1, batch, length, 1e-3))
+    key = training_key(0)
+    state, carry = learner.init_state(0), learner.initial_carry()
+
+    def take_step() -> int:
+        nonlocal state, carry
+        state, carry, loss, _ = learner.train_steps(state, carry, key, 1)
+        jax.block_until_ready((state, loss))
+        return sum(leaf.size for leaf in jax.tree.leaves(state.variables))
+
+    return take_step

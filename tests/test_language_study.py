@@ -1,0 +1,243 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import scripts
+
+from straw_jax.language import figures, report, training
+from straw_jax.language.models import Sizes, make_model
+from straw_jax.language.text import Text
+from straw_jax.language.training import Learner, Recipe, finish
+from straw_jax.training import NonFiniteError, runs
+from straw_jax.training.report import statistic
+from straw_jax.training.runs import Run
+
+# Orbax reads in threads, and leaves them behind when a read fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+SCRIPT = scripts.EXPERIMENTS / "char_lm.py"
+NUMBERS = np.tile(np.arange(4, dtype=np.uint8), 120)
+TEXT = Text("counting", "abc\n", NUMBERS, NUMBERS[:60], NUMBERS[:70])
+
+
+def _learner(recipe):
+    sizes = Sizes(4, hyper_features=3, embedding=2, rank=1)
+    model, trained = (
+        make_model("hyper", 6, sizes, dropout=0.1, train=train) for train in (False, True)
+    )
+    return Learner("hyper", model, trained, TEXT, recipe)
+
+
+@pytest.fixture(scope="module")
+def learner():
+    return _learner(Recipe(epochs=4, batch_size=4, length=10, learning_rate=0.1))
+
+
+def _untimed(run):
+    return [{k: v for k, v in line.items() if "second" not in k} for line in run.history()]
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+def test_models_learn_and_say_how_far_they_are(tmp_path, learner, monkeypatch, capsys):
+    monkeypatch.setattr(training, "_QUIET", 0.0)
+    run = Run(learner, 0, tmp_path)
+    result = finish(run, 12)
+    history = run.history()
+    assert [line["characters"] for line in history] == [440, 880, 1320, 1760]
+    assert result["bits"]["validation"] == history[-1]["validation"]["bits"]
+    assert (
+        result["bits"]["test"] < history[0]["validation"]["bits"] < 2
+    )  # as much as four characters have
+    assert len(result["sample"]) == 12
+    told = capsys.readouterr().err
+    assert "epoch 1/4   9%  bits a character: train" in told  # within an epoch
+    assert "characters/s" in told
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch, learner, stop):
+    whole, run, calls = Run(learner, 3, tmp_path / "whole"), Run(learner, 3, tmp_path / "cut"), []
+    result = finish(whole, 5)
+
+    def dying(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return save(*args, **kwargs)
+
+    save = runs.checkpoints.save
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.checkpoints, "save", dying)
+        with pytest.raises(KeyboardInterrupt):
+            finish(run, 5)
+    again = finish(run, 5)
+    jax.tree.map(np.testing.assert_array_equal, run.variables(), whole.variables())
+    assert _untimed(run) == _untimed(whole)
+    assert (again["bits"], again["sample"]) == (result["bits"], result["sample"])
+
+
+def test_divergence_names_the_step(tmp_path):
+    wild = _learner(Recipe(epochs=4, batch_size=4, length=10, learning_rate=1e30))
+    with pytest.raises(NonFiniteError, match=r"hyper seed 0: the loss is not finite at step \d+;"):
+        finish(Run(wild, 0, tmp_path), 0)
+
+
+# --- command line -------------------------------------------------------------------------------
+
+
+def _start(folder, *words):
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *words],
+        cwd=folder,
+        env=scripts.environment(JAX_COMPILATION_CACHE_DIR=str(folder / "cache")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _run(folder, *words):
+    process = _start(folder, *words)
+    stdout, stderr = process.communicate(timeout=500)
+    return process.returncode, stdout, stderr
+
+
+TINY = ["--text", "some.txt", "--models", "lstm", "hyper", "--parameters", "1500", "--epochs", "3"]
+TINY += ["--batch-size", "4", "--length", "20", "--sample-length", "30", "--jobs", "1"]
+
+
+def test_study_is_stopped_and_gone_on_with(tmp_path):
+    (tmp_path / "some.txt").write_text("what is read is read again, and $ | `.\n" * 50)
+    code, stdout, stderr = _run(tmp_path, *TINY, "--out", "whole")
+    assert code == 0, stderr
+    assert "1,756 characters of training" in stdout
+    out = tmp_path / "whole"
+    summary = json.loads((out / "summary.json").read_text())
+    assert all(each["parameters"]["all"] <= 1500 for each in summary["results"].values())
+    for name in ("curves.png", "movement.png"):
+        assert (out / name).stat().st_size > 5_000
+    told = (out / "report.md").read_text()
+    assert "| HyperLSTM |" in told
+    assert "the paper's" not in told  # it is another text
+
+    process = _start(tmp_path, *TINY, "--out", "cut")
+    while not (tmp_path / "cut/runs/lstm-seed0/epochs/2/commit_success.txt").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1].endswith("--out cut --resume")
+    code, stdout, stderr = _run(tmp_path, *TINY, "--out", "cut", "--resume")
+    assert code == 0, stderr
+    assert "continuing after epoch" in stderr
+    again = json.loads((tmp_path / "cut" / "summary.json").read_text())
+    for name, each in summary["results"].items():
+        assert again["results"][name]["bits"] == each["bits"]
+    code, stdout, stderr = _run(tmp_path, *TINY, "--out", "cut", "--resume")
+    assert code == 0
+    assert "Already finished" in stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--text", "nothing.txt"], "argument --text: expected a text file, cannot read"),
+        (["--text", "short.txt"], "short.txt: a step reads 32 pieces of 100 characters each"),
+        (["--models", "gru"], "argument --models: expected any of lstm, ln_lstm, hyper"),
+        (["--models", "lstm", "lstm"], "got lstm lstm; name each once"),
+        (["--dropout", "1"], "argument --dropout: expected a number of at least 0, below 1"),
+        (["--text", "long.txt", "--parameters", "9"], "argument --parameters: lstm has at least"),
+    ],
+)
+def test_mistakes_are_told_on_one_line(tmp_path, words, says):
+    (tmp_path / "short.txt").write_text("short")
+    (tmp_path / "long.txt").write_text("long" * 2000)
+    code, stdout, stderr = _run(tmp_path, *words)
+    assert (code, stdout) == (2, "")
+    (line,) = stderr.splitlines()
+    assert line.startswith("char_lm.py: ")
+    assert says in line
+    assert {path.name for path in tmp_path.iterdir()} <= {"short.txt", "long.txt", "cache"}
+
+
+# --- report -------------------------------------------------------------------------------------
+
+
+def _of(bits, **more):
+    return {
+        "features": 400,
+        "parameters": {
+            "main cell": 5, "hyper cell": 0, "projections": 0, "output": 2, "all": 7,
+        },
+        "multiply_adds": 1000,
+        "characters": 10_000,
+        "characters_per_second": 1234.5,
+        "seconds": 60.0,
+        "bits": {"test": statistic(bits), "validation": statistic(bits)},
+        "samples": ["a line\nand one more", ""],
+        **more,
+    }  # fmt: skip
+
+
+def _summary(text="Penn Treebank"):
+    examined = {
+        "controls": {name: statistic([1.5, 1.7]) for name in ("own", "mean", "shuffled", "zero")},
+        "movement": {
+            "gates": {"input": statistic([0.1, 0.3])},
+            "characters": {
+                character: statistic([value, value])
+                for character, value in {" ": 0.5, "|": 0.1, "e": 0.3}.items()
+            },
+        },
+        "stretch": {"text": "a $", "gates": {"input": [0.1, 0.2, 0.3]}},
+    }
+    return {
+        "study": "character-level language modelling",
+        "text": text,
+        "characters": {"different": 50, "train": 100, "validation": 10, "test": 10},
+        "device": "cpu (test)",
+        "command": "python experiments/char_lm.py",
+        "commit": None,
+        "versions": {"jax": "1"},
+        "config": {
+            "epochs": 2, "batch_size": 32, "length": 100, "learning_rate": 0.004, "dropout": 0.1,
+        },
+        "seeds": [0, 1],
+        "results": {
+            "lstm": _of([1.50, 1.52]),
+            "ln_lstm": _of([1.48, 1.44]),
+            "hyper": _of([1.40, 1.44], examined=examined),
+            "ln_hyper": _of([1.50, 1.50]),
+        },
+    }  # fmt: skip
+
+
+def test_table_tells_differences_from_the_lstm_with_the_same_seed():
+    lines = {line.split("  ")[0]: line for line in report.table(_summary()).splitlines()}
+    assert "1.5100 ± 0.0141" in lines["LSTM"]
+    assert "1.4200 ± 0.0283  -0.0900 ± 0.0141" in lines["HyperLSTM"]
+    assert "+0.0400 ± 0.0283" in lines["layer-norm HyperLSTM"]  # from the layer-norm LSTM
+    assert "1.265" in lines["HyperLSTM"]
+    assert "1.265" not in report.table(_summary("another"))
+
+
+def test_report_tells_what_was_examined():
+    text = report.markdown(_summary(), {"a picture": "x.png"})
+    assert "| HyperLSTM | 1.6000 ± 0.1414 | 1.6000 ± 0.1414 |" in text
+    assert "| HyperLSTM | `space` 50.0, `e` 30.0, `bar` 10.0 | `bar` 10.0, `e` 30.0," in text
+    assert "![a picture](x.png)" in text
+    assert "### LSTM\n\n    a line\n    and one more" in text
+
+
+def test_movement_is_drawn_with_characters_that_are_no_formulas(tmp_path):
+    stretch = {"text": "$a$ \n\t\U0001f600", "gates": {"input": [0.1] * 7, "output": [0.2] * 7}}
+    figures.plot_movement({"hyper": stretch}, tmp_path / "x.png", title="")
+    assert (tmp_path / "x.png").stat().st_size > 3_000
