@@ -17,10 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import language_arguments
 import weight_arguments
 from arguments import Parser, parse
 from process import fail
 
+READERS = {
+    "run.py": parse,
+    "weight_prediction.py": weight_arguments.parse,
+    "char_lm.py": language_arguments.parse,
+}
 _HERE = Path(os.path.relpath(Path(__file__).parent))  # short in the record of each command
 
 
@@ -78,9 +84,6 @@ STUDIES: dict[str, Study] = {
         "--networks 4-10-1 --pairs 3 --optimizer adam --learning-rate 0.003"
     ),
     "outputs": _prediction("--predict outputs"),
-    "static_mnist": Study(
-        f"--dataset mnist --fraction 1 {_GENERATED} --models {_forms('conv7')}", seeds=3
-    ),
     "static_wrn": Study(f"--fraction 0.1 {_GENERATED} --models {_forms('wrn_16_1')}"),
     **{f"rank{rank}": Study(f"{_RANK} {rank}") for rank in _OTHER_RANKS},
     **{f"rank{rank}_trained": Study(f"{_RANK} {rank} --base trained") for rank in _OTHER_RANKS},
@@ -89,6 +92,11 @@ STUDIES: dict[str, Study] = {
     "set1": Study(f"--experiment full_rank16 {_SMALL}", seeds=3),
     "set3_resnet34": Study("--experiment 20pct_rank32 --models resnet34"),
     "set1_resnet34": Study("--experiment full_rank16 --models resnet34"),
+    # These need data of their own, and end it all where there are none.
+    "static_mnist": Study(
+        f"--dataset mnist --fraction 1 {_GENERATED} --models {_forms('conv7')}", seeds=3
+    ),
+    "characters": Study("", seeds=3, script="char_lm.py"),
 }
 
 
@@ -124,13 +132,15 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [flags] [-- flags of run.py]",
         description=textwrap.fill(
-            "Run the studies behind docs/results.md one after the other, each with run.py or"
-            " weight_prediction.py, and write results.md after each. Finished studies are not run"
+            "Run the studies behind docs/results.md one after the other, each with run.py,"
+            " weight_prediction.py or char_lm.py, and write results.md after each. Finished"
+            " studies are not run"
             " again, and a stopped one goes on where it was: give the same command once more.",
             width=88,
         ),
         epilog="studies, in the order in which they run. On a CPU with 2 cores, those before"
-        " set2_resnet34\ntake some hours together, and each from there on takes hours:\n"
+        " set2_resnet34\ntake some hours together, and each from there on takes hours. static_mnist needs MNIST,"
+        " characters\nPenn Treebank:\n"
         + "".join(f"  {name:<19} {study.flags}\n" for name, study in STUDIES.items()),
     )
     parser.add_argument(
@@ -161,10 +171,12 @@ def _words(name: str, arguments: argparse.Namespace) -> list[str]:
     study, out = STUDIES[name], Path(arguments.out, name)
     words = [str(_HERE / study.script), *study.flags.split()]
     words += ["--seeds", arguments.seeds or str(study.seeds)]
+    flags = {"run.py": ("dataset", "data_dir", "archive"), "char_lm.py": ("data_dir",)}
+    for flag in flags.get(study.script, ()):
+        word = f"--{flag.replace('_', '-')}"
+        if (value := getattr(arguments, flag)) is not None and word not in words:
+            words += [word, value]
     if study.script == "run.py":
-        for flag in ("dataset", "data_dir", "archive"):
-            if (value := getattr(arguments, flag)) is not None:
-                words += [f"--{flag.replace('_', '-')}", value]
         words += arguments.more
     words += ["--out", str(out)]
     return words + ["--resume"] * (out / "config.json").exists()
@@ -174,10 +186,9 @@ def _first_mistake(commands: dict[str, list[str]]) -> str | None:
     """Let each script's own reader check its commands, so that the last is known to be sound."""
     for name, words in commands.items():
         said, script = io.StringIO(), STUDIES[name].script
-        read = parse if script == "run.py" else weight_arguments.parse
         try:
             with contextlib.redirect_stderr(said):
-                read(words[1:])
+                READERS[script](words[1:])
         except SystemExit:
             return f"{name}: {said.getvalue().strip().removeprefix(f'{script}: ')}"
     return None

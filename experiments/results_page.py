@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from results_analysis import analysis_text
+from results_language import language_parts
 from results_prediction import prediction_parts
 
 from straw_jax.straw import Base
@@ -95,6 +96,7 @@ def page(
     studies: Studies,
     *,
     predictions: Mapping[str, Summary],
+    languages: Mapping[str, Summary],
     findings: Mapping[str, str],
     analyses: Mapping[str, Any],
     figures: Mapping[str, str],
@@ -105,9 +107,10 @@ def page(
     Args:
         studies: Of run.py, in the order in which they shall stand.
         predictions: Those of weight_prediction.py that have been run.
+        languages: Those of char_lm.py that have been run.
         findings: Text by section, put under its heading: "intro", "main", "controls", "bases",
-            "ranks", "networks", "preset", "modulator", "weights", "hypernetworks"; and "set1",
-            "set2", "set3", under the set's table.
+            "ranks", "networks", "preset", "modulator", "weights", "hypernetworks",
+            "characters"; and "set1", "set2", "set3", under the set's table.
         analyses: What `analysis.json` holds, by study.
         figures: File by what it shows, "main", "rank", "weights", as a link from the page.
         pictures: Files that analyse.py drew, by study, as links from the page.
@@ -148,7 +151,8 @@ def page(
             "## Kernels from one generator",
             [findings.get("hypernetworks"), *_network_parts(run, _HYPERNETWORKS)],
         ),
-        _section("## How it was run", _record({**studies, **predictions})),
+        _section("## Characters", [findings.get("characters"), *language_parts(languages)]),
+        _section("## How it was run", _record({**studies, **predictions, **languages})),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

@@ -66,8 +66,11 @@ def write(folder: Path, out: Path) -> None:
 
     from straw_jax.training import records
 
-    predictions = {name: found for name, found in studies.items() if "study" in found}
-    images = {name: found for name, found in studies.items() if name not in predictions}
+    predictions, languages = (
+        {name: found for name, found in studies.items() if found.get("study", "").startswith(kind)}
+        for kind in ("prediction", "character")
+    )
+    images = {name: found for name, found in studies.items() if "study" not in found}
     planned = [name for name, study in STUDIES.items() if study.script == "run.py"]
     known = {**dict.fromkeys(planned), **images}
     figures = {name: f"{out.stem}_{name}.png" for name in ("main", "rank", "weights")}
@@ -78,6 +81,7 @@ def write(folder: Path, out: Path) -> None:
     text = results_page.page(
         known,
         predictions=predictions,
+        languages=languages,
         findings={
             path.stem: path.read_text(encoding="utf-8")
             for path in sorted(folder.glob("findings/*.md"))

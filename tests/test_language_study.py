@@ -7,6 +7,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import results_language
 import scripts
 
 from straw_jax.language import figures, report, training
@@ -235,6 +236,16 @@ def test_report_tells_what_was_examined():
     assert "| HyperLSTM | `space` 50.0, `e` 30.0, `bar` 10.0 | `bar` 10.0, `e` 30.0," in text
     assert "![a picture](x.png)" in text
     assert "### LSTM\n\n    a line\n    and one more" in text
+
+
+def test_page_tells_of_a_study():
+    summary = _summary()
+    summary["config"] |= {"parameters": 7}
+    text = "\n".join(results_language.language_parts({"characters": summary}))
+    assert text.startswith("### Penn Treebank\nLSTM, layer-norm LSTM, HyperLSTM")
+    assert "each has read 10,000 characters (2 epochs, 32 pieces" in text
+    assert "#### What the hyper cell is good for" in text
+    assert results_language.language_parts({}) == []
 
 
 def test_movement_is_drawn_with_characters_that_are_no_formulas(tmp_path):

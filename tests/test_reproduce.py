@@ -10,9 +10,8 @@ import time
 
 import pytest
 import scripts
-import weight_arguments
 from arguments import parse
-from reproduce import STUDIES
+from reproduce import READERS, STUDIES
 
 SCRIPT = scripts.EXPERIMENTS / "reproduce.py"
 
@@ -44,9 +43,6 @@ def no_jax(tmp_path_factory):
 # --- what would be run ------------------------------------------------------------------------
 
 
-READERS = {"run.py": parse, "weight_prediction.py": weight_arguments.parse}
-
-
 @pytest.mark.parametrize(
     "name", [name for name, study in STUDIES.items() if study.script == "run.py"]
 )
@@ -60,6 +56,15 @@ def test_every_study_is_a_command_of_run(name):
     if name.startswith("rank"):
         assert settings.rank == int(name.split("_")[0][4:])
         assert (settings.fraction, settings.epochs, settings.models) == (0.1, 5, ["straw"])
+
+
+def test_study_of_its_own_data_keeps_them(no_jax):
+    words = ["--only", "static_mnist", "characters", "--dataset", "glyphs", "--data-dir", "there"]
+    ran = reproduce("--dry-run", *words, first=[no_jax])
+    first, second = ran.stdout.splitlines()
+    assert "--dataset mnist" in first
+    assert "glyphs" not in first + second
+    assert first.count("--data-dir there") == second.count("--data-dir there") == 1
 
 
 def test_no_two_studies_are_the_same():
@@ -153,7 +158,8 @@ def test_help_tells_the_studies_in_their_order(no_jax):
     places = [ran.stdout.index(f"\n  {name} ") for name in STUDIES]
     assert places == sorted(places)
     assert list(STUDIES).index("set2") == 0
-    assert list(STUDIES)[-3:] == ["set1", "set3_resnet34", "set1_resnet34"]
+    long, others = ["set1", "set3_resnet34", "set1_resnet34"], ["static_mnist", "characters"]
+    assert list(STUDIES)[-5:] == long + others  # data that may be missing stop nothing else
 
 
 # --- what is run ------------------------------------------------------------------------------
@@ -172,7 +178,13 @@ if name.name == "rank2":
     ("code", "said"), [(1, "reproduce.py: rank2 failed, exit code 1\n"), (2, "")]
 )
 def test_a_study_that_fails_ends_it_with_its_exit_code(tmp_path, code, said):
-    for name in ("reproduce.py", "arguments.py", "weight_arguments.py", "process.py"):
+    for name in (
+        "reproduce.py",
+        "arguments.py",
+        "language_arguments.py",
+        "weight_arguments.py",
+        "process.py",
+    ):
         (tmp_path / name).write_bytes(SCRIPT.with_name(name).read_bytes())
     (tmp_path / "run.py").write_text(FAKE_RUN)
     (tmp_path / "write_results.py").write_text("print('page written')")

@@ -39,7 +39,7 @@ STATIC = ("standalone", "wide_dense", "wide_compute")
 
 
 def page_of(studies, **more):
-    usual = ("predictions", "findings", "analyses", "figures", "pictures")
+    usual = ("predictions", "languages", "findings", "analyses", "figures", "pictures")
     return results_page.page(studies, **{**{name: {} for name in usual}, **more})
 
 

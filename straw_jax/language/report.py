@@ -87,7 +87,7 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         results_table(summary),
         _RESULTS,
         *[_PUBLISHED] * (summary["text"] == TREEBANK),
-        *_parameters(results),
+        *parameters(results),
         *examined(results),
         *(f"![{text}]({file})" for text, file in pictures.items()),
         *_samples(results),
@@ -142,8 +142,8 @@ def _difference(results: Results, name: str) -> str:
     return mean_std(statistic([a - b for a, b in zip(ours, theirs, strict=True)]), 1, 4, "+")
 
 
-def _parameters(results: Results) -> list[str]:
-    """Tell what the parameters are of, and what a character costs."""
+def parameters(results: Results) -> list[str]:
+    """Tell in Markdown what the parameters are of, and what a character costs."""
     parts = list(next(iter(results.values()))["parameters"])
     rows = [
         [

@@ -1,0 +1,28 @@
+"""The results page's section on models of text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from straw_jax.language.report import NAMES, examined, parameters, results_table
+
+
+def language_parts(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Tell what the studies of char_lm.py found, in Markdown.
+
+    Args:
+        studies: Those that have been run: by name, what `summary.json` holds.
+    """
+    parts = []
+    for summary in studies.values():
+        config, results = summary["config"], summary["results"]
+        read = max(each["characters"] for each in results.values())
+        setting = (
+            f"{', '.join(NAMES[name] for name in results)}, of {config['parameters']:,} parameters"
+            f" at most; each has read {read:,} characters ({config['epochs']} epochs,"
+            f" {config['batch_size']} pieces side by side, gradients through {config['length']}"
+            f" characters), by Adam with a rate of {config['learning_rate']:g}, cosine, gradients"
+            f" of norm 1 at most, dropout {config['dropout']:g}. Bits a character, lower is better."
+        )
+        parts += [f"### {summary['text']}", setting, results_table(summary)]
+        parts += [*parameters(results), *examined(results)]
+    return [part.replace("## ", "#### ", 1) if part.startswith("## ") else part for part in parts]
