@@ -139,8 +139,8 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
             width=88,
         ),
         epilog="studies, in the order in which they run. On a CPU with 2 cores, those before"
-        " set2_resnet34\ntake some hours together, and each from there on takes hours. static_mnist needs MNIST,"
-        " characters\nPenn Treebank:\n"
+        " set2_resnet34\ntake some hours together, and each from there on takes hours. static_mnist"
+        " needs MNIST,\ncharacters Penn Treebank:\n"
         + "".join(f"  {name:<19} {study.flags}\n" for name, study in STUDIES.items()),
     )
     parser.add_argument(
