@@ -303,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         metavar="NAME",
         help="auto (EMNIST, or glyphs if that cannot be had), emnist, glyphs, or a TFDS set of 28 x"
-        " 28 grey images such as mnist (default: auto)",
+        " 28 or 32 x 32 images such as mnist or cifar10 (default: auto)",
     )
     where.add_argument(
         "--data-dir",

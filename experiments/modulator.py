@@ -34,7 +34,6 @@ ANGLES = (0, 10, 20, 30, 40, 50, 60)  # degrees
 SIGMAS = (0.0, 0.5, 1.0, 1.5, 2.0)  # pixels
 
 _SIGNS, _PAIRS = 0, 1  # streams of random numbers: the same for all models and runs
-_IMAGE = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
 _BYTES = 4  # of a float32
 _BATCH = 64  # a batch of formed factors takes 40 MB at rank 16
 
@@ -93,6 +92,7 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
                     straw,
                     executor_of(name, len(dataset.class_names), config.executor),
                     config.base,
+                    dataset.test_images.shape[1:],
                 ),
                 "leaves": ranks(straw.spec),
                 "updates": _over_seeds(updates),
@@ -151,7 +151,9 @@ def ranks(spec: FactorSpec) -> dict[str, dict[str, Any]]:
     }
 
 
-def costs(straw: Straw, executor: nn.Module, base: Base) -> list[dict[str, Any]]:
+def costs(
+    straw: Straw, executor: nn.Module, base: Base, image: Sequence[int] = (28, 28, 1)
+) -> list[dict[str, Any]]:
     """Count what a STRAW costs, part by part, against two other ways.
 
     Multiply-adds are counted in jaxprs, those of matrix products and convolutions.
@@ -160,6 +162,7 @@ def costs(straw: Straw, executor: nn.Module, base: Base) -> list[dict[str, Any]]
         straw: The model.
         executor: Its executor.
         base: Its base.
+        image: Shape of what it classifies.
 
     Returns:
         Rows "encoder", "hidden" (the generator's hidden layer), each layer of the executor, and
@@ -171,17 +174,17 @@ def costs(straw: Straw, executor: nn.Module, base: Base) -> list[dict[str, Any]]
         "factors" an upper bound, as the library does not form `B` where a layer sees one vector a
         sample).
     """
-    network = linen(executor)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), _IMAGE)
+    network, one = linen(executor), jax.ShapeDtypeStruct((1, *image), jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), one)
     params = jax.eval_shape(straw.init, jax.random.key(0))
     first = params["generator"]["hidden"]
     hidden_size = first["kernel"].shape[1]
-    encoder = _form(_size(params["encoder"]), multiply_adds(straw.styles, params, _IMAGE), 0)
+    encoder = _form(_size(params["encoder"]), multiply_adds(straw.styles, params, one), 0)
     hidden = _form(_size(first), math.prod(first["kernel"].shape), 0)
     rows = [_row(name, 0, 0, form, form, _form(0, 0, 0)) for name, form in
             (("encoder", encoder), ("hidden", hidden))]  # fmt: skip
     for layer, group in itertools.groupby(straw.spec, lambda leaf: leaf.path.rpartition("/")[0]):
-        rows.append(_layer_row(layer, list(group), network, shapes, hidden_size, base))
+        rows.append(_layer_row(layer, list(group), network, shapes, one, hidden_size, base))
     total = {
         key: sum(row[key] for row in rows) for key in ("dense_numbers", "generated_numbers")
     } | {
@@ -196,6 +199,7 @@ def _layer_row(
     leaves: Sequence[GeneratedLeaf],
     executor: Network,
     shapes: Any,
+    image: jax.ShapeDtypeStruct,
     hidden_size: int,
     base: Base,
 ) -> dict[str, Any]:
@@ -214,9 +218,9 @@ def _layer_row(
         return with_base(jax.tree.unflatten(jax.tree.structure(params), bare), factors, x)
 
     # The executor with only this layer generated: what is added, and what its base takes away.
-    all_static = multiply_adds(executor.apply, shapes, _IMAGE)
-    added_to_base = multiply_adds(with_base, shapes, factors, _IMAGE)
-    static = added_to_base - multiply_adds(without_base, shapes, factors, _IMAGE)
+    all_static = multiply_adds(executor.apply, shapes, image)
+    added_to_base = multiply_adds(with_base, shapes, factors, image)
+    static = added_to_base - multiply_adds(without_base, shapes, factors, image)
     whole_leaves = sum(leaf.dense_size for leaf in spec if leaf.rank == "whole")
     lowrank = added_to_base - all_static + hidden_size * whole_leaves
     kept = base == "trained"

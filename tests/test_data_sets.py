@@ -69,7 +69,13 @@ def test_tfds_s_transposed_emnist_sets_come_upright(tmp_path):
     np.testing.assert_array_equal(dataset.test_images, expected)
 
 
-def _prepare(folder: Path, *, side: int = 28, splits: tuple[str, ...] = ("train", "test")) -> None:
+def _prepare(
+    folder: Path,
+    *,
+    side: int = 28,
+    channels: int = 1,
+    splits: tuple[str, ...] = ("train", "test"),
+) -> None:
     """Prepare a small set of digits as TFDS does, PNG images included."""
     import tensorflow_datasets as tfds
 
@@ -78,7 +84,7 @@ def _prepare(folder: Path, *, side: int = 28, splits: tuple[str, ...] = ("train"
 
         def _info(self):
             features = {
-                "image": tfds.features.Image(shape=(side, side, 1)),
+                "image": tfds.features.Image(shape=(side, side, channels)),
                 "label": tfds.features.ClassLabel(names=["zero", "one", "two"]),
             }
             features = tfds.features.FeaturesDict(features)
@@ -90,7 +96,8 @@ def _prepare(folder: Path, *, side: int = 28, splits: tuple[str, ...] = ("train"
         def _generate_examples(self, split):
             for index in range(12 if split == "train" else 6):
                 png = io.BytesIO()  # From an array, TFDS would encode with TensorFlow.
-                Image.new("L", (side, side), 10 * (index % 3) + index).save(png, "png")
+                grey = Image.new("L", (side, side), 10 * (index % 3) + index)
+                grey.convert({1: "L", 3: "RGB"}[channels]).save(png, "png")
                 png.seek(0)
                 yield index, {"image": png, "label": index % 3}
 
@@ -117,9 +124,16 @@ def test_a_prepared_set_is_read_and_stored(tmp_path):
     assert stored.name == "small_digits-3.0.1.npz"
 
 
+def test_a_prepared_set_in_colour_is_read(tmp_path):
+    _prepare(tmp_path, side=32, channels=3)
+    dataset = data.load("small_digits", data_dir=tmp_path)
+    assert dataset.train_images.shape == (12, 32, 32, 3)
+    assert dataset.test_images.shape == (6, 32, 32, 3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"side": 32}, r"image \[28, 28, 1\]"), ({"splits": ("train",)}, "splits train and test")],
+    [({"side": 30}, r"image \[28, 28, 1\]"), ({"splits": ("train",)}, "splits train and test")],
 )
 def test_prepared_sets_of_another_kind_are_refused(changes, message, tmp_path):
     _prepare(tmp_path, **changes)

@@ -86,6 +86,14 @@ def test_blur_equals_a_direct_convolution():
         np.testing.assert_allclose(blurred[..., 0], expected, atol=0.51)
 
 
+def test_colours_are_transformed_alike():
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    for name, made in variants(images).items():
+        for channel in range(3):
+            alone = variants(images[..., channel : channel + 1])[name]
+            np.testing.assert_array_equal(made[..., channel], alone[..., 0])
+
+
 @pytest.mark.parametrize(
     "images", [np.zeros((2, 28, 28, 1), np.float32), np.zeros((2, 28, 28), np.uint8)]
 )

@@ -141,3 +141,16 @@ def test_generated_kernels_are_trained_through_their_generator(name):
 
     gradient = jax.grad(loss)(variables["params"])
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient["generator"]))
+
+
+@pytest.mark.parametrize("name", ["straw", "wide", "compact", "wrn_16_1_generated"])
+def test_images_may_be_larger_and_in_colour(name):
+    image = (32, 32, 3)
+    base = "trained" if name == "compact" else "none"
+    model = contender(name, classes=3, rank=1, base=base, image=image)
+    images = jax.ShapeDtypeStruct((2, *image), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    logits, _ = jax.eval_shape(lambda v, x: model.apply(v, x, None), variables, images)
+    assert logits.shape == (2, 3)
+    assert parameters(model, image) == sum(leaf.size for leaf in jax.tree.leaves(variables))
+    assert sample_cost(model, image) > 0

@@ -1,4 +1,4 @@
-"""Data sets of 28 x 28 grey characters in memory, and the transformed test sets.
+"""Data sets of small images in memory, and the transformed test sets.
 
 Nothing here needs JAX; TFDS and matplotlib are imported only where a data set needs them.
 """
@@ -22,8 +22,9 @@ __all__ = ["Dataset", "check", "data_folder", "load", "normalise", "variants"]
 class Dataset(NamedTuple):
     """A data set in memory.
 
-    Images are uint8 [n, 28, 28, 1], upright, bright on black; labels are int32 [n]. `name` says
-    truly what the images are, and belongs beside every result.
+    Images are uint8 [n, height, width, channels], and characters upright, bright on black, in one
+    channel; labels are int32 [n]. `name` says truly what the images are, and belongs beside every
+    result.
     """
 
     name: str
@@ -45,7 +46,8 @@ def load(
 
     Args:
         name: "auto" (EMNIST balanced; glyphs, with a warning, where that cannot be had), "emnist",
-            "glyphs", or the TFDS name of a set of 28 x 28 grey images that lies in `data_dir`.
+            "glyphs", or the TFDS name of a set of 28 x 28 or 32 x 32 images, grey or in colour,
+            that lies in `data_dir`.
         fraction: of the training images, above 0 and up to 1, evenly strided in the set's own
             order: 0.1 takes every tenth. The test set is always whole.
         data_dir: where data sets lie and are kept; None: TFDS's folder (`TFDS_DATA_DIR`, or else

@@ -1,4 +1,4 @@
-"""Other sets of 28 x 28 grey images: prepared by TFDS, or the four idx files of MNIST's kin."""
+"""Other sets of small images: prepared by TFDS, or the four idx files of MNIST's kin."""
 
 import contextlib
 import functools
@@ -21,6 +21,7 @@ _FILES = {
     "test_images": "t10k-images-idx3-ubyte",
     "test_labels": "t10k-labels-idx1-ubyte",
 }
+_SHAPES = [(side, side, channels) for side in (28, 32) for channels in (1, 3)]
 _CHUNK = 4096  # Records read at a time: one by one takes four times as long.
 
 
@@ -34,7 +35,7 @@ def find(name: str, data_dir: Path) -> tuple[tuple[str, ...], Callable[[], Array
 
     Returns:
         The class names, and a function without arguments that returns "{train,test}_images"
-        uint8 [n, 28, 28, 1] and "{train,test}_labels" int32 [n].
+        uint8 [n, height, width, channels] and "{train,test}_labels" int32 [n].
 
     Raises:
         ValueError: if there is no such data, or data of another kind.
@@ -48,8 +49,8 @@ def find(name: str, data_dir: Path) -> tuple[tuple[str, ...], Callable[[], Array
         if len(found) == len(_FILES):
             return _find_idx(name, found)
     raise ValueError(
-        f"data set {name!r}: expected auto, emnist, glyphs, or a set of 28 x 28 grey images whose "
-        f"data lie in {data_dir}, got no such data. Prepare it with TFDS (file_format="
+        f"data set {name!r}: expected auto, emnist, glyphs, or a set of 28 x 28 or 32 x 32 images "
+        f"whose data lie in {data_dir}, got no such data. Prepare it with TFDS (file_format="
         f"'array_record') in {data_dir / name}, or put train-images-idx3-ubyte.gz and its three "
         "companions there, or choose another --data-dir."
     )
@@ -90,10 +91,10 @@ def _find_prepared(
     features = dict(builder.info.features.items())
     image, label = features.get("image"), features.get("label")
     is_class = isinstance(label, tfds.features.ClassLabel)
-    if not is_class or getattr(image, "shape", None) != (28, 28, 1):
+    if not is_class or getattr(image, "shape", None) not in _SHAPES:
         raise ValueError(
-            f"data set {name!r} in {folder}: expected features image [28, 28, 1] and label (a "
-            f"class), got {features}. Choose a set of 28 x 28 grey images."
+            f"data set {name!r} in {folder}: expected features image [28, 28, 1] (or 32 x "
+            f"32, or 3 channels) and label (a class), got {features}. Choose a set of such images."
         )
     if not set(_SPLITS) <= set(builder.info.splits):
         raise ValueError(

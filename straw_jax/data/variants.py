@@ -12,20 +12,21 @@ def variants(images: np.ndarray, *, seed: int = 0) -> dict[str, np.ndarray]:
     alike, however many follow.
 
     Args:
-        images: uint8 [n, height, width, 1].
+        images: uint8 [n, height, width, channels], 1 or 3 of these.
         seed: fixes the angles and the widths of the blur.
 
     Returns:
-        uint8 [n, height, width, 1] by name, in this order: "standard" (the images themselves),
-        "rotated" (one angle an image, uniform in -60 to 60 degrees, nearest neighbour, zeros
-        outside), "blurred" (3 x 3 Gaussian, sigma uniform in 0.1 to 2.0 pixels, reflected edge).
+        uint8 [n, height, width, channels] by name, in this order: "standard" (the images
+        themselves), "rotated" (one angle an image, uniform in -60 to 60 degrees, nearest neighbour,
+        zeros outside), "blurred" (3 x 3 Gaussian, sigma uniform in 0.1 to 2.0 pixels, reflected
+        edge).
 
     Raises:
-        ValueError: if the images are not uint8 [n, height, width, 1].
+        ValueError: if the images are not uint8 [n, height, width, channels].
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 1:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
-            f"variants: expected uint8 images [n, height, width, 1], got {images.dtype} "
+            f"variants: expected uint8 images [n, height, width, 1 or 3], got {images.dtype} "
             f"{list(images.shape)}. Pass raw images: normalise the variants, not their source."
         )
     angles = np.random.default_rng([seed, _ROTATED]).uniform(-60.0, 60.0, len(images))
@@ -37,7 +38,7 @@ def rotate(images: np.ndarray, degrees: np.ndarray) -> np.ndarray:
     """Rotate each image about its centre, counter-clockwise as seen, by nearest neighbour.
 
     Args:
-        images: [n, height, width, 1].
+        images: [n, height, width, channels].
         degrees: float [n], one angle an image.
 
     Returns:
@@ -60,7 +61,7 @@ def blur(images: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
     """Blur each image with a 3 x 3 Gaussian kernel, sampled at the pixels and summing to one.
 
     Args:
-        images: uint8 [n, height, width, 1].
+        images: uint8 [n, height, width, channels].
         sigmas: float [n], pixels, one an image.
 
     Returns:

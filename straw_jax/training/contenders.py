@@ -44,7 +44,10 @@ Encoder: TypeAlias = Literal["conv", "trm"]
 # Where the CNN's dense layer is meant, or the compact executor, no other can take its place.
 _OF_ANY_EXECUTOR = ("standalone", "wide", "straw", "resnet34")
 
-_IMAGE = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+ImageShape: TypeAlias = tuple[int, ...]
+"""Height, width and channels."""
+
+_GREY: ImageShape = (28, 28, 1)
 
 
 def contender(
@@ -55,6 +58,7 @@ def contender(
     base: Base,
     executor: Executor = "cnn",
     encoder: Encoder = "conv",
+    image: ImageShape = _GREY,
 ) -> Model:
     """Return one of the contenders.
 
@@ -75,6 +79,7 @@ def contender(
             "standalone", "wide" (all its layers) and "straw" (on attention and MLPs).
         encoder: STRAW's, "conv", the convolutions that are usual with the executor, or "trm",
             `RecursiveEye`.
+        image: shape of what is classified.
 
     Returns:
         The contender as pure functions.
@@ -99,6 +104,7 @@ def contender(
         "base": base,
         "executor": executor,
         "encoder": encoder,
+        "image": image,
     }
     if straw := straw_of(name, **options):
         return straw_model(straw)
@@ -109,7 +115,7 @@ def contender(
     if name == "compact_static":
         return flax_model(CompactCNN(classes))
     if name.startswith(tuple(_GENERATED)) and name in NAMES:
-        return _of_hypernetworks(name, classes)
+        return _of_hypernetworks(name, classes, image)
     if name in NAMES:
         return _widened(name, **options)
     raise ValueError(f"contender: expected one of {', '.join(NAMES)}, got {name!r}.")
@@ -123,6 +129,7 @@ def straw_of(
     base: Base,
     executor: Executor = "cnn",
     encoder: Encoder = "conv",
+    image: ImageShape = _GREY,
 ) -> Straw | None:
     """Return the STRAW that a contender is, or None where it is none; arguments as `contender`."""
     straws: dict[str, Callable[..., Straw]] = {
@@ -132,7 +139,7 @@ def straw_of(
     if name not in straws:
         return None
     eye = RecursiveEye() if encoder == "trm" else None
-    return straws[name](classes=classes, rank=rank, base=base, encoder=eye)
+    return straws[name](classes=classes, rank=rank, base=base, encoder=eye, image=image)
 
 
 def executor_of(name: str, classes: int, executor: Executor = "cnn") -> nn.Module:
@@ -143,14 +150,26 @@ def executor_of(name: str, classes: int, executor: Executor = "cnn") -> nn.Modul
 
 
 def article_straw(
-    *, classes: int, rank: int, base: Base, encoder: nn.Module | None = None
+    *,
+    classes: int,
+    rank: int,
+    base: Base,
+    encoder: nn.Module | None = None,
+    image: ImageShape = _GREY,
 ) -> Straw:
     """Return the article's STRAW: its generator, its CNN as executor, and an eye, usually its."""
-    return make_straw(executor_of("straw", classes), _IMAGE, rank=rank, base=base, encoder=encoder)
+    return make_straw(
+        executor_of("straw", classes), _images(image), rank=rank, base=base, encoder=encoder
+    )
 
 
 def compact_straw(
-    *, classes: int, rank: int = 4, base: Base = "trained", encoder: nn.Module | None = None
+    *,
+    classes: int,
+    rank: int = 4,
+    base: Base = "trained",
+    encoder: nn.Module | None = None,
+    image: ImageShape = _GREY,
 ) -> Straw:
     """Return a STRAW of 342,702 parameters that learns from few images in few epochs.
 
@@ -159,7 +178,7 @@ def compact_straw(
     """
     return make_straw(
         executor_of("compact", classes),
-        _IMAGE,
+        _images(image),
         rank=rank,
         base=base,
         encoder=encoder or NormEye(),
@@ -168,7 +187,12 @@ def compact_straw(
 
 
 def vit_straw(
-    *, classes: int, rank: int = 4, base: Base = "trained", encoder: nn.Module | None = None
+    *,
+    classes: int,
+    rank: int = 4,
+    base: Base = "trained",
+    encoder: nn.Module | None = None,
+    image: ImageShape = _GREY,
 ) -> Straw:
     """Return a STRAW that rewrites the attention and the MLPs of a small vision transformer.
 
@@ -177,7 +201,7 @@ def vit_straw(
     """
     return make_straw(
         executor_of("straw", classes, "vit"),
-        _IMAGE,
+        _images(image),
         rank={"block*/*/kernel": rank},
         base=base,
         encoder=encoder or NormEye(),
@@ -185,18 +209,18 @@ def vit_straw(
     )
 
 
-def parameters(model: Model) -> int:
+def parameters(model: Model, image: ImageShape = _GREY) -> int:
     """Count a model's trained parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(_shapes(model)["params"]))
+    return sum(leaf.size for leaf in jax.tree.leaves(_shapes(model, image)["params"]))
 
 
-def sample_cost(model: Model) -> int:
+def sample_cost(model: Model, image: ImageShape = _GREY) -> int:
     """Count the multiply-adds of one image's way through a model, without its gradient."""
 
     def logits(variables: Variables, images: jax.Array) -> jax.Array:
         return model.apply(variables, images, None)[0]
 
-    return multiply_adds(logits, _shapes(model), _IMAGE)
+    return multiply_adds(logits, _shapes(model, image), _images(image))
 
 
 def straw_model(straw: Straw) -> Model:
@@ -232,10 +256,12 @@ def _mode(key: jax.Array | None) -> dict[str, Any]:
     return {} if key is None else {"train": True, "rngs": {"dropout": key}}
 
 
-def _widened(name: str, *, classes: int, executor: Executor, **options: Any) -> Model:
+def _widened(
+    name: str, *, classes: int, executor: Executor, image: ImageShape, **options: Any
+) -> Model:
     """Widen an executor until it is as near to its STRAW in a count as whole widths allow."""
     widened = "compact" if name == "compact_wide" else "straw"
-    straw = contender(widened, classes=classes, executor=executor, **options)
+    straw = contender(widened, classes=classes, executor=executor, image=image, **options)
 
     def static(width: int) -> Model:
         """Make it with a last hidden layer, or a last convolution, of this width."""
@@ -250,7 +276,7 @@ def _widened(name: str, *, classes: int, executor: Executor, **options: Any) -> 
         channels = round(width / 4), round(width / 2)
         return flax_model(CNN(classes, channels=channels, hidden=width))
 
-    count = sample_cost if name == "wide_compute" else parameters
+    count = partial(sample_cost if name == "wide_compute" else parameters, image=image)
     target = count(straw)
     widths = range(4, 100_000)
     above = bisect.bisect_left(widths, target, key=lambda width: count(static(width)))
@@ -283,7 +309,7 @@ _GENERATED = {
 }
 
 
-def _of_hypernetworks(name: str, classes: int) -> Model:
+def _of_hypernetworks(name: str, classes: int, image: ImageShape) -> Model:
     """Return a network of the HyperNetworks paper, as `contender` tells."""
     network, form = re.fullmatch(r"(.*?)(?:_(narrow|generated))?", name).groups()  # type: ignore[union-attr]
     make, narrow, kernels, size = _GENERATED[network]
@@ -292,7 +318,7 @@ def _of_hypernetworks(name: str, classes: int) -> Model:
     if form is None:
         return flax_model(make(classes))
     generated = make_hypernetwork(
-        make(classes), _IMAGE, [kernels], chunk=(16, 16), embedding=size, hidden=size
+        make(classes), _images(image), [kernels], chunk=(16, 16), embedding=size, hidden=size
     )
 
     def init(key: jax.Array, images: jax.Array) -> Variables:
@@ -307,5 +333,9 @@ def _of_hypernetworks(name: str, classes: int) -> Model:
     return Model(init, apply)
 
 
-def _shapes(model: Model) -> Variables:
-    return jax.eval_shape(model.init, jax.random.key(0), _IMAGE)
+def _shapes(model: Model, image: ImageShape) -> Variables:
+    return jax.eval_shape(model.init, jax.random.key(0), _images(image))
+
+
+def _images(image: ImageShape) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *image), jnp.float32)

@@ -188,6 +188,7 @@ class Experiment:
             "base": config.base,
             "executor": config.executor,
             "encoder": config.encoder,
+            "image": self.dataset.train_images.shape[1:],
         }
 
 
@@ -282,8 +283,8 @@ def _finish_in_processes(
 ) -> None:
     unfinished = [task for task in tasks if not experiment.run(*task).result.exists()]
     cost = {
-        name: contenders.sample_cost(experiment.contender(name).model)
-        for name in experiment.config.models
+        name: contenders.sample_cost(each.model, each.image_shape)
+        for name, each in ((name, experiment.contender(name)) for name in experiment.config.models)
     }
     longest_first = sorted(unfinished, key=lambda task: -cost[task[0]])
     in_processes(_finisher, (experiment.config, experiment.dataset), longest_first, jobs)
@@ -310,7 +311,8 @@ def _figures_of(
         },
         "parameters": {name: each.parameters() for name, each in models.items()},
         "multiply_adds": {
-            name: contenders.sample_cost(each.model) for name, each in models.items()
+            name: contenders.sample_cost(each.model, each.image_shape)
+            for name, each in models.items()
         },
         "results": {
             name: report.over_seeds([result["variants"] for result in group])
@@ -383,7 +385,8 @@ def _draw_styles(experiment: Experiment) -> None:
 def _cost_of_resnet(experiment: Experiment, summary: Mapping[str, Any]) -> str:
     """Estimate what the missing baseline would take here, from the time of a model that ran."""
     models = experiment.config.models
-    cost = contenders.sample_cost(experiment.contender("resnet34").model)
+    resnet = experiment.contender("resnet34")
+    cost = contenders.sample_cost(resnet.model, resnet.image_shape)
     ratio = cost / summary["multiply_adds"][models[0]]
     minutes = summary["seconds"][models[0]] * ratio / summary["jobs"] / 60
     return (

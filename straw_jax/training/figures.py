@@ -188,7 +188,8 @@ def plot_samples(
     """Draw test samples (rows) in each variant (columns), with what every model takes them for.
 
     Args:
-        images: for each variant, uint8 `[n, 28, 28, 1]`, the same samples in the same order.
+        images: for each variant, uint8 `[n, height, width, channels]`, the same samples in the same
+            order.
         labels: true classes, int `[n]`.
         predictions: for each model and variant, predicted classes, int `[n]`.
         class_names: name of each class.
@@ -206,7 +207,10 @@ def plot_samples(
     for row, label in enumerate(labels):
         for column, (variant, pictures) in enumerate(images.items()):
             axes: Axes = grid[row, column]
-            axes.imshow(pictures[row, :, :, 0], cmap="gray_r", vmin=0, vmax=255)
+            picture = pictures[row]  # imshow takes three channels as colour
+            if picture.shape[-1] == 1:
+                picture = picture[..., 0]
+            axes.imshow(picture, cmap="gray_r", vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_color("#BBBBBB")
             for line, (model, by_variant) in enumerate(predictions.items()):
