@@ -1,7 +1,6 @@
 """The contenders: the article's, ours, and static controls of both, as pure functions."""
 
 import bisect
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -311,11 +310,11 @@ _GENERATED = {
 
 def _of_hypernetworks(name: str, classes: int, image: ImageShape) -> Model:
     """Return a network of the HyperNetworks paper, as `contender` tells."""
-    network, form = re.fullmatch(r"(.*?)(?:_(narrow|generated))?", name).groups()  # type: ignore[union-attr]
-    make, narrow, kernels, size = _GENERATED[network]
-    if form == "narrow":
+    form = next((form for form in ("_narrow", "_generated") if name.endswith(form)), "")
+    make, narrow, kernels, size = _GENERATED[name.removesuffix(form)]
+    if form == "_narrow":
         return flax_model(make(classes, channels=narrow))
-    if form is None:
+    if not form:
         return flax_model(make(classes))
     generated = make_hypernetwork(
         make(classes), _images(image), [kernels], chunk=(16, 16), embedding=size, hidden=size
