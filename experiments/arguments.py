@@ -25,6 +25,11 @@ MODELS = (
     "compact_static",
     "compact_wide",
     "compact",
+    "compact_augmented",
+    "compact_fan",
+    "compact_context",
+    "geometric_stn",
+    "geometric",
     *(
         f"{network}{form}"
         for network in ("conv7", "wrn_16_1", "wrn_40_2")
@@ -42,18 +47,27 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
 }
 
 # Recipes of our own, chosen on validation images (--validation).
-PRESETS: dict[str, dict[str, Any]] = {
-    "compact": {
-        **_NETWORKS,
-        "rank": 4,
-        "base": "trained",
-        "batch_size": 32,
-        "learning_rate": 4e-3,
-        "schedule": "cosine",
-    },
+_COMPACT = {
+    **_NETWORKS,
+    "rank": 4,
+    "base": "trained",
+    "batch_size": 32,
+    "learning_rate": 4e-3,
+    "schedule": "cosine",
 }
+PRESETS: dict[str, dict[str, Any]] = {"compact": _COMPACT, "geometric": _COMPACT}
 _VIT_MODELS = ("standalone", "wide", "straw")
-_PRESET_MODELS = {"compact": ["compact_static", "compact_wide", "compact"]}
+_PRESET_MODELS = {
+    "compact": ["compact_static", "compact_wide", "compact"],
+    "geometric": [
+        "compact_static",
+        "compact_augmented",
+        "compact_fan",
+        "compact_context",
+        "geometric_stn",
+        "geometric",
+    ],
+}
 
 # What does not change a result may change between a run and its resumption. (The names of the
 # article's set and of a preset follow from other settings; how many runs train at once, and with it
@@ -208,7 +222,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=PRESETS,
         help="a recipe of ours, in place of --models, --rank, --base, --batch-size,"
         " --learning-rate and --schedule; compact: a STRAW of 343 thousand parameters, its executor"
-        " alone, and that widened to as many parameters",
+        " alone, and that widened to as many parameters; geometric: an eye that sees how an image"
+        " is turned, and turns the executor's first weights, learnt without labels of turned"
+        " images, and what it is measured by",
     )
     what.add_argument(
         "--models",
@@ -217,7 +233,10 @@ def _parser() -> argparse.ArgumentParser:
         help="any of standalone, straw, resnet34, and of the controls wide_dense (standalone with"
         " its dense layer widened to STRAW's parameters), wide_compute and wide (all layers"
         " scaled, to STRAW's multiply-adds and to its parameters); with --preset compact any of"
-        " compact, compact_static, compact_wide; of the HyperNetworks paper conv7, its network for"
+        " compact, compact_static, compact_wide; with --preset geometric any of geometric,"
+        " geometric_stn (the same network, from labels alone), compact_context (its eye, but"
+        " low-rank updates), compact_augmented (labels of turned images), compact_fan (mean over a"
+        " fan of rotations); of the HyperNetworks paper conv7, its network for"
         " MNIST, and the wide residual networks wrn_16_1 and wrn_40_2, each also as _generated, its"
         " kernels written by one generator, and as _narrow, with about as few parameters (default:"
         " standalone straw)",

@@ -17,9 +17,9 @@ from flax import linen as nn
 
 from straw_jax import analysis
 from straw_jax.data.variants import blur, rotate
-from straw_jax.factors import FactorSpec, FactorTree, GeneratedLeaf, named_leaves
+from straw_jax.factors import FactorSpec, FactorTree, GeneratedLeaf, Update, named_leaves
 from straw_jax.lift import modulate
-from straw_jax.lowrank import Factors, Generated
+from straw_jax.lowrank import Generated
 from straw_jax.straw import Base, Network, Straw, linen
 from straw_jax.training.batches import batches
 from straw_jax.training.contenders import executor_of
@@ -143,7 +143,7 @@ def ranks(spec: FactorSpec) -> dict[str, dict[str, Any]]:
     """Return shape, "rank", and "largest" possible rank of each generated leaf, by path."""
 
     def largest(leaf: GeneratedLeaf) -> int | None:
-        return None if leaf.rank == "whole" else min(leaf.rank, leaf.rows, leaf.columns)
+        return min(leaf.rank, leaf.rows, leaf.columns) if isinstance(leaf.rank, int) else None
 
     return {
         leaf.path: {"shape": list(leaf.shape), "rank": leaf.rank, "largest": largest(leaf)}
@@ -433,7 +433,7 @@ def _changed(turned: Mapping[int, np.ndarray]) -> dict[str, Mapping[Any, np.ndar
 
 def _factors_of(straw: Straw) -> Callable[[Variables, Any], FactorTree]:
     @jax.jit
-    def factors_of(variables: Variables, images: Any) -> dict[str, Factors | jax.Array]:
+    def factors_of(variables: Variables, images: Any) -> dict[str, Update]:
         return straw.factors(variables["params"], as_input(images))
 
     return factors_of

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
     from straw_jax.functional import hyperlora, hyperlora_conv
     from straw_jax.generator import Generator
+    from straw_jax.geometry import Posed, affine, resample
     from straw_jax.inference import load_exported, predictor, save_exported
     from straw_jax.lift import materialize, modulate
     from straw_jax.lowrank import Factors, Generated, form
     from straw_jax.models import CNN, CompactCNN, ResNet34, ViT
+    from straw_jax.pose import Geometric, PoseEye, PoseRange, make_geometric
     from straw_jax.straw import Network, Straw, linen, make_straw
 
 __all__ = [
@@ -28,23 +30,30 @@ __all__ = [
     "Generated",
     "GeneratedLeaf",
     "Generator",
+    "Geometric",
     "Network",
     "NormEye",
+    "PoseEye",
+    "PoseRange",
+    "Posed",
     "RecursiveEye",
     "ResNet34",
     "SetEncoder",
     "Straw",
     "ViT",
+    "affine",
     "factor_spec",
     "form",
     "hyperlora",
     "hyperlora_conv",
     "linen",
     "load_exported",
+    "make_geometric",
     "make_straw",
     "materialize",
     "modulate",
     "predictor",
+    "resample",
     "save_exported",
 ]
 
@@ -53,10 +62,12 @@ _MODULES = {
     "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],
     "functional": ["hyperlora", "hyperlora_conv"],
     "generator": ["Generator"],
+    "geometry": ["Posed", "affine", "resample"],
     "inference": ["load_exported", "predictor", "save_exported"],
     "lift": ["materialize", "modulate"],
     "lowrank": ["Factors", "Generated", "form"],
     "models": ["CNN", "CompactCNN", "ResNet34", "ViT"],
+    "pose": ["Geometric", "PoseEye", "PoseRange", "make_geometric"],
     "straw": ["Network", "Straw", "linen", "make_straw"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from straw_jax.factors import FactorSpec, FactorTree
+from straw_jax.factors import FactorSpec, FactorTree, Update
+from straw_jax.geometry import Posed
 from straw_jax.lowrank import Factors, form
 
 
@@ -54,7 +55,7 @@ class Variance(NamedTuple):
     corrected: float
 
 
-def by_layer(spec: FactorSpec, updates: FactorTree) -> dict[str, Factors | Array]:
+def by_layer(spec: FactorSpec, updates: FactorTree) -> dict[str, Update]:
     """Take the updates of stacked layers apart, so that each layer's has an entry of its own.
 
     Args:
@@ -69,7 +70,7 @@ def by_layer(spec: FactorSpec, updates: FactorTree) -> dict[str, Factors | Array
         ValueError: if the updates are not of this specification.
     """
     spec.check(updates)
-    apart: dict[str, Factors | Array] = {}
+    apart: dict[str, Update] = {}
     for leaf in spec:
         factor = updates[leaf.path]
         if not isinstance(factor, Factors) or "s" not in leaf.axes:
@@ -302,6 +303,11 @@ def _formed(updates: FactorTree) -> _Formed:
 
     formed: _Formed = {}
     for path, factor in updates.items():
+        if isinstance(factor, Posed):
+            raise ValueError(
+                f"analysis: expected an update that is added to {path}, got a pose, which has no "
+                "norm. Leave posed leaves out."
+            )
         if not isinstance(factor, Factors):
             formed[path] = wide(factor)
             fits = factor.ndim >= 1

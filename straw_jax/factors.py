@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from straw_jax.geometry import Posed
 from straw_jax.lowrank import Factor, Factors, factor_shape, form
 
-Rank: TypeAlias = int | Literal["whole"]
-FactorTree: TypeAlias = Mapping[str, Factors | Array]
+Rank: TypeAlias = int | Literal["whole", "pose"]
+Update: TypeAlias = Factors | Posed | Array
+FactorTree: TypeAlias = Mapping[str, Update]
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -53,7 +55,8 @@ class GeneratedLeaf:
     Attributes:
         path: its name in the tree.
         shape: of the leaf.
-        rank: of the update `B @ A`, or "whole" where every number is generated.
+        rank: of the update `B @ A`; or "whole" where every number is generated, or "pose" where the
+            kernel is composed with a resampling of the images that its layer sees.
         axes: how it is read as a matrix, as in `factor_spec`; empty: all but the last are rows.
     """
 
@@ -83,9 +86,11 @@ class GeneratedLeaf:
 
     @property
     def parts(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what is generated: `B` and `A`, or the whole leaf."""
+        """Names and shapes of what is generated: `B` and `A`, the whole leaf, or the pose."""
         if self.rank == "whole":
             return {"whole": self.shape}
+        if self.rank == "pose":
+            return {"pose": (2, 3)}
         return {"B": (self.rows, self.rank), "A": (self.rank, self.columns)}
 
     @property
@@ -95,6 +100,8 @@ class GeneratedLeaf:
 
     def assemble(self, parts: Mapping[str, Any]) -> Any:
         """Return the generated parts, by name, as this leaf's entry in a tree of factors."""
+        if self.rank == "pose":
+            return Posed(parts["pose"])
         return parts["whole"] if self.rank == "whole" else Factors(**parts)
 
 
@@ -102,9 +109,9 @@ class GeneratedLeaf:
 class FactorSpec:
     """The generated leaves of a parameter tree, in the tree's order.
 
-    A tree of factors is a plain dict from path to `Factors` where a leaf is low-rank, or to an
-    array of the leaf's shape where it is generated whole; each with a sample axis in front where
-    samples have their own. `str(spec)` is a table.
+    A tree of factors is a plain dict from path to `Factors` where a leaf is low-rank, to an array
+    of the leaf's shape where it is generated whole, to `Posed` where it is posed; each with a
+    sample axis in front where samples have their own. `str(spec)` is a table.
     """
 
     leaves: tuple[GeneratedLeaf, ...]
@@ -120,7 +127,7 @@ class FactorSpec:
         """Numbers that a generator writes for one sample."""
         return sum(leaf.generated_size for leaf in self)
 
-    def unpack(self, vector: Array) -> dict[str, Factors | Array]:
+    def unpack(self, vector: Array) -> dict[str, Update]:
         """Cut a generator's flat output into factors.
 
         Args:
@@ -197,7 +204,7 @@ class FactorSpec:
         rows = [("leaf", "shape", "rank", "dense", "generated", "ratio", "")]
         for leaf in self:
             note = leaf.axes
-            if leaf.rank != "whole" and leaf.rank > (full := min(leaf.rows, leaf.columns)):
+            if isinstance(leaf.rank, int) and leaf.rank > (full := min(leaf.rows, leaf.columns)):
                 note = f"above full rank {full}"
             shape = "x".join(map(str, leaf.shape)) or "scalar"
             counts = _counts(leaf.dense_size, leaf.generated_size)
@@ -225,8 +232,9 @@ def factor_spec(
         params: any tree of arrays or `jax.ShapeDtypeStruct`.
         ranks: one rank for all kernels (leaves of at least two axes that are not called "bias");
             all other leaves are then generated whole. Or a mapping from path patterns, as in
-            `fnmatch` (`"*/kernel"`, `"Dense_?/bias"`), to a rank or "whole"; of the patterns that
-            match a leaf the first counts, and a leaf that none matches is not generated.
+            `fnmatch` (`"*/kernel"`, `"Dense_?/bias"`), to a rank, or "whole", or, of a convolution
+            over two axes, "pose"; of the patterns that match a leaf the first counts, and a leaf
+            that none matches is not generated.
         axes: how a kernel is read as a matrix, where the usual reading `"r...rc"`, all axes but
             the last as rows, is not the economical one. Path patterns to one letter for each axis:
             "r" for those of the rows, then "c" for those of the columns; "s" in front for layers
@@ -242,7 +250,8 @@ def factor_spec(
 
     Raises:
         ValueError: if a rank is below 1, a pattern matches no leaf, a low-rank leaf has fewer than
-            two axes, axes are not of this form, or nothing is generated.
+            two axes, a posed one is no kernel `[h, w, in, out]`, axes are not of this form, or
+            nothing is generated.
     """
     leaves = named_leaves(params)
     axes = axes or {}
@@ -256,7 +265,7 @@ def factor_spec(
     chosen = {path: rank for path, rank in chosen.items() if rank is not None}
     if not chosen:
         raise ValueError("factor_spec: nothing would be generated. Name at least one leaf.")
-    lowrank = [path for path, rank in chosen.items() if rank != "whole"]
+    lowrank = [path for path, rank in chosen.items() if rank not in ("whole", "pose")]
     _check_patterns(axes, lowrank, "low-rank leaves")
     letters = {path: _first_match(path, axes) or "" for path in lowrank}
     spec = FactorSpec(
@@ -266,8 +275,14 @@ def factor_spec(
         )
     )
     for leaf in spec:
-        if leaf.rank != "whole":
+        if leaf.path in lowrank:
             _check_lowrank(leaf)
+        elif leaf.rank == "pose" and len(leaf.shape) != 4:
+            raise ValueError(
+                f"factor_spec: expected a posed leaf to be a convolution's kernel of four axes, got"
+                f" {leaf.path} of shape {leaf.shape}. Give `modulate` a `Posed` with a grid, or"
+                " pose the layer that sees images."
+            )
     return spec
 
 
@@ -292,7 +307,7 @@ def _check_lowrank(leaf: GeneratedLeaf) -> None:
     if not isinstance(leaf.rank, int) or leaf.rank < 1:
         raise ValueError(
             f"factor_spec: expected the rank of {leaf.path} to be a whole number of at least "
-            f"1, or 'whole', got {leaf.rank!r}."
+            f"1, or 'whole', or 'pose', got {leaf.rank!r}."
         )
     if len(leaf.shape) < 2:
         raise ValueError(
@@ -306,7 +321,9 @@ def _check_lowrank(leaf: GeneratedLeaf) -> None:
         )
 
 
-def _parts(factor: Factors | Array) -> list[Factor]:
+def _parts(factor: Update) -> list[Factor]:
+    if isinstance(factor, Posed):  # with an update it has more parts than a specification
+        return [factor.matrix, *([] if factor.update is None else _parts(factor.update))]
     return list(factor) if isinstance(factor, Factors) else [factor]
 
 

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
@@ -22,7 +23,8 @@ class Generator(nn.Module):
         spec: what to generate.
         hidden: length of the hidden vector.
         start_at_base: start with `A = 0` and whole updates of zero, so that an untrained generator
-            leaves the executor as it is; else with all heads as PyTorch starts a dense layer.
+            leaves the executor as it is; else with all heads as PyTorch starts a dense layer. Poses
+            always start as the one that changes nothing.
 
     References:
         The STRAW article, "Weight Generation", and its released code.
@@ -52,14 +54,17 @@ class Generator(nn.Module):
     def _head(self, path: str, part: str, shape: tuple[int, ...], hidden: Array) -> Any:
         zero = self.start_at_base and part != "B"
         name = path.replace("/", ".")
-        if part != "whole":
+        if part in ("B", "A"):
             return _FactorHead(shape, zero, name=name)(hidden)
+        zero |= part == "pose"
         whole = nn.Dense(
             math.prod(shape),
             kernel_init=nn.initializers.zeros if zero else kernel_init,
             bias_init=nn.initializers.zeros if zero else bias_init(self.hidden),
             name=name,
         )(hidden)
+        if part == "pose":
+            whole = whole + jnp.eye(2, 3, dtype=whole.dtype).reshape(1, -1)
         return whole.reshape(*hidden.shape[:-1], *shape)
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from straw_jax.factors import FactorTree, all_axes, matrix_axes, matrix_shape, named_leaves
+from straw_jax.geometry import Posed
 from straw_jax.lowrank import Factor, Factors, Generated, factor_shape
-from straw_jax.rules import LowRank, apply_lowrank
+from straw_jax.rules import LowRank, PosedKernel, apply_generated_kernels, is_generated
 
 
 def modulate(
@@ -23,7 +24,8 @@ def modulate(
 
     The function is not changed: where it uses a generated kernel, `x @ W` becomes
     `x @ W0 + scale * (x @ B) @ A` of that sample. Nothing of a kernel's size is formed per sample.
-    It is traced, as by `jax.jit`; `straw_jax.rules` has what it may do with a kernel.
+    Where a kernel is `Posed`, its layer sees `x` resampled first. The function is traced, as by
+    `jax.jit`; `straw_jax.rules` has what it may do with a kernel.
 
     Args:
         apply: `(params, x, **kwargs) -> y`, any JAX function that maps a batch to a batch sample by
@@ -38,7 +40,8 @@ def modulate(
         `modulated(params, factors, x, **kwargs) -> y`. `params` is what `apply` takes; a leaf given
         as `jax.ShapeDtypeStruct` has no base weights: its factors alone are the weights. `factors`
         maps paths to factors, as `FactorSpec` says, with a sample axis in front of each or of none
-        that all samples share; a leaf without factors keeps its weights. `x` is an array
+        that all samples share, or to `Posed` updates; a leaf without factors keeps its weights. `x`
+        is an array
         `[batch, ...]` or a tree of them. Keyword arguments go to `apply` as they are; typed random
         keys among them are split, so that every sample draws its own noise.
 
@@ -58,20 +61,20 @@ def modulate(
 
         def one_sample(factors: FactorTree, x: Any, keys: dict[int, Array]) -> Any:
             weights = _substitute(params, factors, scale, allow_materialise, fused)
-            leaves, structure = jax.tree.flatten(weights, is_leaf=_is_lowrank)
+            leaves, structure = jax.tree.flatten(weights, is_leaf=is_generated)
             drawn = [keys.get(i, leaf) for i, leaf in enumerate(options)]
             batch_of_one = jax.tree.map(lambda leaf: leaf[None], x)
 
             def model(kernels: list[Array]) -> Any:
                 substitutes = iter(kernels)
-                params = [next(substitutes) if _is_lowrank(leaf) else leaf for leaf in leaves]
+                params = [next(substitutes) if is_generated(leaf) else leaf for leaf in leaves]
                 return apply(
                     jax.tree.unflatten(structure, params),
                     batch_of_one,
                     **jax.tree.unflatten(treedef, drawn),
                 )
 
-            y = apply_lowrank(model, [leaf for leaf in leaves if _is_lowrank(leaf)])
+            y = apply_generated_kernels(model, [leaf for leaf in leaves if is_generated(leaf)])
             return jax.tree.map(lambda leaf: leaf[0], y)
 
         return jax.vmap(one_sample, in_axes=(axes, 0, 0))(dict(factors), x, keys)
@@ -93,7 +96,8 @@ def materialize(params: Any, factors: FactorTree, *, scale: float = 1.0) -> Any:
         The parameter tree with every update added; exact to rounding.
 
     Raises:
-        ValueError: if factors do not fit the parameters, or have a sample axis.
+        ValueError: if factors do not fit the parameters, or have a sample axis, or a convolution is
+            `Posed`: no kernel of a convolution computes what it does.
     """
     if jax.tree.leaves(_sample_axes(params, factors)):
         raise ValueError(
@@ -102,9 +106,9 @@ def materialize(params: Any, factors: FactorTree, *, scale: float = 1.0) -> Any:
         )
     weights = _substitute(params, factors, scale, allow_materialise=True)
     return jax.tree.map(
-        lambda leaf: leaf.materialise() if _is_lowrank(leaf) else leaf,
+        lambda leaf: leaf.materialise() if is_generated(leaf) else leaf,
         weights,
-        is_leaf=_is_lowrank,
+        is_leaf=is_generated,
     )
 
 
@@ -114,9 +118,16 @@ def _substitute(
     """Return `params` with factors in the place of leaves; factors have no sample axis."""
 
     def weight(path: str, leaf: Any) -> Any:
-        if path not in factors:
+        factor = factors.get(path)
+        if isinstance(factor, Posed):
+            kernel = updated(path, leaf, factor.update)
+            return PosedKernel(kernel, factor.matrix, factor.grid, path, allow_materialise)
+        return updated(path, leaf, factor)
+
+    def updated(path: str, leaf: Any, factor: Factors | Array | None) -> Any:
+        if factor is None:
             return leaf
-        factor, base = factors[path], None if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+        base = None if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
         if not isinstance(factor, Factors):
             return _add(base, factor)
         rows, columns = matrix_axes(_axes_of_factors(leaf.shape, factor))
@@ -138,14 +149,16 @@ def _sample_axes(params: Any, factors: FactorTree) -> dict[str, Any]:
             f"{unknown}. Was the specification computed from another tree?"
         )
     for path, leaf in leaves.items():
-        if isinstance(leaf, jax.ShapeDtypeStruct) and path not in factors:
+        factor = factors.get(path)
+        written = factor.update if isinstance(factor, Posed) else factor
+        if isinstance(leaf, jax.ShapeDtypeStruct) and written is None:
             raise ValueError(
                 f"modulate: {path} has neither weights nor factors. Generate it, or give weights."
             )
     return {path: _axes_of(path, leaves[path].shape, factor) for path, factor in factors.items()}
 
 
-def _axes_of(path: str, shape: tuple[int, ...], factor: Factors | Array) -> Any:
+def _axes_of(path: str, shape: tuple[int, ...], factor: Factors | Posed | Array) -> Any:
     def axis(name: str, part: Factor, *expected: int) -> Any:
         got = factor_shape(part)
         extra = len(got) - len(expected)
@@ -160,6 +173,9 @@ def _axes_of(path: str, shape: tuple[int, ...], factor: Factors | Array) -> Any:
             Generated(sample_axis, shared, shared) if isinstance(part, Generated) else sample_axis
         )
 
+    if isinstance(factor, Posed):
+        update = None if factor.update is None else _axes_of(path, shape, factor.update)
+        return Posed(axis("the pose", factor.matrix, 2, 3), update, factor.grid)
     if not isinstance(factor, Factors):
         return axis("the whole", factor, *shape)
     rank = factor_shape(factor.A)[-2]
@@ -173,10 +189,6 @@ def _axes_of_factors(shape: tuple[int, ...], factors: Factors) -> str:
     readings = all_axes(len(shape))
     fitting = (axes for axes in readings if matrix_shape(shape, axes) == sizes)
     return next(fitting, readings[0])
-
-
-def _is_lowrank(leaf: Any) -> bool:
-    return isinstance(leaf, LowRank)
 
 
 def _is_key(leaf: Any) -> bool:

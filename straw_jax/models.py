@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from straw_jax.layers import conv, dense
+from straw_jax.layers import conv, dense, max_pool
 
 
 class CNN(nn.Module):
@@ -39,7 +38,7 @@ class CNN(nn.Module):
         for i, features in enumerate(self.channels, start=1):
             x = conv(features, x.shape[-1], f"conv{i}", padding="VALID")(x)
             x = nn.relu(x) if i == 1 else x
-        x = nn.relu(_max_pool(x))  # in this order ReLU meets a quarter of the numbers
+        x = nn.relu(max_pool(x))  # in this order ReLU meets a quarter of the numbers
         x = nn.Dropout(0.25, deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(dense(self.hidden, x.shape[-1], "fc1")(x))
@@ -87,7 +86,7 @@ class CompactCNN(nn.Module):
                     name=f"conv{count}",
                 )(x)
                 x = nn.relu(nn.GroupNorm(num_groups=8, name=f"norm{count}")(x))
-            x = _max_pool(x)
+            x = max_pool(x)
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.classes, name="fc")(x)
@@ -227,7 +226,7 @@ class Conv7(nn.Module):
         for i, features in enumerate(self.channels, start=1):
             init = nn.initializers.he_normal()
             x = nn.Conv(features, (7, 7), kernel_init=init, name=f"conv{i}")(x)
-            x = nn.relu(_max_pool(x))
+            x = nn.relu(max_pool(x))
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         return nn.Dense(self.classes, name="fc")(x)
 
@@ -286,12 +285,3 @@ class WideResNet(nn.Module):
                 x = x + convolution(features, (3, 3), name=f"{name}conv2")(y)
         x = nn.relu(norm(name="norm")(x)).mean(axis=(1, 2))
         return nn.Dense(self.classes, name="fc")(x)
-
-
-def _max_pool(x: Array) -> Array:
-    """Return maxima of 2x2 windows, as `nn.max_pool`, whose gradient is slow on CPU.
-
-    An odd last row or column is left out.
-    """
-    x = jnp.maximum(x[:, :-1:2], x[:, 1::2])
-    return jnp.maximum(x[:, :, :-1:2], x[:, :, 1::2])

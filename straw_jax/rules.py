@@ -1,10 +1,10 @@
-"""Model code on low-rank kernels: what each operation does with the factors.
+"""Model code on generated kernels: what each operation does with the factors, or the pose.
 
 A model function is traced with ordinary kernels, and the program that results is run again with
-`LowRank` values in their place. Each operation that meets one follows its rule below: products,
-convolutions and look-ups use the factors, rearrangements rearrange them, loops and other programs
-within the program are run by the same means. An operation without a rule would need the kernel
-itself: that is an error, or allowed.
+`LowRank` and `PosedKernel` values in their place. Each operation that meets one follows its rule
+below: products, convolutions and look-ups use the factors, rearrangements rearrange them, loops and
+other programs within the program are run by the same means. An operation without a rule would need
+the kernel itself: that is an error, or allowed.
 
 Arrays have no sample axis here: `jax.vmap` has it.
 """
@@ -21,6 +21,7 @@ from jax import Array, lax
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives
 
+from straw_jax.geometry import composed, resample
 from straw_jax.lowrank import (
     ConvGeometry,
     Factor,
@@ -112,13 +113,77 @@ class LowRank:
         return self.materialise()
 
 
-def apply_lowrank(function: Callable[[list[Array]], Any], kernels: Sequence[LowRank]) -> Any:
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PosedKernel:
+    """A kernel whose layer sees its input resampled: `kernel(R x)`, the composition never formed.
+
+    Attributes:
+        kernel: an array, or low-rank.
+        matrix: `[2, 3]`, of `R`.
+        grid: height and width where the layer sees a vector, see `Posed`.
+        path: the leaf's name, for errors.
+        allow_materialise: whether an operation without a rule may form the kernel.
+    """
+
+    kernel: Array | LowRank
+    matrix: Array
+    grid: tuple[int, int] | None = field(metadata={"static": True})
+    path: str = field(metadata={"static": True})
+    allow_materialise: bool = field(metadata={"static": True})
+
+    @property
+    def ndim(self) -> int:
+        """Number of the kernel's axes."""
+        return self.kernel.ndim
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the kernel."""
+        return self.kernel.shape
+
+    @property
+    def dtype(self) -> Any:
+        """The kernel's dtype, as model code sees it."""
+        return self.kernel.dtype
+
+    def materialise(self) -> Array:
+        """Return the kernel of a dense layer as an ordinary array."""
+        if self.grid is None or self.ndim != 2:
+            raise ValueError(
+                f"{self.path}: no convolution's kernel computes what this one does of its "
+                "resampled input, and only a dense layer's can be formed, whose pose has a grid. "
+                "Keep the pose apart: resample the input instead."
+            )
+        kernel = self.kernel
+        whole = kernel.materialise() if isinstance(kernel, LowRank) else kernel
+        return composed(whole, self.matrix, self.grid)
+
+    def materialise_for(self, operation: str, where: str) -> Array:
+        """Return the kernel as an ordinary array for an operation, if that is allowed."""
+        if not self.allow_materialise:
+            raise ValueError(
+                f"{self.path}: {operation} cannot be done on a posed kernel {self.shape} (in "
+                f"{where}). Use it in a convolution over two axes, or, with a grid, in a product "
+                "with a matrix."
+            )
+        return self.materialise()
+
+
+def is_generated(value: Any) -> bool:
+    """Tell whether a value stands for a kernel that is not formed."""
+    return isinstance(value, LowRank | PosedKernel)
+
+
+def apply_generated_kernels(
+    function: Callable[[list[Array]], Any], kernels: Sequence[LowRank | PosedKernel]
+) -> Any:
     """Call a function of a list of kernels, which it may use as arrays."""
     avals = [jax.ShapeDtypeStruct(kernel.shape, kernel.dtype) for kernel in kernels]
     jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(avals)
     out = [
         value.materialise_for("returning it", "the model's results")
-        if isinstance(value, LowRank)
+        if is_generated(value)
         else value
         for value in _run(jaxpr, kernels)
     ]
@@ -126,7 +191,7 @@ def apply_lowrank(function: Callable[[list[Array]], Any], kernels: Sequence[LowR
 
 
 def _run(jaxpr: Any, arguments: Sequence[Any]) -> list[Any]:
-    """Evaluate a jaxpr, closed or open without constants, of arrays and `LowRank` values."""
+    """Evaluate a jaxpr, closed or open without constants, of arrays and generated kernels."""
     constants = getattr(jaxpr, "consts", ())
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
@@ -143,10 +208,10 @@ def _run(jaxpr: Any, arguments: Sequence[Any]) -> list[Any]:
             source_info_util.user_context(source.traceback, name_stack=names),
             equation.ctx.manager,
         ):
-            if any(isinstance(operand, LowRank) for operand in operands):
+            if any(is_generated(operand) for operand in operands):
                 out = _apply_rule(equation, operands)
             else:
-                out = _bind(equation, operands)
+                out = _bind(equation.primitive, operands, equation.params)
         several = equation.primitive.multiple_results
         values.update(zip(equation.outvars, out if several else [out], strict=True))
     return [read(atom) for atom in jaxpr.outvars]
@@ -154,22 +219,22 @@ def _run(jaxpr: Any, arguments: Sequence[Any]) -> list[Any]:
 
 def _apply_rule(equation: Any, operands: Sequence[Any]) -> Any:
     """Run an operation on factors, or on whole kernels if there is no way and that is allowed."""
-    rule = _RULES.get(equation.primitive)
+    posed = any(isinstance(operand, PosedKernel) for operand in operands)
+    rule = (_POSED_RULES if posed else _RULES).get(equation.primitive)
     out = None if rule is None else rule(*operands, **equation.params)
     if out is not None:
         return out
     operation = f"the operation '{equation.primitive}'"
     where = source_info_util.summarize(equation.source_info)
     arrays = [
-        operand.materialise_for(operation, where) if isinstance(operand, LowRank) else operand
+        operand.materialise_for(operation, where) if is_generated(operand) else operand
         for operand in operands
     ]
-    return _bind(equation, arrays)
+    return _bind(equation.primitive, arrays, equation.params)
 
 
-def _bind(equation: Any, operands: Sequence[Any]) -> Any:
-    primitive = equation.primitive
-    return primitive.bind(*operands, **primitive.get_bind_params(equation.params))
+def _bind(primitive: Any, operands: Sequence[Any], params: Mapping[str, Any]) -> Any:
+    return primitive.bind(*operands, **primitive.get_bind_params(params))
 
 
 # Rules: operands and parameters of an operation to its result, or to None where the operation has
@@ -613,10 +678,13 @@ def _while(
 @_rule(lax.scan_p)
 def _scan(
     *operands: Any, jaxpr: Any, length: int, reverse: bool, unroll: Any, **params: Any
-) -> list[Any]:
+) -> list[Any] | None:
     avals = jaxpr.in_avals
+    if any(isinstance(each, PosedKernel) and each.ndim > aval.ndim
+           for each, aval in zip(operands, avals, strict=True)):  # fmt: skip
+        return None
     layered = [
-        (each.ndim if isinstance(each, LowRank) else jnp.ndim(each)) > aval.ndim
+        (each.ndim if is_generated(each) else jnp.ndim(each)) > aval.ndim
         for each, aval in zip(operands, avals, strict=True)
     ]
     whole = [
@@ -665,3 +733,57 @@ def _layers(weight: LowRank) -> LowRank:
         rows=tuple(axis - 1 for axis in weight.rows if axis),
         columns=tuple(axis - 1 for axis in weight.columns if axis),
     )
+
+
+# Poses: what the layer sees is resampled, and the operation goes on with the kernel.
+
+
+def _posed_dot(left: Any, right: Any, *, dimension_numbers: Any, **params: Any) -> Any:
+    (contracted, batch), side = dimension_numbers, 0 if isinstance(left, PosedKernel) else 1
+    weight, x = (left, right) if side == 0 else (right, left)
+    if is_generated(x) or weight.grid is None or weight.ndim != 2:
+        return None
+    if len(contracted[0]) != 1 or batch[0]:
+        return None
+    (axis,), x = contracted[1 - side], jnp.asarray(x)
+    height, width = weight.grid
+    if x.shape[axis] % (height * width):
+        raise ValueError(
+            f"{weight.path}: expected its layer to see images of {height} x {width} pixels, as the "
+            f"pose's grid says, got vectors of length {x.shape[axis]}. Pose the layer that does."
+        )
+    seen = jnp.moveaxis(x, axis, -1)
+    image = seen.reshape(*seen.shape[:-1], height, width, -1)
+    seen = jnp.moveaxis(resample(image, weight.matrix).reshape(seen.shape), -1, axis)
+    operands = [weight.kernel, seen] if side == 0 else [seen, weight.kernel]
+    return _go_on(lax.dot_general_p, operands, {**params, "dimension_numbers": dimension_numbers})
+
+
+def _posed_conv(x: Any, weight: Any, *, dimension_numbers: Any, **params: Any) -> Any:
+    n, c, *spatial = dimension_numbers.lhs_spec
+    if is_generated(x) or len(spatial) != 2:
+        return None
+    order = [n, *spatial, c]
+    seen = resample(jnp.asarray(x).transpose(order), weight.matrix)
+    seen = seen.transpose([order.index(axis) for axis in range(len(order))])
+    params["dimension_numbers"] = dimension_numbers
+    return _go_on(lax.conv_general_dilated_p, [seen, weight.kernel], params)
+
+
+def _posed_convert(weight: PosedKernel, **params: Any) -> PosedKernel:
+    return replace(weight, kernel=_go_on(lax.convert_element_type_p, [weight.kernel], params))
+
+
+def _go_on(primitive: Any, operands: Sequence[Any], params: Mapping[str, Any]) -> Any:
+    if any(is_generated(operand) for operand in operands):
+        return _RULES[primitive](*operands, **params)
+    return _bind(primitive, operands, params)
+
+
+_PROGRAMS = (primitives.jit_p, primitives.remat_p, lax.cond_p, lax.while_p, lax.scan_p)
+_POSED_RULES: dict[Any, Callable[..., Any]] = {
+    lax.dot_general_p: _posed_dot,
+    lax.conv_general_dilated_p: _posed_conv,
+    lax.convert_element_type_p: _posed_convert,
+    **{program: _RULES[program] for program in _PROGRAMS},
+}

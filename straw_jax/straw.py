@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import Array
 
 from straw_jax.encoders import ConvEye
-from straw_jax.factors import FactorSpec, Rank, factor_spec, named_leaves
+from straw_jax.factors import FactorSpec, Rank, Update, factor_spec, named_leaves
 from straw_jax.generator import Generator
 from straw_jax.lift import materialize, modulate
 from straw_jax.lowrank import Factors, form
@@ -55,7 +55,7 @@ class Straw(NamedTuple):
     apply: Callable[..., Any]
     styles: Callable[[Params, Any], Array]
     apply_styles: Callable[..., Any]
-    factors: Callable[[Params, Any], dict[str, Factors | Array]]
+    factors: Callable[[Params, Any], dict[str, Update]]
     merge: Callable[[Params, Any], Params]
 
 
@@ -136,7 +136,7 @@ def make_straw(
     context = sample if context is None else zeros_like(context)
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
     spec = factor_spec(shapes, rank, axes=axes)
-    generated = {leaf.path for leaf in spec}
+    generated = {leaf.path for leaf in spec if leaf.rank != "pose"}  # a pose keeps the weights
     kept = [path for path in named_leaves(shapes) if path not in generated]
     if base == "none" and kept:
         raise ValueError(
@@ -160,7 +160,7 @@ def make_straw(
     def styles(params: Params, context: Any) -> Array:
         return encoder.apply(params["encoder"], context)
 
-    def factors(params: Params, context: Any) -> dict[str, Factors | Array]:
+    def factors(params: Params, context: Any) -> dict[str, Update]:
         generated = generator.apply(params["generator"], styles(params, context))
         return {
             path: Factors(form(factor.B), form(factor.A)) if isinstance(factor, Factors) else factor

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from straw_jax.encoders import NormEye, RecursiveEye
+from straw_jax.geometry import affine, resample
 from straw_jax.hypernetwork import make_hypernetwork
 from straw_jax.models import CNN, CompactCNN, Conv7, ResNet34, ViT, WideResNet
-from straw_jax.straw import Base, Straw, make_straw
+from straw_jax.pose import ANGLES as POSES
+from straw_jax.pose import Geometric, PoseEye, make_geometric, pose_loss
+from straw_jax.straw import Base, Network, Straw, linen, make_straw
 from straw_jax.training.costs import multiply_adds
 from straw_jax.training.step import Model, Variables
 
@@ -26,6 +29,11 @@ NAMES = (
     "compact_static",
     "compact_wide",
     "compact",
+    "compact_augmented",
+    "compact_fan",
+    "compact_context",
+    "geometric_stn",
+    "geometric",
     "conv7",
     "conv7_narrow",
     "conv7_generated",
@@ -46,7 +54,11 @@ _OF_ANY_EXECUTOR = ("standalone", "wide", "straw", "resnet34")
 ImageShape: TypeAlias = tuple[int, ...]
 """Height, width and channels."""
 
+PoseLoss: TypeAlias = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
 _GREY: ImageShape = (28, 28, 1)
+_STYLE = 32  # length of the style vector that is written beside a pose
+_FAN = 15.0  # degrees from one rotation of the fan to the next
 
 
 def contender(
@@ -67,10 +79,16 @@ def contender(
             widened to STRAW's trained parameters), "wide_compute" and "wide" (all layers scaled
             by one factor, to STRAW's multiply-adds a sample and to its trained parameters); or
             "compact" (`compact_straw`), and of it "compact_static" (the executor alone) and
-            "compact_wide" (all its layers widened to the trained parameters of "compact"); or a
-            network of the HyperNetworks paper, `Conv7` or `WideResNet` of a depth and a width, with
-            kernels of its own; "_generated" has them written by one generator, and "_narrow", a
-            control, has its own in so few channels that they have about as many parameters as that.
+            "compact_wide" (all its layers widened to the trained parameters of "compact"); or
+            "geometric" (`compact_geometric`), and what it is measured by: "compact_augmented", the
+            executor alone, trained on labelled images that are turned; "compact_fan", the executor
+            alone, tested with the mean of its predictions over a fan of rotations;
+            "geometric_stn", the same network as "geometric" that learns from labels alone; and
+            "compact_context", whose eye learns as that of "geometric", but writes low-rank updates;
+            or a network of the HyperNetworks paper, `Conv7` or `WideResNet` of a depth and a width,
+            with kernels of its own; "_generated" has them written by one generator, and "_narrow",
+            a control, has its own in so few channels that they have about as many parameters as
+            that.
         classes: number of classes.
         rank: of STRAW's updates, which the controls follow.
         base: STRAW's, as in `make_straw`.
@@ -105,6 +123,8 @@ def contender(
         "encoder": encoder,
         "image": image,
     }
+    if name in _GEOMETRIC:
+        return _of_poses(name, classes, rank, image)
     if straw := straw_of(name, **options):
         return straw_model(straw)
     if name == "standalone":
@@ -131,6 +151,10 @@ def straw_of(
     image: ImageShape = _GREY,
 ) -> Straw | None:
     """Return the STRAW that a contender is, or None where it is none; arguments as `contender`."""
+    if name in ("geometric", "geometric_stn"):
+        return compact_geometric(classes=classes, image=image).straw
+    if name == "compact_context":
+        return _context_straw(classes, rank, image)
     straws: dict[str, Callable[..., Straw]] = {
         "straw": vit_straw if executor == "vit" else article_straw,
         "compact": compact_straw,
@@ -143,7 +167,7 @@ def straw_of(
 
 def executor_of(name: str, classes: int, executor: Executor = "cnn") -> nn.Module:
     """Return the executor of a contender that is a STRAW."""
-    if name == "compact":
+    if name in ("compact", *_GEOMETRIC):
         return CompactCNN(classes)
     return ViT(classes) if executor == "vit" else CNN(classes)
 
@@ -185,6 +209,16 @@ def compact_straw(
     )
 
 
+def compact_geometric(*, classes: int, image: ImageShape = _GREY) -> Geometric:
+    """Return the compact executor with an eye that sees how images are turned, by up to 60 degrees.
+
+    To be trained as run.py's preset "geometric" is.
+    """
+    return make_geometric(
+        executor_of("compact", classes), _images(image), kernel="conv1/kernel", poses=POSES
+    )
+
+
 def vit_straw(
     *,
     classes: int,
@@ -222,8 +256,14 @@ def sample_cost(model: Model, image: ImageShape = _GREY) -> int:
     return multiply_adds(logits, _shapes(model, image), _images(image))
 
 
-def straw_model(straw: Straw) -> Model:
-    """Return a STRAW as pure functions for the training loop."""
+def straw_model(straw: Straw, unlabelled: PoseLoss | None = None) -> Model:
+    """Return a STRAW as pure functions for the training loop.
+
+    Args:
+        straw: The model.
+        unlabelled: What its eye learns from images, `(params, images, key) -> loss [b]`, if
+            anything.
+    """
 
     def init(key: jax.Array, images: jax.Array) -> Variables:
         del images  # shapes are known
@@ -234,7 +274,9 @@ def straw_model(straw: Straw) -> Model:
     ) -> tuple[jax.Array, Variables]:
         return straw.apply(variables["params"], images, **_mode(key)), {}
 
-    return Model(init, apply)
+    if unlabelled is None:
+        return Model(init, apply)
+    return Model(init, apply, lambda variables, *rest: unlabelled(variables["params"], *rest))
 
 
 def flax_model(module: Any) -> Model:
@@ -249,6 +291,82 @@ def flax_model(module: Any) -> Model:
         return module.apply(variables, images, mutable=collections, **_mode(key))
 
     return Model(module.init, apply)
+
+
+_GEOMETRIC = (
+    "compact_augmented",
+    "compact_fan",
+    "compact_context",
+    "geometric_stn",
+    "geometric",
+)
+
+
+def _of_poses(name: str, classes: int, rank: int, image: ImageShape) -> Model:
+    """Return "geometric", or what it is measured by."""
+    if name == "compact_augmented":
+        return _augmented(flax_model(CompactCNN(classes)))
+    if name == "compact_fan":
+        return _fan(flax_model(CompactCNN(classes)))
+    if name == "compact_context":
+        eye = PoseEye(POSES, style=_STYLE)
+
+        def context_loss(params: Any, images: jax.Array, key: jax.Array) -> jax.Array:
+            return pose_loss(linen(eye), params["encoder"], images, POSES, key)
+
+        return straw_model(_context_straw(classes, rank, image), context_loss)
+    geometric = compact_geometric(classes=classes, image=image)
+    return straw_model(geometric.straw, geometric.pose_loss if name == "geometric" else None)
+
+
+def _context_straw(classes: int, rank: int, image: ImageShape) -> Straw:
+    """Return the compact STRAW with an eye for poses, whose style vector writes its updates."""
+    eye = linen(PoseEye(POSES, style=_STYLE))
+    encoder = Network(eye.init, lambda params, x: eye.apply(params, x).style)
+    return make_straw(
+        executor_of("compact", classes),
+        _images(image),
+        rank=rank,
+        base="trained",
+        encoder=encoder,
+        hidden=16,
+    )
+
+
+def _augmented(model: Model) -> Model:
+    """Train a model on images that are turned as the test's are: labels of turned images."""
+
+    def apply(
+        variables: Variables, images: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, Variables]:
+        if key is not None:
+            shape = (len(images),)
+            degrees = jax.random.uniform(
+                jax.random.fold_in(key, 1), shape, minval=-POSES.degrees, maxval=POSES.degrees
+            )
+            images = jax.vmap(resample)(images, affine(degrees))
+        return model.apply(variables, images, key)
+
+    return Model(model.init, apply)
+
+
+def _fan(model: Model) -> Model:
+    """Test a model with the mean of its probabilities over a fan of rotations."""
+    count = 2 * round(POSES.degrees / _FAN) + 1
+    matrices = affine(jnp.linspace(-POSES.degrees, POSES.degrees, count))
+
+    def apply(
+        variables: Variables, images: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, Variables]:
+        if key is not None:
+            return model.apply(variables, images, key)
+
+        def turned(matrix: jax.Array) -> jax.Array:
+            return jax.nn.log_softmax(model.apply(variables, resample(images, matrix), None)[0])
+
+        return jax.nn.logsumexp(jax.lax.map(turned, matrices), axis=0) - jnp.log(count), {}
+
+    return Model(model.init, apply)
 
 
 def _mode(key: jax.Array | None) -> dict[str, Any]:

@@ -16,17 +16,20 @@ Variables = dict[str, Any]
 
 
 class Model(NamedTuple):
-    """A contender as two pure functions.
+    """A contender as pure functions.
 
     Attributes:
         init: `(key, images float32 [b, 28, 28, 1]) -> variables`: a dict with `"params"`, which the
             optimizer trains, and perhaps state collections such as `"batch_stats"`.
         apply: `(variables, images, key) -> (logits [b, classes], state)`: the key feeds dropout and
             is None in evaluation; `state` holds the updated collections, `{}` where there are none.
+        unlabelled: `(variables, images, key) -> loss [b]`, or None: what a model learns of a
+            batch's images beside their labels, which it is not given.
     """
 
     init: Callable[[jax.Array, jax.Array], Variables]
     apply: Callable[[Variables, jax.Array, jax.Array | None], tuple[jax.Array, Variables]]
+    unlabelled: Callable[[Variables, jax.Array, jax.Array], jax.Array] | None = None
 
 
 class State(NamedTuple):
@@ -142,7 +145,8 @@ def make_train_step(
 ) -> TrainStep:
     """Build the jitted training step.
 
-    The loss is the mean cross-entropy over the real samples of the batch. The gradient is taken by
+    The loss is the mean over the real samples of the batch of the cross-entropy, and of what the
+    model learns without labels, if anything, which metrics do not count. The gradient is taken by
     `variables["params"]` alone. The step's own key is `fold_in(key, state.step)`, so that a run
     that was interrupted draws the same dropout masks as one that was not.
 
@@ -164,7 +168,8 @@ def make_train_step(
         real: jax.Array,
         key: jax.Array,
     ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
-        logits, updates = model.apply({**rest, "params": params}, as_input(images), key)
+        variables, inputs = {**rest, "params": params}, as_input(images)
+        logits, updates = model.apply(variables, inputs, key)
         logits = logits.astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         metrics = Metrics(
@@ -172,7 +177,11 @@ def make_train_step(
             correct=jnp.sum(jnp.argmax(logits, axis=-1) == labels, where=real, dtype=jnp.int32),
             samples=jnp.sum(real, dtype=jnp.int32),
         )
-        return metrics.loss / metrics.samples.astype(jnp.float32), (updates, metrics)
+        total = metrics.loss
+        if model.unlabelled is not None:
+            more = model.unlabelled(variables, inputs, jax.random.fold_in(key, 0))
+            total += jnp.sum(more.astype(jnp.float32), where=real)
+        return total / metrics.samples.astype(jnp.float32), (updates, metrics)
 
     @partial(jax.jit, donate_argnums=0)
     def train_step(

@@ -1,0 +1,307 @@
+"""An eye that sees how an image is turned, and an executor whose first weights turn with it.
+
+The eye learns from images alone: turn one by a known angle, ask for the angle. An image may look
+upright in several ways, so it names its likeliest poses, each with a confidence; the executor's
+first kernel is composed with each, and what it says is averaged by confidence.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+
+from straw_jax.factors import FactorSpec, Update, factor_spec
+from straw_jax.geometry import Posed, affine, invert, resample
+from straw_jax.layers import max_pool
+from straw_jax.lift import modulate
+from straw_jax.straw import Network, Params, Straw, as_network, zeros_like
+
+_STEP = 5.0  # degrees from one angle that the eye tells apart to the next
+_MARGIN = 15.0  # degrees beyond the largest: an image is not upright to begin with
+_WIDTH = 4.0  # degrees, of the distribution that the eye is to give around the true angle
+_DOUBT = 15.0  # degrees, of that which it gives at the start, around 0
+_NEAR = 2  # neighbours on each side that belong to one hypothesis
+_NUMBERS = 6  # of a hypothesis: logarithm of its confidence, and a pose
+
+
+class PoseRange(NamedTuple):
+    """From which poses training draws, uniformly and independently.
+
+    Attributes:
+        degrees: of the angle, to both sides; above 0, at most 165.
+        scale: at most so many times as large, or as small; from 1.
+        shear: at most, to both sides, as in `affine`.
+        shift: at most, in halves of the image's height, in each direction.
+    """
+
+    degrees: float = 60.0
+    scale: float = 1.0
+    shear: float = 0.0
+    shift: float = 0.0
+
+    @property
+    def more_than_angles(self) -> bool:
+        """Whether anything but the angle is drawn."""
+        return (self.scale, self.shear, self.shift) != (1.0, 0.0, 0.0)
+
+
+ANGLES = PoseRange()
+"""Angles alone, up to 60 degrees."""
+
+
+class Seen(NamedTuple):
+    """What an eye makes of images.
+
+    Attributes:
+        angles: logits `[batch, bins]` of the angle, by `angles_of`.
+        others: `[batch, bins, 4]`: were the angle that one, the logarithm of the scale, the shear,
+            and the shift down and right; or None where only angles are seen.
+        style: style vectors `[batch, style]`, or None where the eye writes none.
+    """
+
+    angles: Array
+    others: Array | None
+    style: Array | None
+
+
+class PoseEye(nn.Module):
+    """Look at images for their pose: 3x3 convolutions with GroupNorm, ReLU and 2x2 max-pools.
+
+    At the start it sees every image upright.
+
+    Attributes:
+        poses: that there are.
+        features: output channels of the convolutions; multiples of 8.
+        style: length of a style vector that is written beside; 0 for none.
+    """
+
+    poses: PoseRange = ANGLES
+    features: Sequence[int] = (32, 64, 128)
+    style: int = 0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Seen:
+        """Return what is seen in images `[batch, h, w, c]`."""
+        for i, features in enumerate(self.features, start=1):
+            init = nn.initializers.he_normal()
+            x = nn.Conv(features, (3, 3), use_bias=False, kernel_init=init, name=f"conv{i}")(x)
+            x = nn.relu(nn.GroupNorm(num_groups=8, name=f"norm{i}")(x))
+            x = max_pool(x)
+        x = x.reshape(x.shape[0], -1)
+        angles, zeros = angles_of(self.poses), nn.initializers.zeros
+        upright = -0.5 * (angles / _DOUBT) ** 2
+        logits = nn.Dense(
+            len(angles), kernel_init=zeros, bias_init=lambda *_: jnp.asarray(upright), name="angles"
+        )(x)
+        others = style = None
+        if self.poses.more_than_angles:
+            others = nn.Dense(4 * len(angles), kernel_init=zeros, name="others")(x)
+            others = others.reshape(-1, len(angles), 4)
+        if self.style:
+            known = jnp.concatenate([x, nn.softmax(logits)], axis=-1)
+            style = nn.tanh(nn.Dense(self.style, name="style")(known))
+        return Seen(logits, others, style)
+
+
+def angles_of(poses: PoseRange) -> np.ndarray:
+    """Return the angles that an eye tells apart, in degrees, float32 `[bins]`.
+
+    Raises:
+        ValueError: if the range is not one of angles below a half turn, or not one of poses.
+    """
+    within = 0 < poses.degrees <= 180 - _MARGIN and poses.scale >= 1
+    if not within or min(poses.shear, poses.shift) < 0:
+        raise ValueError(
+            f"PoseRange: expected degrees above 0 and at most {180 - _MARGIN:g}, a scale from 1,"
+            f" shear and shift from 0, got {poses}. Angles of a whole turn have no two ends."
+        )
+    count = int(np.ceil((poses.degrees + _MARGIN) / _STEP))
+    return _STEP * np.arange(-count, count + 1, dtype=np.float32)
+
+
+class Geometric(NamedTuple):
+    """A model whose modulator sees poses, and what teaches it to.
+
+    Attributes:
+        straw: the model; its style vectors are hypotheses, `[batch, hypotheses * 6]`: of each the
+            logarithm of its confidence, degrees, logarithm of the scale, shear, shift down and
+            right, of what is seen. Zeros are an upright image. What it applies gives the logarithm
+            of probabilities. `factors` are those of the likeliest pose; `merge` is refused.
+        eye: images to `Seen`, as `Network`, of the parameters "encoder".
+        poses: that there are.
+    """
+
+    straw: Straw
+    eye: Network
+    poses: PoseRange
+
+    def pose_loss(self, params: Params, images: Array, key: Array) -> Array:
+        """Return the loss by which the eye learns, `[batch]`, see `pose_loss`."""
+        return pose_loss(self.eye, params["encoder"], images, self.poses, key)
+
+
+def make_geometric(
+    executor: nn.Module | Network,
+    sample: Any,
+    *,
+    kernel: str,
+    poses: PoseRange = ANGLES,
+    hypotheses: int = 3,
+    eye: nn.Module | Network | None = None,
+) -> Geometric:
+    """Compose an eye for poses with an executor whose weights it turns.
+
+    For each image the eye names its likeliest poses. For each of these the executor's first kernel
+    is composed with the resampling that undoes it, as `Posed`, and the probabilities that result
+    are averaged by confidence. All is differentiable: what the executor is to say refines the eye,
+    too. To be trained with `Geometric.pose_loss` beside the executor's own loss.
+
+    Args:
+        executor: an ordinary classifier that knows nothing of this: images to logits.
+        sample: images `[n, h, w, c]`; only shapes and dtypes are used.
+        kernel: path of the executor's first kernel, that of a convolution.
+        poses: that there are.
+        hypotheses: poses that are tried of each image.
+        eye: images to `Seen`, by default `PoseEye(poses)`.
+
+    Returns:
+        Pure functions, see `Geometric`.
+
+    Raises:
+        ValueError: if there are fewer hypotheses than 1 or more than angles, a range is none, or
+            the kernel is no convolution's.
+    """
+    executor = as_network(executor)
+    sample = zeros_like(sample)
+    angles = angles_of(poses)
+    if not 1 <= hypotheses <= len(angles):
+        raise ValueError(
+            f"make_geometric: expected 1 to {len(angles)} hypotheses, as many as there are angles"
+            f" to tell apart, got {hypotheses}."
+        )
+    looking = as_network(PoseEye(poses) if eye is None else eye)
+    shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
+    spec: FactorSpec = factor_spec(shapes, {kernel: "pose"})
+    executor_apply = modulate(executor.apply)
+
+    def init(key: Array) -> Params:
+        of_eye, of_executor = jax.random.split(key)
+        return {
+            "encoder": looking.init(of_eye, sample),
+            "executor": executor.init(of_executor, sample),
+        }
+
+    def styles(params: Params, context: Any) -> Array:
+        seen = looking.apply(params["encoder"], context)
+        return likeliest(seen, angles, hypotheses).reshape(len(context), -1)
+
+    def matrices(styles: Array) -> Array:
+        """Return what undoes each pose, `[batch, hypotheses, 2, 3]`."""
+        seen = styles.reshape(len(styles), -1, _NUMBERS)
+        _, degrees, size, shear, down, right = (seen[..., i] for i in range(_NUMBERS))
+        return invert(affine(degrees, jnp.exp(size), shear, down, right))
+
+    def apply_styles(params: Params, styles: Array, x: Any, **kwargs: Any) -> Any:
+        def one(matrix: Array) -> Array:
+            return executor_apply(params["executor"], {kernel: Posed(matrix)}, x, **kwargs)
+
+        logits = jax.vmap(one, in_axes=1, out_axes=1)(matrices(styles))
+        confidence = nn.log_softmax(styles.reshape(len(styles), -1, _NUMBERS)[..., 0])
+        said = nn.log_softmax(logits) + confidence[..., None].astype(logits.dtype)
+        return jax.nn.logsumexp(said, axis=1)
+
+    def apply(params: Params, x: Any, *, context: Any = None, **kwargs: Any) -> Any:
+        return apply_styles(params, styles(params, x if context is None else context), x, **kwargs)
+
+    def factors(params: Params, context: Any) -> dict[str, Update]:
+        return {kernel: Posed(matrices(styles(params, context))[:, 0])}
+
+    def merge(params: Params, context: Any) -> Params:
+        raise ValueError(
+            "make_geometric: no ordinary kernel of a convolution is one that is composed with a"
+            " pose. Resample the image instead."
+        )
+
+    straw = Straw(spec, init, apply, styles, apply_styles, factors, merge)
+    return Geometric(straw, looking, poses)
+
+
+def pose_loss(eye: Network, params: Params, images: Array, poses: PoseRange, key: Array) -> Array:
+    """Return how far an eye is from seeing the poses into which images are brought.
+
+    Each image is resampled by a pose that is drawn; no label has to do with it.
+
+    Args:
+        eye: images to `Seen`.
+        params: its parameters.
+        images: `[batch, h, w, c]`, as they are.
+        poses: from which to draw.
+        key: typed; decides the poses.
+
+    Returns:
+        `[batch]`: the cross-entropy of the angle seen, in nats, beside a Gaussian around the true
+        one; and of the other numbers, where there are any, the squared error of each in parts of
+        its range, at angles as likely as that Gaussian says.
+    """
+    angles = angles_of(poses)
+    drawn = jax.random.uniform(key, (len(images), 5), minval=-1.0, maxval=1.0)
+    most = jnp.asarray([np.log(poses.scale), poses.shear, poses.shift, poses.shift], jnp.float32)
+    degrees, others = poses.degrees * drawn[:, 0], most[None] * drawn[:, 1:]
+    size, shear, down, right = others.T
+    matrices = affine(degrees, jnp.exp(size), shear, down, right)
+    seen = eye.apply(params, jax.vmap(resample)(images, matrices))
+    distance = (jnp.asarray(angles)[None] - degrees[:, None]) / _WIDTH
+    target = nn.softmax(-0.5 * distance**2)
+    loss = -jnp.sum(target * nn.log_softmax(seen.angles.astype(jnp.float32)), axis=-1)
+    if seen.others is not None:
+        unit = jnp.where(most > 0, most, 1.0)
+        error = (seen.others.astype(jnp.float32) - others[:, None]) / unit[None, None]
+        loss += jnp.sum(target[..., None] * error**2, axis=(1, 2))
+    return loss
+
+
+def likeliest(seen: Seen, angles: np.ndarray, count: int) -> Array:
+    """Return the likeliest poses of each image, `[batch, count, 6]`, as in `Geometric`.
+
+    A hypothesis is a local maximum of the angles' distribution, with two neighbours on each side:
+    its confidence is their sum, its numbers are their means. Fewer maxima than `count` leave
+    hypotheses of next to no confidence.
+    """
+    likely = nn.softmax(seen.angles.astype(jnp.float32))
+    around = _with_neighbours(likely, 0.0)  # [batch, bins, neighbours]
+    highest = (likely >= around[..., _NEAR - 1]) & (likely >= around[..., _NEAR + 1])
+    confidence, chosen = jax.lax.top_k(jnp.where(highest, around.sum(axis=-1), 0.0), count)
+    numbers = jnp.broadcast_to(jnp.asarray(angles)[None, :, None], (*likely.shape, 1))
+    others = seen.others
+    if others is None:
+        others = jnp.zeros((*likely.shape, 4))
+    numbers = jnp.concatenate([numbers, others.astype(jnp.float32)], axis=-1)
+    nearby = jnp.stack([_with_neighbours(numbers[..., i], None) for i in range(5)], axis=-1)
+
+    def at_chosen(values: Array) -> Array:
+        index = chosen.reshape(*chosen.shape, *[1] * (values.ndim - 2))
+        return jnp.take_along_axis(values, index, axis=1)
+
+    weights = at_chosen(around) + 1e-9
+    weights = weights / weights.sum(axis=-1, keepdims=True)
+    means = jnp.sum(weights[..., None] * at_chosen(nearby), axis=2)
+    return jnp.concatenate([jnp.log(confidence + 1e-6)[..., None], means], axis=-1)
+
+
+def _with_neighbours(values: Array, beyond: float | None) -> Array:
+    """Give each of `[batch, bins]` its neighbours, itself in the middle: `[batch, bins, 5]`.
+
+    Beyond the ends there is a number, or None for the last one there.
+    """
+    pads = ((0, 0), (_NEAR, _NEAR))
+    padded = (
+        jnp.pad(values, pads, mode="edge")
+        if beyond is None
+        else jnp.pad(values, pads, constant_values=beyond)
+    )
+    bins = values.shape[1]
+    return jnp.stack([padded[:, i : i + bins] for i in range(2 * _NEAR + 1)], axis=-1)
