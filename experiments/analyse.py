@@ -9,6 +9,8 @@ from typing import Any
 from arguments import parse_analysis
 from process import data_mistake, fail, prepare, use_large_pages
 
+_TURNED = (-60, -40, -20, 0, 15, 30, 45, 60)  # degrees, of the images on the sheet of poses
+
 
 def main() -> int:
     """Analyse the experiment that the command line names.
@@ -30,6 +32,7 @@ def _analyse(settings: dict[str, Any], images: int) -> int:
         return fail(mistake, 2)
 
     import analysis_figures
+    import distortions
     import modulator
     from results_analysis import analysis_text
 
@@ -55,6 +58,13 @@ def _analyse(settings: dict[str, Any], images: int) -> int:
         analysis_figures.plot_updates(analysis, name, out / f"analysis_{name}_updates.png")
         analysis_figures.plot_movement(analysis, name, out / f"analysis_{name}_movement.png")
     analysis_figures.plot_turned(analysis, out / "analysis_angles.png")
+    if "distortions" in analysis:
+        analysis_figures.plot_distortions(analysis, out / "analysis_distortions.png")
+        for name in analysis["distortions"]["seen"]:
+            seed, upright = analysis["seeds"][name][0], found.dataset.test_images
+            shown = distortions.sheet(found, name, seed, _TURNED[: len(upright)])
+            path, names = out / f"analysis_{name}_poses.png", found.dataset.class_names
+            analysis_figures.plot_poses(shown, names, path, dataset=found.dataset.name)
     records.write_json(out / "analysis.json", {**made, **analysis})
     print(analysis_text({out.name: analysis}, {}), end="\n\n")
     print(f"All numbers and figures: {out}/analysis*")

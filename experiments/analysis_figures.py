@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from straw_jax.training.figures import FilePath, model_colour, new_figure, save, tidy
+from straw_jax.training.figures import (
+    MONO,
+    RIGHT,
+    WRONG,
+    FilePath,
+    model_colour,
+    new_figure,
+    save,
+    tidy,
+)
 from straw_jax.training.report import model_name
 
 if TYPE_CHECKING:
@@ -144,6 +153,109 @@ def plot_turned(analysis: Mapping[str, Any], path: FilePath) -> None:
     tidy(axes)
     figure.legend(handles=handles, loc="outside right center", frameon=False)
     save(figure, path)
+
+
+def plot_distortions(analysis: Mapping[str, Any], path: FilePath) -> None:
+    """Draw accuracy by kind and amount of distortion, a line a model; bands are the range of seeds.
+
+    Args:
+        analysis: contents of `analysis.json`, with "distortions".
+        path: the PNG to write.
+    """
+    found, count = analysis["distortions"], analysis["images"]["accuracy"]
+    labels = {
+        "rotation": "rotation (degrees)",
+        "scale": "scale",
+        "shear": "shear",
+        "blur": "blur, σ (pixels)",
+    }
+    title = f"Accuracy on {count:,} distorted test images"
+    figure = new_figure(title, analysis["dataset"], (15.0, 4.4))
+    widths = {"width_ratios": [2.2, 1, 1, 1]}
+    panels: list[Axes] = list(figure.subplots(1, len(labels), sharey=True, gridspec_kw=widths))
+    for axes, (kind, label) in zip(panels, labels.items(), strict=True):
+        amounts = found["amounts"][kind]
+        handles = []
+        for model, figures in found["accuracy"][kind].items():
+            marks = {"marker": "o", "ms": 3.5, "lw": 1.8, "label": model_name(model)}
+            handles += _line(axes, amounts, figures, 100, color=model_colour(model), **marks)
+        axes.set_xlabel(label)
+        if kind == "rotation":
+            axes.set_xticks(amounts[::2])
+        tidy(axes)
+    panels[0].set(ylabel="accuracy (%)", ylim=(0, 100))
+    figure.legend(handles=handles, loc="outside right center", frameon=False)
+    save(figure, path)
+
+
+def plot_poses(
+    shown: Mapping[str, Any], class_names: Sequence[str], path: FilePath, *, dataset: str
+) -> None:
+    """Draw test images, the poses that an eye sees in them, and weights before and after.
+
+    Args:
+        shown: from `distortions.sheet`.
+        class_names: name of each class.
+        path: the PNG to write.
+        dataset: true name of the data set, for the title.
+    """
+    images, before, after = (shown[name] for name in ("images", "before", "after"))
+    units, middle = len(before), before.shape[1] // 2
+    around = slice(middle - 5, middle + 5)
+    columns = 3 + units
+    size = (1.45 * columns, 1.55 * (len(images) + 1) + 0.6)
+    figure = new_figure(
+        "What an eye for poses sees, and the weights of the first layer that follow", dataset, size
+    )
+    grid: np.ndarray = figure.subplots(len(images) + 1, columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_color("#BBBBBB")
+    for axes in grid[0, :3]:
+        axes.axis("off")
+    most = np.abs(before).max()
+
+    def draw_weights(axes: "Axes", weights: np.ndarray) -> None:
+        axes.imshow(weights[around, around], cmap="RdBu_r", vmin=-most, vmax=most)
+
+    grid[0, 2].annotate(
+        "weights\nbefore", (0.9, 0.5), xycoords="axes fraction", ha="right", va="center"
+    )
+    for unit in range(units):
+        draw_weights(grid[0, 3 + unit], before[unit])
+        grid[0, 3 + unit].set_title(f"unit {unit + 1}", fontsize=9)
+    titles = ("image", "poses seen", "as the executor\nsees it", *["weights after"] * units)
+    for axes, title in zip(grid[1], titles, strict=True):
+        axes.set_title(title, fontsize=9)
+    for row, image in zip(grid[1:], range(len(images)), strict=True):
+        row[0].imshow(images[image][..., 0], cmap="gray_r", vmin=0, vmax=255)
+        _draw_angles(row[1], shown["seen"][image])
+        row[2].imshow(shown["resampled"][image][..., 0], cmap="gray_r", vmin=0, vmax=255)
+        for unit in range(units):
+            draw_weights(row[3 + unit], after[image][unit])
+        right = shown["guesses"][image] == shown["labels"][image]
+        guess = class_names[shown["guesses"][image]]
+        row[0].set_ylabel(f"{class_names[shown['labels'][image]]}", rotation=0, ha="right")
+        row[2].set_xlabel(
+            f"{'✓' if right else '✗'} {guess}", color=RIGHT if right else WRONG, family=MONO
+        )
+    save(figure, path)
+
+
+def _draw_angles(axes: "Axes", seen: np.ndarray) -> None:
+    """Draw each hypothesis as a hand: its angle from upright, its length the confidence."""
+    confidence = np.exp(seen[:, 0] - seen[:, 0].max())
+    confidence /= confidence.sum()
+    axes.set(xlim=(-1.15, 1.15), ylim=(-0.45, 1.25), aspect="equal")
+    axes.plot([0, 0], [0, 1], color="#CCCCCC", lw=1)
+    for share, degrees in sorted(zip(confidence, seen[:, 1], strict=True)):
+        if share > 0.03:
+            angle = np.deg2rad(degrees)
+            axes.plot([0, -share * np.sin(angle)], [0, share * np.cos(angle)], lw=2.2)
+    best = int(confidence.argmax())
+    axes.annotate(
+        f"{seen[best, 1]:+.0f}°, {confidence[best]:.0%}", (0, -0.4), ha="center", fontsize=8
+    )
 
 
 def _bars(

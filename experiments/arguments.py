@@ -29,6 +29,7 @@ MODELS = (
     "compact_fan",
     "compact_context",
     "geometric_stn",
+    "geometric_refined",
     "geometric",
     *(
         f"{network}{form}"
@@ -65,6 +66,7 @@ _PRESET_MODELS = {
         "compact_fan",
         "compact_context",
         "geometric_stn",
+        "geometric_refined",
         "geometric",
     ],
 }
@@ -234,8 +236,9 @@ def _parser() -> argparse.ArgumentParser:
         " its dense layer widened to STRAW's parameters), wide_compute and wide (all layers"
         " scaled, to STRAW's multiply-adds and to its parameters); with --preset compact any of"
         " compact, compact_static, compact_wide; with --preset geometric any of geometric,"
-        " geometric_stn (the same network, from labels alone), compact_context (its eye, but"
-        " low-rank updates), compact_augmented (labels of turned images), compact_fan (mean over a"
+        " geometric_stn and geometric_refined (the same network, whose eye learns from labels"
+        " alone, or from labels, too), compact_context (such an eye, but low-rank updates),"
+        " compact_augmented (labels of turned images), compact_fan (mean over a"
         " fan of rotations); of the HyperNetworks paper conv7, its network for"
         " MNIST, and the wide residual networks wrn_16_1 and wrn_40_2, each also as _generated, its"
         " kernels written by one generator, and as _narrow, with about as few parameters (default:"

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from distortions import measure, sees_poses
 from flax import linen as nn
 
 from straw_jax import analysis
@@ -50,7 +51,8 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
         What `analysis.json` holds, its measured figures as from `statistic`. "turned" is
         the accuracy by angle of each model, see `turned_accuracies`; "straw", for each STRAW, has
         "costs" (see `costs`), "leaves" (`ranks`), "updates" (`update_statistics`) and "movement"
-        (`movements`).
+        (`movements`). If one of them has an eye for poses there are "distortions", see
+        `distortions.measure`.
 
     Raises:
         ValueError: No run is finished, or there are too few images to tell classes from chance.
@@ -78,7 +80,7 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
 
     straws: dict[str, Any] = {}
     for name in seeds:
-        if straw := experiment.straw(name):
+        if (straw := experiment.straw(name)) and not sees_poses(straw):
             labels, changed = dataset.test_labels[chosen], _changed(turned(chosen))
             updates, moved = [], []
             for seed in seeds[name]:
@@ -106,6 +108,10 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
             _say(f"{name} seed {seed}: accuracy by angle on {len(tested):,} test images")
             by_seed.append(turned_accuracies(experiment, name, seed, images_turned, labels))
         accuracies[name] = _over_seeds(by_seed)
+    geometry = {}
+    if any(sees_poses(experiment.straw(name)) for name in seeds):
+        _say(f"all models: accuracy on distorted images, {len(tested):,} test images")
+        geometry = {"distortions": measure(experiment, seeds, tested)}
     return {
         "dataset": dataset.name,
         "base": config.base,
@@ -117,6 +123,7 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
         "sigmas": list(SIGMAS),
         "straw": straws,
         "turned": accuracies,
+        **geometry,
     }
 
 

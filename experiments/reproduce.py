@@ -71,6 +71,7 @@ STUDIES: dict[str, Study] = {
     "set3": Study(f"--experiment 20pct_rank32 {_SMALL}", seeds=3),
     "set3_trained": Study(f"--experiment 20pct_rank32 {_TRAINED}", seeds=3),
     "preset3": Study("--preset compact --fraction 0.2", seeds=3),
+    "geometry3": Study("--preset geometric --fraction 0.2", seeds=3, analysed=True),
     "trm2": Study("--fraction 0.1 --encoder trm --models straw", seeds=3),
     "vit2": Study("--fraction 0.1 --executor vit --models standalone wide straw", seeds=3),
     "weights_mean": _prediction("--networks 2-5-1 4-10-1", seeds=3),
@@ -89,6 +90,11 @@ STUDIES: dict[str, Study] = {
     **{f"rank{rank}_trained": Study(f"{_RANK} {rank} --base trained") for rank in _OTHER_RANKS},
     "set2_wide": Study("--experiment 10pct_rank16 --models wide"),
     "set2_resnet34": Study("--experiment 10pct_rank16 --models resnet34"),
+    "geometry1": Study(
+        "--preset geometric --fraction 1 --epochs 3 --models compact_static geometric",
+        seeds=3,
+        analysed=True,
+    ),
     "set1": Study(f"--experiment full_rank16 {_SMALL}", seeds=3),
     "set3_resnet34": Study("--experiment 20pct_rank32 --models resnet34"),
     "set1_resnet34": Study("--experiment full_rank16 --models resnet34"),
@@ -96,7 +102,7 @@ STUDIES: dict[str, Study] = {
     "static_mnist": Study(
         f"--dataset mnist --fraction 1 {_GENERATED} --models {_forms('conv7')}", seeds=3
     ),
-    "characters": Study("", seeds=3, script="char_lm.py"),
+    "characters": Study("--epochs 1", seeds=3, script="char_lm.py"),
 }
 
 

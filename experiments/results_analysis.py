@@ -66,6 +66,47 @@ def _of_study(study: str, analysis: Mapping[str, Any]) -> Iterator[str]:
     )
     yield _by_angle(analysis)
 
+    if "distortions" in analysis:
+        yield from _of_distortions(study, analysis)
+
+
+def _of_distortions(study: str, analysis: Mapping[str, Any]) -> Iterator[str]:
+    found = analysis["distortions"]
+    yield f"### Accuracy on distorted images (`{study}`)"
+    yield (
+        f"In per cent, on the same {analysis['images']['accuracy']:,} test images, all distorted"
+        " alike: turned by degrees counter-clockwise (nearest neighbour), scaled, slanted"
+        " (bilinear), blurred (σ in pixels)."
+    )
+    for kind, amounts in found["amounts"].items():
+        rows = [
+            [model_name(model), *(mean_std(figure, 100, 1) for figure in figures)]
+            for model, figures in found["accuracy"][kind].items()
+        ]
+        yield markdown_table([kind, *(f"{amount:g}" for amount in amounts)], rows)
+    angles = [f"{angle:g}°" for angle in found["amounts"]["rotation"]]
+    for name, seen in found["seen"].items():
+        yield f"### What {model_name(name)} sees (`{study}`)"
+        yield (
+            "Angle seen, less that seen in the upright image, against the true one: median of the"
+            " likeliest angle's error in degrees, and share of images that have a hypothesis within"
+            " 15 degrees, in per cent."
+        )
+        rows = [
+            ["median error", *(mean_std(figure, 1, 1) for figure in seen["error"]["median"])],
+            ["within 15°", *(mean_std(figure, 100, 1) for figure in seen["error"]["share"])],
+        ]
+        yield markdown_table(["", *angles], rows)
+        yield (
+            "Pairs of classes that are taken for one another more often when turned by 30 to 60"
+            " degrees, in per cent of all images (first seed):"
+        )
+        rows = [
+            [" ".join(each["pair"]), *(f"{100 * each[key]:.2f}" for key in ("upright", "turned"))]
+            for each in seen["confused"]
+        ]
+        yield markdown_table(["pair", "upright", "turned"], rows)
+
 
 def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
     header = ["layer", "weights", "generated numbers"]

@@ -109,7 +109,7 @@ def page(
         predictions: Those of weight_prediction.py that have been run.
         languages: Those of char_lm.py that have been run.
         findings: Text by section, put under its heading: "intro", "main", "controls", "bases",
-            "ranks", "networks", "preset", "modulator", "weights", "hypernetworks",
+            "ranks", "networks", "preset", "geometry", "modulator", "weights", "hypernetworks",
             "characters"; and "set1", "set2", "set3", under the set's table.
         analyses: What `analysis.json` holds, by study.
         figures: File by what it shows, "main", "rank", "weights", as a link from the page.
@@ -135,6 +135,10 @@ def page(
             [findings.get("networks"), *_network_parts(run, _NETWORKS)],
         ),
         _section("## The preset", [findings.get("preset"), *_preset_parts(run)]),
+        _section(
+            "## Rotated weights for rotated images",
+            [findings.get("geometry"), *_network_parts(run, _GEOMETRY)],
+        ),
         _section(
             "## What the modulator does",
             [findings.get("modulator"), analysis_text(analyses, pictures)],
@@ -518,6 +522,11 @@ _NETWORKS = {
     "vit2": "A small vision transformer in place of the article's CNN (`--executor vit`)",
 }
 
+
+_GEOMETRY = {
+    "geometry3": "The article's third set: 20 % of the images",
+    "geometry1": "All images",
+}
 
 _HYPERNETWORKS = {
     "static_mnist": "MNIST, the paper's network: 12,544 parameters of its second convolution, or"

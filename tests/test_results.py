@@ -343,6 +343,7 @@ def test_reconstructed_split_is_told_of_that_archive_alone():
         ("ranks", "## Rank"),
         ("networks", "## Another encoder, another executor"),
         ("preset", "## The preset"),
+        ("geometry", "## Rotated weights for rotated images"),
         ("modulator", "## What the modulator does"),
     ],
 )

@@ -33,6 +33,7 @@ NAMES = (
     "compact_fan",
     "compact_context",
     "geometric_stn",
+    "geometric_refined",
     "geometric",
     "conv7",
     "conv7_narrow",
@@ -83,12 +84,12 @@ def contender(
             "geometric" (`compact_geometric`), and what it is measured by: "compact_augmented", the
             executor alone, trained on labelled images that are turned; "compact_fan", the executor
             alone, tested with the mean of its predictions over a fan of rotations;
-            "geometric_stn", the same network as "geometric" that learns from labels alone; and
-            "compact_context", whose eye learns as that of "geometric", but writes low-rank updates;
-            or a network of the HyperNetworks paper, `Conv7` or `WideResNet` of a depth and a width,
-            with kernels of its own; "_generated" has them written by one generator, and "_narrow",
-            a control, has its own in so few channels that they have about as many parameters as
-            that.
+            "geometric_stn" and "geometric_refined", the same network, whose eye learns from labels
+            alone, and from labels, too; and "compact_context", whose eye learns as that of
+            "geometric_refined", but writes low-rank updates; or a network of the HyperNetworks
+            paper, `Conv7` or `WideResNet` of a depth and a width, with kernels of its own;
+            "_generated" has them written by one generator, and "_narrow", a control, has its own in
+            so few channels that they have about as many parameters as that.
         classes: number of classes.
         rank: of STRAW's updates, which the controls follow.
         base: STRAW's, as in `make_straw`.
@@ -151,7 +152,7 @@ def straw_of(
     image: ImageShape = _GREY,
 ) -> Straw | None:
     """Return the STRAW that a contender is, or None where it is none; arguments as `contender`."""
-    if name in ("geometric", "geometric_stn"):
+    if name.startswith("geometric"):
         return compact_geometric(classes=classes, image=image).straw
     if name == "compact_context":
         return _context_straw(classes, rank, image)
@@ -298,6 +299,7 @@ _GEOMETRIC = (
     "compact_fan",
     "compact_context",
     "geometric_stn",
+    "geometric_refined",
     "geometric",
 )
 
@@ -316,7 +318,23 @@ def _of_poses(name: str, classes: int, rank: int, image: ImageShape) -> Model:
 
         return straw_model(_context_straw(classes, rank, image), context_loss)
     geometric = compact_geometric(classes=classes, image=image)
-    return straw_model(geometric.straw, geometric.pose_loss if name == "geometric" else None)
+    if name == "geometric_stn":
+        return straw_model(geometric.straw)
+    model = straw_model(geometric.straw, geometric.pose_loss)
+    return model if name == "geometric_refined" else _eye_without_labels(model)
+
+
+def _eye_without_labels(model: Model) -> Model:
+    """Let no gradient of labels reach a STRAW's eye: it learns from images alone."""
+
+    def apply(
+        variables: Variables, images: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, Variables]:
+        params = variables["params"]
+        encoder = jax.lax.stop_gradient(params["encoder"])
+        return model.apply({**variables, "params": {**params, "encoder": encoder}}, images, key)
+
+    return model._replace(apply=apply)
 
 
 def _context_straw(classes: int, rank: int, image: ImageShape) -> Straw:

@@ -31,6 +31,12 @@ MODEL_COLOURS = {
     "compact_static": "#88BBDD",
     "compact_wide": "#446688",
     "compact": "#CC3311",
+    "compact_augmented": "#AA4499",
+    "compact_fan": "#999933",
+    "compact_context": "#DDAA33",
+    "geometric_stn": "#BBBBBB",
+    "geometric_refined": "#66CC99",
+    "geometric": "#007755",
     **{
         f"{network}{form}": colour
         for network in ("conv7", "wrn_16_1", "wrn_40_2")
@@ -133,7 +139,8 @@ def plot_variants(summary: Mapping[str, Any], path: FilePath) -> None:
     """
     results, variants, seeds = summary["results"], variant_names(summary), len(summary["seeds"])
     comparison = compare(summary)
-    figure = new_figure("Test accuracy by variant", summary["dataset"], (8.5, 4.4))
+    inches = 8.5 + 1.3 * max(len(results) - 4, 0)
+    figure = new_figure("Test accuracy by variant", summary["dataset"], (inches, 4.4))
     axes: Axes = figure.subplots()
     width = 0.8 / max(len(results), 2)
     handles: list[Any] = []

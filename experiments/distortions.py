@@ -1,0 +1,224 @@
+"""What turning, scaling, slanting and blurring do to models, and what an eye for poses sees."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from straw_jax.data.variants import blur, rotate
+from straw_jax.geometry import Posed, affine, resample
+from straw_jax.straw import Straw
+from straw_jax.training.evaluate import in_batches, predict, score
+from straw_jax.training.experiment import Experiment
+from straw_jax.training.report import statistic
+from straw_jax.training.step import as_input
+
+AMOUNTS: Mapping[str, Sequence[float]] = {
+    "rotation": tuple(range(-90, 91, 15)),  # degrees, counter-clockwise
+    "scale": (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4),
+    "shear": (-0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6),  # as in `affine`
+    "blur": (0.0, 0.5, 1.0, 1.5, 2.0),  # pixels
+}
+_PAIRS = 12  # confusions that are told
+_UNITS = 3  # of the first layer, on the sheet
+_CLOSE = 15  # degrees
+_SEEN = 6  # numbers of a hypothesis, its angle the second
+
+
+def sees_poses(straw: Straw | None) -> bool:
+    """Tell whether a model's style vectors are poses, as of `straw_jax.pose.Geometric`."""
+    return straw is not None and any(leaf.rank == "pose" for leaf in straw.spec)
+
+
+def distorted(images: np.ndarray, kind: str, amount: float) -> np.ndarray:
+    """Return images uint8 [n, h, w, c], all changed alike; rotation and blur as in the variants."""
+    if kind == "rotation":
+        return rotate(images, np.full(len(images), amount))
+    if kind == "blur":
+        return blur(images, np.full(len(images), amount)) if amount else images
+    matrix = affine(0.0, **{kind: amount})
+    return np.rint(np.asarray(_resampled(images, matrix))).astype(np.uint8)
+
+
+def measure(
+    experiment: Experiment, seeds: Mapping[str, Sequence[int]], tested: np.ndarray
+) -> dict[str, Any]:
+    """Test every finished run on distorted images.
+
+    Args:
+        experiment: The runs'.
+        seeds: Those that are finished, by model.
+        tested: Positions of the test images to take.
+
+    Returns:
+        "amounts" by kind of distortion; "accuracy" by kind and model, a spread for each amount; of
+        models with an eye for poses "seen", the median error in degrees of the likeliest angle, and
+        of the likeliest that is within 15 degrees among the hypotheses, "share" of images that have
+        one, against what is seen in the upright image, by rotation; and "confused", the pairs of
+        classes that are taken for one another more often once turned.
+    """
+    dataset = experiment.dataset
+    images, labels = dataset.test_images[tested], dataset.test_labels[tested]
+    sets = {
+        kind: [distorted(images, kind, amount) for amount in amounts]
+        for kind, amounts in AMOUNTS.items()
+    }
+    found: dict[str, Any] = {kind: {} for kind in sets}
+    seen: dict[str, Any] = {}
+    for name, of in seeds.items():
+        runs = [experiment.run(name, seed) for seed in of]
+        variables = [run.variables() for run in runs]
+        for kind, changed in sets.items():
+            found[kind][name] = [
+                statistic(
+                    [
+                        score(in_batches(run.trainee.forward, each, some), labels).accuracy
+                        for run, each in zip(runs, variables, strict=True)
+                    ]
+                )
+                for some in changed
+            ]
+        if sees_poses(experiment.straw(name)):
+            angles = [_angles(experiment, name, each) for each in variables]
+            seen[name] = {
+                "error": _errors(angles, sets["rotation"]),
+                "confused": _confused(runs[0].trainee.forward, variables[0], sets["rotation"],
+                                      labels, dataset.class_names),
+            }  # fmt: skip
+    return {
+        "amounts": {kind: list(amounts) for kind, amounts in AMOUNTS.items()},
+        "accuracy": found,
+        "seen": seen,
+    }
+
+
+def _angles(experiment: Experiment, name: str, variables: Any) -> Callable[[np.ndarray], Any]:
+    """Return what gives the angles of a model's hypotheses, `images -> [n, hypotheses]`."""
+    straw = experiment.straw(name)
+    assert straw is not None
+
+    @jax.jit
+    def angles(variables: Any, images: Any) -> jax.Array:
+        styles = straw.styles(variables["params"], as_input(images))
+        return styles.reshape(len(styles), -1, _SEEN)[..., 1]
+
+    return lambda images: in_batches(angles, variables, images)
+
+
+def _errors(
+    angles: Sequence[Callable[[np.ndarray], np.ndarray]], turned: Sequence[np.ndarray]
+) -> dict[str, list[dict[str, Any]]]:
+    upright = AMOUNTS["rotation"].index(0)
+    medians, shares = [], []
+    for of in angles:
+        all_seen = [of(images) for images in turned]
+        first = all_seen[upright][:, :1]
+        off = [
+            np.abs(seen - first - amount)
+            for seen, amount in zip(all_seen, AMOUNTS["rotation"], strict=True)
+        ]
+        medians.append([float(np.median(each[:, 0])) for each in off])
+        shares.append([float(np.mean(each.min(axis=1) <= _CLOSE)) for each in off])
+    return {
+        "median": [statistic(values) for values in zip(*medians, strict=True)],
+        "share": [statistic(values) for values in zip(*shares, strict=True)],
+    }
+
+
+def _confused(
+    forward: Any,
+    variables: Any,
+    turned: Sequence[np.ndarray],
+    labels: np.ndarray,
+    names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """List pairs of classes by how much more often they are taken for one another when turned."""
+    by_angle = dict(zip(AMOUNTS["rotation"], turned, strict=True))
+
+    def shares(angles: Sequence[float]) -> Counter[tuple[int, int]]:
+        """Count how often each pair is confused, as a share of all images, mean over angles."""
+        pairs: Counter[tuple[int, int]] = Counter()
+        for angle in angles:
+            guesses = predict(forward, variables, by_angle[angle])
+            wrong = guesses != labels
+            confused = np.sort(np.stack([labels[wrong], guesses[wrong]], axis=1), axis=1)
+            pairs.update(map(tuple, confused.tolist()))
+        return Counter({pair: n / len(angles) / len(labels) for pair, n in pairs.items()})
+
+    before, after = shares([0]), shares([-60, -45, -30, 30, 45, 60])
+    ranked = sorted(after, key=lambda pair: before[pair] - after[pair])[:_PAIRS]
+    return [
+        {"pair": [names[i] for i in pair], "upright": before[pair], "turned": after[pair]}
+        for pair in ranked
+    ]
+
+
+def sheet(experiment: Experiment, name: str, seed: int, degrees: Sequence[float]) -> dict[str, Any]:
+    """Give what a picture sheet of a model with an eye for poses shows.
+
+    Args:
+        experiment: The run's.
+        name: Of the model.
+        seed: Of the run.
+        degrees: By which the first test images are turned, one each.
+
+    Returns:
+        "images" uint8 [n, h, w, c], turned; "seen", hypotheses [n, hypotheses, 6]; "resampled",
+        float32 as the executor's first layer sees the images; "before" and "after", weights
+        [units, h, w] and [n, units, h, w]: of a unit of the first layer in the middle of the
+        image, by pixel; "guesses" and "labels".
+    """
+    dataset, straw = experiment.dataset, experiment.straw(name)
+    assert straw is not None
+    count = len(degrees)
+    images = rotate(dataset.test_images[:count], np.asarray(degrees, np.float64))
+    run = experiment.run(name, seed)
+    variables = run.variables()
+    params, inputs = variables["params"], as_input(images)
+    styles = straw.styles(params, inputs)
+    (posed,) = straw.factors(params, inputs).values()
+    assert isinstance(posed, Posed)
+    matrices = posed.matrix
+    (leaf,) = straw.spec
+    kernel = params["executor"]
+    for part in leaf.path.split("/"):
+        kernel = kernel[part]
+    loudest = np.argsort(-np.asarray(kernel).std(axis=(0, 1, 2)))[:_UNITS]
+    before = _placed(np.asarray(kernel)[..., loudest].mean(axis=2), images.shape[1:3])
+    transposed = jax.vmap(
+        lambda matrix: jax.vmap(lambda weights: _composed(weights, matrix))(before)
+    )
+    return {
+        "images": images,
+        "seen": np.asarray(styles).reshape(count, -1, _SEEN),
+        "resampled": np.asarray(jax.vmap(_resampled)(images, matrices)),
+        "before": before,
+        "after": np.asarray(transposed(matrices)),
+        "guesses": predict(run.trainee.forward, variables, images),
+        "labels": dataset.test_labels[:count],
+    }
+
+
+def _resampled(images: Any, matrix: jax.Array) -> jax.Array:
+    return resample(jnp.asarray(images, jnp.float32), matrix)
+
+
+def _placed(kernels: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Put kernels `[kh, kw, units]` into the middle of images `[units, h, w]` of weights."""
+    height, width, units = kernels.shape
+    placed = np.zeros((units, *size), np.float32)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    for i, j in itertools.product(range(height), range(width)):
+        placed[:, top + i, left + j] = kernels[i, j]
+    return placed
+
+
+def _composed(weights: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Return the weights of pixels before a resampling for weights of pixels after it."""
+    shape = jax.ShapeDtypeStruct((*weights.shape, 1), weights.dtype)
+    transposed = jax.linear_transpose(lambda image: resample(image, matrix), shape)
+    return transposed(weights[..., None])[0][..., 0]
