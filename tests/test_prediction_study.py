@@ -1,3 +1,4 @@
+import contextlib
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import results_prediction
 import scripts
+import weight_arguments
 
 from straw_jax.prediction import figures, report, training, weight_predictor
 from straw_jax.prediction.problems import outputs_problem, score, weights_problem
@@ -173,6 +175,17 @@ def test_cells_are_those_of_the_post():
     assert names == ["plain_2-5-1"]
 
 
+@pytest.mark.parametrize("ratio", [0.033, 0.034, 0.099, 0.101, 0.5, 1.33, 2.97, 3.03])
+def test_ratios_are_checked_as_they_are_counted(tmp_path, ratio):
+    (cell,) = Study(_config(networks=["2-5-1"], pairs=[ratio])).cells.values()
+    words = ["--networks", "2-5-1", "--out", str(tmp_path / "x"), "--pairs"]
+    for more in range(1, 60):  # some of them the same number of pairs, some not
+        (other,) = Study(_config(networks=["2-5-1"], pairs=[more / 17])).cells.values()
+        accepted = cell.pairs and other.pairs and cell.pairs != other.pairs
+        with contextlib.nullcontext() if accepted else pytest.raises(SystemExit, match="2"):
+            weight_arguments.parse([*words, str(ratio), str(more / 17)])
+
+
 def test_figures_are_gathered_over_seeds():
     one, two = ({"a": {"b": value}, "c": value} for value in (1.0, 3.0))
     found = over_seeds([one, two])
@@ -251,6 +264,14 @@ def test_study_is_stopped_and_gone_on_with(tmp_path):
         (["--predict", "outputs", "--embedding", "2"], "argument --embedding: is of weights"),
         (["--predict", "outputs", "--predictors", "mean"], "any of plain, concat, residual"),
         (["--pairs", "0"], "argument --pairs: expected a number above 0, got '0'"),
+        (
+            ["--networks", "4-10-1", "2-5-1", "--pairs", "2", "0.03"],
+            "argument --pairs: expected at least half a pair, got 0.03 for each of the 15 weights",
+        ),
+        (
+            ["--networks", "4-10-1", "2-5-1", "--pairs", "2", "1", "2.03"],
+            "argument --pairs: 2 and 2.03 for each of the 15 weights of 2-5-1 are both 30 pairs",
+        ),
         (["--steps", "0"], "argument --steps: expected a whole number of at least 1"),
     ],
 )
