@@ -118,6 +118,22 @@ def test_seeds_differ_and_steps_are_compiled_once(tmp_path, predictor):
     assert int(state.step) == 6
 
 
+def test_no_task_of_the_final_test_is_looked_at_before(tmp_path, monkeypatch, predictor):
+    monkeypatch.setattr(training, "_TESTED_EACH_EPOCH", 64)  # as many as in the end
+    run = Run(predictor, 0, tmp_path)
+    result, last = _finish(run), run.history()[-1]["test"]
+    params = run.variables()["params"]
+
+    def on(number):  # tasks from a key of the seed's, by hand
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number), 2)
+        outputs = [SMALL.outputs(params, SMALL.draw(key, 32)) for key in keys]
+        return float(score(*(np.stack(each) for each in zip(*outputs, strict=True))).loss)
+
+    assert result["loss"] == pytest.approx(on(2), rel=1e-5)
+    assert last["loss"] == pytest.approx(on(4), rel=1e-5)
+    assert abs(last["loss"] / result["loss"] - 1) > 1e-3
+
+
 def test_many_steps_at_once_are_the_same_as_one_by_one(predictor):
     key = training_key(0)
     at_once, loss, _ = predictor.train_steps(predictor.init_state(0), key, 4)
