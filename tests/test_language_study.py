@@ -10,11 +10,12 @@ import pytest
 import results_language
 import scripts
 
-from straw_jax.language import figures, report, training
+from straw_jax.language import examination, figures, report, training
 from straw_jax.language.models import Sizes, make_model
+from straw_jax.language.study import Config, Study
 from straw_jax.language.text import Text
 from straw_jax.language.training import Learner, Recipe, finish
-from straw_jax.training import NonFiniteError, runs
+from straw_jax.training import NonFiniteError, records, runs
 from straw_jax.training.report import statistic
 from straw_jax.training.runs import Run
 from straw_jax.training.step import training_key
@@ -25,6 +26,30 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 SCRIPT = scripts.EXPERIMENTS / "char_lm.py"
 NUMBERS = np.tile(np.arange(4, dtype=np.uint8), 120)
 TEXT = Text("counting", "abc\n", NUMBERS, NUMBERS[:60], NUMBERS[:70])
+
+
+def _config(**changes):
+    usual = {
+        "text": None,
+        "data_dir": None,
+        "models": ["lowrank"],
+        "parameters": 700,
+        "hyper_features": 3,
+        "embedding": 2,
+        "rank": 1,
+        "epochs": 1,
+        "batch_size": 4,
+        "length": 10,
+        "learning_rate": 0.01,
+        "dropout": 0.0,
+        "sample_length": 5,
+        "seed": 0,
+        "seeds": 1,
+        "jobs": 1,
+        "out": "unused",
+        "resume": False,
+    }
+    return Config(**usual | changes)
 
 
 def _learner(recipe):
@@ -97,6 +122,17 @@ def test_divergence_names_the_step(tmp_path, monkeypatch):
         NonFiniteError, match=f"hyper seed 0: the loss is not finite at step {steps};"
     ):
         finish(Run(wild, 0, tmp_path), 0)
+
+
+def test_run_that_an_earlier_version_examined_is_examined_again(tmp_path):
+    study = Study(_config(out=str(tmp_path)), TEXT)
+    examined = study.finish("lowrank", 0)["examined"]
+    assert study.is_finished("lowrank", 0)
+    path = tmp_path / "runs" / "lowrank-seed0" / "examined.json"
+    controls = {k: v for k, v in examined["controls"].items() if k != "mean weights"}
+    records.write_json(path, {**examined, "controls": controls})
+    assert not study.is_finished("lowrank", 0)
+    assert study.finish("lowrank", 0)["examined"] == examined
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -199,7 +235,7 @@ def _of(bits, **more):
 
 def _summary(text="Penn Treebank"):
     examined = {
-        "controls": {name: statistic([1.5, 1.7]) for name in ("own", "mean", "shuffled", "zero")},
+        "controls": {name: statistic([1.5, 1.7]) for name in examination.CONTROLS},
         "movement": {
             "gates": {"input": statistic([0.1, 0.3])},
             "characters": {
@@ -241,6 +277,7 @@ def test_table_tells_differences_from_the_lstm_with_the_same_seed():
 
 def test_report_tells_what_was_examined():
     text = report.markdown(_summary(), {"a picture": "x.png"})
+    assert "| model | own | mean | mean weights | shuffled | zero |" in text
     assert "| HyperLSTM | 1.6000 ± 0.1414 | 1.6000 ± 0.1414 |" in text
     assert "| HyperLSTM | `space` 50.0, `e` 30.0, `bar` 10.0 | `bar` 10.0, `e` 30.0," in text
     assert "![a picture](x.png)" in text

@@ -184,8 +184,10 @@ def examined(results: Results) -> list[str]:
 _CONTROLS = (
     "Bits a character on the first characters of the test, with something else in the place of the"
     " hyper cell's state, from which all that it writes is computed: its mean over as much of the"
-    " training text (frozen; the HyperLSTM's factors and biases are then their means, too), its"
-    " state at another moment of the same text (shuffled), or zero. Nothing is trained anew."
+    " training text (frozen), its state at another moment of the same text (shuffled), or zero. In"
+    " mean weights what is written is frozen to its mean over that training text: of the HyperLSTM"
+    " this is what the mean state writes, of the low-rank LSTM, whose update is a product of two"
+    " factors, it is not. Nothing is trained anew."
 )
 _MOVEMENT = (
     "From one character to the next, norm of the change of a gate's weights as a share of the norm"

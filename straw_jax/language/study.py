@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from straw_jax.language import figures, report, text
-from straw_jax.language.examination import examine
+from straw_jax.language.examination import CONTROLS, examine
 from straw_jax.language.models import (
     KINDS,
     Sizes,
@@ -125,7 +125,7 @@ class Study:
     def is_finished(self, name: str, seed: int) -> bool:
         """Tell whether `finish` has nothing to do."""
         run = self.run(name, seed)
-        return run.result.exists() and (not KINDS[name].modulated or _examined(run).exists())
+        return run.result.exists() and (not KINDS[name].modulated or _is_examined(run))
 
     def finish(self, name: str, seed: int) -> dict[str, Any]:
         """Train, test and examine a run, as far as that is still to be done."""
@@ -134,7 +134,7 @@ class Study:
         if not KINDS[name].modulated:
             return result
         # In a file of its own: to be done again, it needs no training.
-        if not _examined(run).exists():
+        if not _is_examined(run):
             params = run.placed_variables()["params"]
             records.write_json(_examined(run), examine(run.trainee, params, seed))
         return {**result, "examined": records.read_json(_examined(run))}
@@ -216,6 +216,12 @@ def _figures(study: Study, name: str, results: Sequence[Mapping[str, Any]]) -> d
 def _examined(run: Run[Learner]) -> Path:
     """Name the file of what was examined, beside the run's result."""
     return run.result.with_name("examined.json")
+
+
+def _is_examined(run: Run[Learner]) -> bool:
+    """Tell whether a run has been examined, with all controls: an earlier version had fewer."""
+    path = _examined(run)
+    return path.exists() and set(CONTROLS) <= set(records.read_json(path)["controls"])
 
 
 def _finisher(config: Config) -> Callable[[tuple[str, int]], None]:
