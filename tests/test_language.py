@@ -47,6 +47,7 @@ def test_file_is_parted_in_its_order(tmp_path):
     parts = found.train, found.validation, found.test
     assert [len(part) for part in parts] == [180, 10, 10]
     assert "".join(found.decode(part) for part in parts) == content
+    assert found.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_treebank(folder, monkeypatch):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import signal
 import subprocess
@@ -10,9 +11,9 @@ import pytest
 import results_language
 import scripts
 
-from straw_jax.language import examination, figures, report, training
+from straw_jax.language import examination, figures, report, study, training
 from straw_jax.language.models import Sizes, make_model
-from straw_jax.language.study import Config, Study
+from straw_jax.language.study import Config, Study, load_text
 from straw_jax.language.text import Text
 from straw_jax.language.training import Learner, Recipe, finish
 from straw_jax.training import NonFiniteError, records, runs
@@ -125,14 +126,30 @@ def test_divergence_names_the_step(tmp_path, monkeypatch):
 
 
 def test_run_that_an_earlier_version_examined_is_examined_again(tmp_path):
-    study = Study(_config(out=str(tmp_path)), TEXT)
-    examined = study.finish("lowrank", 0)["examined"]
-    assert study.is_finished("lowrank", 0)
+    made = Study(_config(out=str(tmp_path)), TEXT)
+    examined = made.finish("lowrank", 0)["examined"]
+    assert made.is_finished("lowrank", 0)
     path = tmp_path / "runs" / "lowrank-seed0" / "examined.json"
     controls = {k: v for k, v in examined["controls"].items() if k != "mean weights"}
     records.write_json(path, {**examined, "controls": controls})
-    assert not study.is_finished("lowrank", 0)
-    assert study.finish("lowrank", 0)["examined"] == examined
+    assert not made.is_finished("lowrank", 0)
+    assert made.finish("lowrank", 0)["examined"] == examined
+
+
+def test_study_goes_on_with_its_own_text_alone(tmp_path):
+    path, out = tmp_path / "some.txt", tmp_path / "out"
+    path.write_text("one text, read again. " * 50)
+    config = _config(text=str(path), out=str(out), models=["lstm"])
+    load_text(config)
+    study.run(Study(config, load_text(config)), "a command")
+    stored = records.read_json(out / "config.json")
+    assert stored["data"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    load_text(config)
+    path.write_text("one text, read agaim. " * 50)  # as long, with as many characters
+    with pytest.raises(ValueError, match=r"--resume: the results in .*out are from .*some.txt'"):
+        load_text(config)
+    records.write_json(out / "config.json", {k: v for k, v in stored.items() if k != "data"})
+    load_text(config)  # a folder from before texts were kept in mind
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -160,7 +177,8 @@ TINY += ["--batch-size", "4", "--length", "20", "--sample-length", "30", "--jobs
 
 
 def test_study_is_stopped_and_gone_on_with(tmp_path):
-    (tmp_path / "some.txt").write_text("what is read is read again, and $ | `.\n" * 50)
+    text = "what is read is read again, and $ | `.\n" * 50
+    (tmp_path / "some.txt").write_text(text)
     code, stdout, stderr = _run(tmp_path, *TINY, "--out", "whole")
     assert code == 0, stderr
     assert "1,756 characters of training" in stdout
@@ -181,6 +199,12 @@ def test_study_is_stopped_and_gone_on_with(tmp_path):
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 130
     assert stderr.splitlines()[-1].endswith("--out cut --resume")
+    (tmp_path / "some.txt").write_text("what is read is read again, and $ | _.\n" * 50)
+    code, stdout, stderr = _run(tmp_path, *TINY, "--out", "cut", "--resume")
+    (line,) = stderr.splitlines()
+    assert (code, stdout) == (2, "")
+    assert "char_lm.py: --resume: the results in cut are from {'name': 'some.txt'," in line
+    (tmp_path / "some.txt").write_text(text)
     code, stdout, stderr = _run(tmp_path, *TINY, "--out", "cut", "--resume")
     assert code == 0, stderr
     assert "continuing after epoch" in stderr

@@ -74,10 +74,20 @@ def load_text(config: Config) -> Text:
     """Read the text of a study, and check that it is long enough.
 
     Raises:
-        ValueError: It cannot be had, or is too short.
+        ValueError: It cannot be had, is too short, or is not the one that `config.out` has results
+            of.
     """
     found = text.load(config.text, config.data_dir)
     text.check_length(found, config.batch_size, config.length)
+    path = Path(config.out, "config.json")
+    if path.exists():
+        now = _description(found)
+        earlier = records.read_json(path).get("data", now)  # an earlier version told of none
+        if earlier != now:
+            raise ValueError(
+                f"--resume: the results in {config.out} are from {earlier}, but the text is now"
+                f" {now}. Give the earlier text, or choose another --out"
+            )
     return found
 
 
@@ -153,7 +163,10 @@ def run(study: Study, command: str) -> None:
         ProcessError: A process that trained was ended from outside.
     """
     config, out = study.config, Path(study.config.out)
-    records.write_json(out / "config.json", {**dataclasses.asdict(config), "command": command})
+    records.write_json(
+        out / "config.json",
+        {**dataclasses.asdict(config), "data": _description(study.text), "command": command},
+    )
     made = {"commit": commit(), "versions": versions()}  # before the checkout may move on
     tasks = [(name, seed) for name in config.models for seed in study.seeds]
     jobs = jobs_for(len(tasks), config.jobs)
@@ -187,6 +200,16 @@ def run(study: Study, command: str) -> None:
     records.write_json(out / "summary.json", summary)  # Last: it marks the study as finished.
     print(f"\n{report.table(summary)}\n")
     print(f"Report, figures and all numbers: {out}")
+
+
+def _description(text: Text) -> dict[str, Any]:
+    return {
+        "name": text.name,
+        "train": len(text.train),
+        "validation": len(text.validation),
+        "test": len(text.test),
+        "sha256": text.sha256(),
+    }
 
 
 def _figures(study: Study, name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
