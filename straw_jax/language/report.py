@@ -157,7 +157,7 @@ def parameters(results: Results) -> list[str]:
     text = (
         "Almost every parameter is multiplied once a character: models of as many parameters cost"
         f" as many multiply-adds, here to within {max(costs) / min(costs) - 1:.1%}. An LSTM of the"
-        " same compute would be the same LSTM."
+        " same compute would be the same LSTM. By the clock they differ: see characters/s."
     )
     return ["## Parameters", text, markdown_table(["model", *parts, "multiply-adds"], rows)]
 
