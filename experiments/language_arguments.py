@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
         " parameters: LSTMs, and LSTMs whose weights a smaller LSTM writes anew at every"
         " character. Test them, and write table, report, samples and figures.",
         epilog="Without flags: five models of Penn Treebank, of a million parameters each; a matter"
-        " of hours on a CPU with 2 cores.",
+        " of hours on a CPU with 2 cores. A stopped run goes on, with --resume, from the end of its"
+        " last whole epoch.",
     )
     what = parser.add_argument_group("what to train")
     what.add_argument(

@@ -4,6 +4,7 @@ Only the standard library is imported, so that a mistake is answered at once.
 """
 
 import argparse
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                 setattr(arguments, name, value)
         _check_predictors(arguments)
         arguments.pairs = arguments.pairs or []
+        _check_pairs(arguments.networks, arguments.pairs)
         arguments.embedding = arguments.embedding or 128
         arguments.out = arguments.out or str(Path("results", _readable_name(arguments)))
         check_out(arguments, _INCIDENTAL)
@@ -163,6 +165,26 @@ def _check_predictors(arguments: argparse.Namespace) -> None:
         values = getattr(arguments, name) or []
         if len(set(values)) < len(values):
             raise ValueError(f"argument --{name}: got {_listed(values)}; name each once")
+
+
+def _check_pairs(networks: Sequence[str], ratios: Sequence[float]) -> None:
+    """Check that every ratio is a number of pairs of its own, counted as in the study's `cells`."""
+    for network in networks:
+        sizes = map(int, network.split("-"))
+        unknowns = sum(math.prod(shape) for shape in itertools.pairwise(sizes))
+        known: dict[int, float] = {}
+        for ratio in ratios:
+            if not (pairs := math.floor(ratio * unknowns + 0.5)):
+                raise ValueError(
+                    f"argument --pairs: expected at least half a pair, got {ratio:g} for each of"
+                    f" the {unknowns} weights of {network}; give 1 or more"
+                )
+            if pairs in known:
+                raise ValueError(
+                    f"argument --pairs: {known[pairs]:g} and {ratio:g} for each of the {unknowns}"
+                    f" weights of {network} are both {pairs} pairs; leave one of them out"
+                )
+            known[pairs] = ratio
 
 
 def _readable_name(arguments: argparse.Namespace) -> str:

@@ -28,7 +28,7 @@ class ChunkGenerator(nn.Module):
         hidden: length of an input channel's vector.
 
     References:
-        Ha et al., "HyperNetworks" (2016), section 3.1 and equation 5; with chunks, section 4.2. The
+        Ha et al., "HyperNetworks" (2016), section 3.1: equation 2, and for chunks equation 3. The
         scale is ours.
     """
 

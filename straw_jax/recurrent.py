@@ -25,9 +25,12 @@ _GATES = 4  # along an axis of their own: input, candidate, forget, output
 class LSTMCell(nn.RNNCellBase):
     """An LSTM, with or without layer norm: what the cells below modulate, and are measured by.
 
+    At the start each gate's matrix, of input and state joined, is orthogonal.
+
     Attributes:
         features: length of the state.
-        layer_norm: normalise each gate before its non-linearity, and the memory before the output.
+        layer_norm: normalise each gate by itself before its non-linearity, as the sum of what comes
+            of input, state and bias, and the memory before the output.
         dropout: share of the candidates that is dropped in training.
         deterministic: do not drop any; else an rng "dropout" is needed, which `nn.RNN` hands on
             with `split_rngs={"params": False, "dropout": True}`.
@@ -35,8 +38,10 @@ class LSTMCell(nn.RNNCellBase):
         dtype: of computation and state; by default the one to which input and weights promote.
 
     References:
-        Hochreiter and Schmidhuber (1997); Ba et al., "Layer Normalization" (2016), equations 20 to
-        22; Semeniuta et al., "Recurrent Dropout without Memory Loss" (2016).
+        Hochreiter and Schmidhuber (1997). Ba et al., "Layer Normalization" (2016), which normalises
+        what comes of input and of state each by itself; of their sum it is Ha et al.,
+        "HyperNetworks" (2016), appendix A.2.2, equation 10. Semeniuta et al., "Recurrent Dropout
+        without Memory Loss" (2016).
     """
 
     features: int
@@ -99,8 +104,12 @@ class HyperLSTMCell(LSTMCell):
 
     The small LSTM sees input and state. For each gate it writes three short embeddings; from two,
     linear layers make a factor for each of the gate's units, one for what comes of the input and
-    one for what comes of the state; from the third the gate's bias. At the start all factors are
-    0.1.
+    one for what comes of the state; from the third the gate's bias. Embeddings come from the small
+    LSTM's state of the same step, as the paper has it in words (section 3.2); its equation 11
+    prints the state of the step before.
+
+    At the start all factors are 0.1. Each gate's matrices of input and of state are orthogonal,
+    each by itself; those of the small LSTM joined, as in `LSTMCell`.
 
     Attributes:
         hyper_features: length of the small LSTM's state.
@@ -185,7 +194,8 @@ class LowRankLSTMCell(LSTMCell):
     """An LSTM to whose weights a smaller LSTM adds a low-rank update at every step.
 
     The small LSTM sees input and state; from its state linear layers write `B` and `A`, and the
-    gates are those of `kernel + B @ A`, never formed. At the start `A` is 0: an ordinary LSTM.
+    gates are those of `kernel + B @ A`, never formed. At the start `A` is 0: an ordinary LSTM, its
+    matrices and the small LSTM's as in `LSTMCell`.
 
     Attributes:
         hyper_features: length of the small LSTM's state.

@@ -47,6 +47,7 @@ def test_file_is_parted_in_its_order(tmp_path):
     parts = found.train, found.validation, found.test
     assert [len(part) for part in parts] == [180, 10, 10]
     assert "".join(found.decode(part) for part in parts) == content
+    assert found.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_treebank(folder, monkeypatch):
@@ -261,6 +262,32 @@ def test_frozen_factors_are_a_static_lstm():
 
 
 @pytest.mark.parametrize("name", ["hyper", "lowrank"])
+def test_mean_weights_are_a_static_lstm_of_dense_means(name):
+    """What is written at each training character, its mean, and an LSTM that has it."""
+    model, params = make_model(name, 4, SIZES), params_of(name, scale=0.6)
+    read = jnp.asarray(TEXT.train[None, :-1])
+    _, sown = examination._observed(model, params, read, model.initial_carry(1))
+    sown, cell = jax.tree.map(np.asarray, (sown, params["cell"]))
+    written, seen = sown["written"][0], sown["seen"][0][0]
+    if name == "hyper":
+        parts = [cell[part]["kernel"] * written[part][0][:, None] for part in ("input", "state")]
+        kernel = np.concatenate(parts, axis=1).mean(axis=0)
+        embeddings = (seen @ cell["bias_embeddings"]["kernel"]).reshape(-1, 4, 2)
+        biases = np.einsum("nge,gef->ngf", embeddings, cell["bias_change"])
+        bias = cell["bias"] + biases.reshape(-1, 16).mean(axis=0)
+    else:
+        kernel = cell["kernel"] + (written["B"][0] @ written["A"][0]).mean(axis=0)
+        bias = cell["bias"]
+    plain = {"cell": {"gates": {"kernel": kernel, "bias": bias}}, "output": params["output"]}
+    expected = training.make_bits(make_model("lstm", 4, SIZES))(plain, TEXT.test)
+    found = examination.examine(learner_of(name), params, seed=0)["controls"]
+    assert found["mean weights"] == pytest.approx(expected, rel=1e-5)
+    if name == "lowrank":
+        assert abs(found["mean weights"] - found["mean"]) > 1e-4
+        assert abs(found["mean weights"] - found["zero"]) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["hyper", "lowrank"])
 def test_movement_is_that_of_dense_kernels(name):
     model, params = make_model(name, 4, SIZES), params_of(name)
     pieces = jnp.asarray(TEXT.test[:12].reshape(2, 6))
@@ -280,8 +307,9 @@ def test_movement_is_that_of_dense_kernels(name):
 
 def test_examination_tells_controls_and_movement():
     found = examination.examine(learner_of("ln_hyper"), params_of("ln_hyper"), seed=0)
-    assert list(found["controls"]) == ["own", "mean", "shuffled", "zero"]
+    assert list(found["controls"]) == ["own", "mean", "mean weights", "shuffled", "zero"]
     assert len({round(bits, 6) for bits in found["controls"].values()}) == 4
+    assert found["controls"]["mean weights"] == found["controls"]["mean"]
     assert found == examination.examine(learner_of("ln_hyper"), params_of("ln_hyper"), seed=0)
     assert set(found["movement"]["gates"]) == set(examination.GATES)
     assert len(found["stretch"]["text"]) == len(found["stretch"]["gates"]["input"])

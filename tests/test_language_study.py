@@ -1,3 +1,4 @@
+import hashlib
 import json
 import signal
 import subprocess
@@ -10,13 +11,15 @@ import pytest
 import results_language
 import scripts
 
-from straw_jax.language import figures, report, training
+from straw_jax.language import examination, figures, report, study, training
 from straw_jax.language.models import Sizes, make_model
+from straw_jax.language.study import Config, Study, load_text
 from straw_jax.language.text import Text
 from straw_jax.language.training import Learner, Recipe, finish
-from straw_jax.training import NonFiniteError, runs
+from straw_jax.training import NonFiniteError, records, runs
 from straw_jax.training.report import statistic
 from straw_jax.training.runs import Run
+from straw_jax.training.step import training_key
 
 # Orbax reads in threads, and leaves them behind when a read fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -24,6 +27,30 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 SCRIPT = scripts.EXPERIMENTS / "char_lm.py"
 NUMBERS = np.tile(np.arange(4, dtype=np.uint8), 120)
 TEXT = Text("counting", "abc\n", NUMBERS, NUMBERS[:60], NUMBERS[:70])
+
+
+def _config(**changes):
+    usual = {
+        "text": None,
+        "data_dir": None,
+        "models": ["lowrank"],
+        "parameters": 700,
+        "hyper_features": 3,
+        "embedding": 2,
+        "rank": 1,
+        "epochs": 1,
+        "batch_size": 4,
+        "length": 10,
+        "learning_rate": 0.01,
+        "dropout": 0.0,
+        "sample_length": 5,
+        "seed": 0,
+        "seeds": 1,
+        "jobs": 1,
+        "out": "unused",
+        "resume": False,
+    }
+    return Config(**usual | changes)
 
 
 def _learner(recipe):
@@ -84,10 +111,45 @@ def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch, learner, sto
     assert (again["bits"], again["sample"]) == (result["bits"], result["sample"])
 
 
-def test_divergence_names_the_step(tmp_path):
+def test_divergence_names_the_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_PARTS", 2)  # of 11 steps: 6, and then 5
     wild = _learner(Recipe(epochs=4, batch_size=4, length=10, learning_rate=1e30))
-    with pytest.raises(NonFiniteError, match=r"hyper seed 0: the loss is not finite at step \d+;"):
+    state, carry, finite, steps = wild.init_state(0), wild.initial_carry(), 1, 0
+    while finite and steps < 11:  # one by one
+        state, carry, _, finite = wild.train_steps(state, carry, training_key(0), 1)
+        steps += 1
+    assert steps not in (1, 6, 11)
+    with pytest.raises(
+        NonFiniteError, match=f"hyper seed 0: the loss is not finite at step {steps};"
+    ):
         finish(Run(wild, 0, tmp_path), 0)
+
+
+def test_run_that_an_earlier_version_examined_is_examined_again(tmp_path):
+    made = Study(_config(out=str(tmp_path)), TEXT)
+    examined = made.finish("lowrank", 0)["examined"]
+    assert made.is_finished("lowrank", 0)
+    path = tmp_path / "runs" / "lowrank-seed0" / "examined.json"
+    controls = {k: v for k, v in examined["controls"].items() if k != "mean weights"}
+    records.write_json(path, {**examined, "controls": controls})
+    assert not made.is_finished("lowrank", 0)
+    assert made.finish("lowrank", 0)["examined"] == examined
+
+
+def test_study_goes_on_with_its_own_text_alone(tmp_path):
+    path, out = tmp_path / "some.txt", tmp_path / "out"
+    path.write_text("one text, read again. " * 50)
+    config = _config(text=str(path), out=str(out), models=["lstm"])
+    load_text(config)
+    study.run(Study(config, load_text(config)), "a command")
+    stored = records.read_json(out / "config.json")
+    assert stored["data"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    load_text(config)
+    path.write_text("one text, read agaim. " * 50)  # as long, with as many characters
+    with pytest.raises(ValueError, match=r"--resume: the results in .*out are from .*some.txt'"):
+        load_text(config)
+    records.write_json(out / "config.json", {k: v for k, v in stored.items() if k != "data"})
+    load_text(config)  # a folder from before texts were kept in mind
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -115,7 +177,8 @@ TINY += ["--batch-size", "4", "--length", "20", "--sample-length", "30", "--jobs
 
 
 def test_study_is_stopped_and_gone_on_with(tmp_path):
-    (tmp_path / "some.txt").write_text("what is read is read again, and $ | `.\n" * 50)
+    text = "what is read is read again, and $ | `.\n" * 50
+    (tmp_path / "some.txt").write_text(text)
     code, stdout, stderr = _run(tmp_path, *TINY, "--out", "whole")
     assert code == 0, stderr
     assert "1,756 characters of training" in stdout
@@ -136,6 +199,12 @@ def test_study_is_stopped_and_gone_on_with(tmp_path):
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 130
     assert stderr.splitlines()[-1].endswith("--out cut --resume")
+    (tmp_path / "some.txt").write_text("what is read is read again, and $ | _.\n" * 50)
+    code, stdout, stderr = _run(tmp_path, *TINY, "--out", "cut", "--resume")
+    (line,) = stderr.splitlines()
+    assert (code, stdout) == (2, "")
+    assert "char_lm.py: --resume: the results in cut are from {'name': 'some.txt'," in line
+    (tmp_path / "some.txt").write_text(text)
     code, stdout, stderr = _run(tmp_path, *TINY, "--out", "cut", "--resume")
     assert code == 0, stderr
     assert "continuing after epoch" in stderr
@@ -190,7 +259,7 @@ def _of(bits, **more):
 
 def _summary(text="Penn Treebank"):
     examined = {
-        "controls": {name: statistic([1.5, 1.7]) for name in ("own", "mean", "shuffled", "zero")},
+        "controls": {name: statistic([1.5, 1.7]) for name in examination.CONTROLS},
         "movement": {
             "gates": {"input": statistic([0.1, 0.3])},
             "characters": {
@@ -232,6 +301,7 @@ def test_table_tells_differences_from_the_lstm_with_the_same_seed():
 
 def test_report_tells_what_was_examined():
     text = report.markdown(_summary(), {"a picture": "x.png"})
+    assert "| model | own | mean | mean weights | shuffled | zero |" in text
     assert "| HyperLSTM | 1.6000 ± 0.1414 | 1.6000 ± 0.1414 |" in text
     assert "| HyperLSTM | `space` 50.0, `e` 30.0, `bar` 10.0 | `bar` 10.0, `e` 30.0," in text
     assert "![a picture](x.png)" in text

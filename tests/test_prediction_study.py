@@ -1,3 +1,4 @@
+import contextlib
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import results_prediction
 import scripts
+import weight_arguments
 
 from straw_jax.prediction import figures, report, training, weight_predictor
 from straw_jax.prediction.problems import outputs_problem, score, weights_problem
@@ -116,6 +118,22 @@ def test_seeds_differ_and_steps_are_compiled_once(tmp_path, predictor):
     assert int(state.step) == 6
 
 
+def test_no_task_of_the_final_test_is_looked_at_before(tmp_path, monkeypatch, predictor):
+    monkeypatch.setattr(training, "_TESTED_EACH_EPOCH", 64)  # as many as in the end
+    run = Run(predictor, 0, tmp_path)
+    result, last = _finish(run), run.history()[-1]["test"]
+    params = run.variables()["params"]
+
+    def on(number):  # tasks from a key of the seed's, by hand
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number), 2)
+        outputs = [SMALL.outputs(params, SMALL.draw(key, 32)) for key in keys]
+        return float(score(*(np.stack(each) for each in zip(*outputs, strict=True))).loss)
+
+    assert result["loss"] == pytest.approx(on(2), rel=1e-5)
+    assert last["loss"] == pytest.approx(on(4), rel=1e-5)
+    assert abs(last["loss"] / result["loss"] - 1) > 1e-3
+
+
 def test_many_steps_at_once_are_the_same_as_one_by_one(predictor):
     key = training_key(0)
     at_once, loss, _ = predictor.train_steps(predictor.init_state(0), key, 4)
@@ -171,6 +189,17 @@ def test_cells_are_those_of_the_post():
     assert {(networks[cell.network], cell.pairs) for cell in cells} == set(EXPLAINED)
     names = list(Study(_config(predict="outputs", predictors=["plain"], networks=["2-5-1"])).cells)
     assert names == ["plain_2-5-1"]
+
+
+@pytest.mark.parametrize("ratio", [0.033, 0.034, 0.099, 0.101, 0.5, 1.33, 2.97, 3.03])
+def test_ratios_are_checked_as_they_are_counted(tmp_path, ratio):
+    (cell,) = Study(_config(networks=["2-5-1"], pairs=[ratio])).cells.values()
+    words = ["--networks", "2-5-1", "--out", str(tmp_path / "x"), "--pairs"]
+    for more in range(1, 60):  # some of them the same number of pairs, some not
+        (other,) = Study(_config(networks=["2-5-1"], pairs=[more / 17])).cells.values()
+        accepted = cell.pairs and other.pairs and cell.pairs != other.pairs
+        with contextlib.nullcontext() if accepted else pytest.raises(SystemExit, match="2"):
+            weight_arguments.parse([*words, str(ratio), str(more / 17)])
 
 
 def test_figures_are_gathered_over_seeds():
@@ -251,6 +280,14 @@ def test_study_is_stopped_and_gone_on_with(tmp_path):
         (["--predict", "outputs", "--embedding", "2"], "argument --embedding: is of weights"),
         (["--predict", "outputs", "--predictors", "mean"], "any of plain, concat, residual"),
         (["--pairs", "0"], "argument --pairs: expected a number above 0, got '0'"),
+        (
+            ["--networks", "4-10-1", "2-5-1", "--pairs", "2", "0.03"],
+            "argument --pairs: expected at least half a pair, got 0.03 for each of the 15 weights",
+        ),
+        (
+            ["--networks", "4-10-1", "2-5-1", "--pairs", "2", "1", "2.03"],
+            "argument --pairs: 2 and 2.03 for each of the 15 weights of 2-5-1 are both 30 pairs",
+        ),
         (["--steps", "0"], "argument --steps: expected a whole number of at least 1"),
     ],
 )

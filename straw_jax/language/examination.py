@@ -21,6 +21,9 @@ from straw_jax.recurrent import Carry
 GATES = ("input", "candidate", "forget", "output")
 """In the order of the cells in `straw_jax.recurrent`."""
 
+CONTROLS = ("own", "mean", "mean weights", "shuffled", "zero")
+"""What stands in the place of what a smaller LSTM saw, or of what it wrote, see `examine`."""
+
 TESTED = 50_000  # characters on which controls are tested, and from which means are taken
 _MOVED = 10_000  # characters over which movement is measured
 _PIECE = 500  # of these, read from a carry of zeros
@@ -40,7 +43,9 @@ def examine(learner: Learner, params: Params, seed: int) -> dict[str, Any]:
         "controls", bits a character on the first 50,000 characters of the test text, by what stands
         in the place of the smaller LSTM's state: "own", nothing; "mean", its mean over as many
         characters of the training text; "shuffled", its state at another moment of the test text;
-        "zero". "movement" and "stretch", see `movement`.
+        "zero". In "mean weights" it is what is written that has its mean over these characters:
+        the HyperLSTM's factors and biases, the low-rank cell's `B @ A`. "movement" and "stretch",
+        see `movement`.
     """
     text = learner.text
     numbers = text.test[: TESTED + 1]
@@ -51,15 +56,32 @@ def examine(learner: Learner, params: Params, seed: int) -> dict[str, Any]:
     shuffled = np.zeros(seen.shape, seen.dtype)
     shuffled[real] = moments[np.asarray(jax.random.permutation(key, len(moments)))]
     typical = text.train[: TESTED + 1]
-    mean = np.asarray(_seen(learner.model, params, typical))[in_chunks(typical)[2]].mean(axis=0)
-    places = {
-        "own": None,
-        "mean": jnp.broadcast_to(mean, seen.shape),
-        "shuffled": jnp.asarray(shuffled),
-        "zero": jnp.zeros_like(seen),
+    usual = np.asarray(_seen(learner.model, params, typical))[in_chunks(typical)[2]]
+    mean, zero = jnp.broadcast_to(usual.mean(axis=0), seen.shape), jnp.zeros_like(seen)
+    cases = {
+        "own": (params, None),
+        "mean": (params, mean),
+        "shuffled": (params, jnp.asarray(shuffled)),
+        "zero": (params, zero),
     }
-    controls = {name: learner.bits(params, numbers, place) for name, place in places.items()}
-    return {"controls": controls, **movement(learner, params)}
+    if "kernel" in params["cell"]:  # without a state nothing is added to it
+        cases["mean weights"] = _with_mean_update(params, usual), zero
+    controls = {name: learner.bits(case[0], numbers, case[1]) for name, case in cases.items()}
+    # What a HyperLSTM writes is affine in the state: its mean is what is written for the mean.
+    controls.setdefault("mean weights", controls["mean"])
+    return {"controls": {name: controls[name] for name in CONTROLS}, **movement(learner, params)}
+
+
+def _with_mean_update(params: Params, seen: np.ndarray) -> Params:
+    """Add to a low-rank cell's kernel the mean of `B @ A` over states `[n, hyper_features]`."""
+    cell = params["cell"]
+    rows, columns = cell["kernel"].shape
+    B = cell["B"]["kernel"].reshape(seen.shape[1], rows, -1)
+    A = cell["A"]["kernel"].reshape(seen.shape[1], -1, columns)
+    # Both factors are linear in the state, their product in the products of its numbers.
+    products = seen.T @ seen / len(seen)
+    kernel = cell["kernel"] + jnp.einsum("hir,hk,krc->ic", B, products, A)
+    return {**params, "cell": {**cell, "kernel": kernel}}
 
 
 def _seen(model: CharacterModel, params: Params, numbers: np.ndarray) -> Array:

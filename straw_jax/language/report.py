@@ -157,7 +157,7 @@ def parameters(results: Results) -> list[str]:
     text = (
         "Almost every parameter is multiplied once a character: models of as many parameters cost"
         f" as many multiply-adds, here to within {max(costs) / min(costs) - 1:.1%}. An LSTM of the"
-        " same compute would be the same LSTM."
+        " same compute would be the same LSTM. By the clock they differ: see characters/s."
     )
     return ["## Parameters", text, markdown_table(["model", *parts, "multiply-adds"], rows)]
 
@@ -184,8 +184,10 @@ def examined(results: Results) -> list[str]:
 _CONTROLS = (
     "Bits a character on the first characters of the test, with something else in the place of the"
     " hyper cell's state, from which all that it writes is computed: its mean over as much of the"
-    " training text (frozen; the HyperLSTM's factors and biases are then their means, too), its"
-    " state at another moment of the same text (shuffled), or zero. Nothing is trained anew."
+    " training text (frozen), its state at another moment of the same text (shuffled), or zero. In"
+    " mean weights what is written is frozen to its mean over that training text: of the HyperLSTM"
+    " this is what the mean state writes, of the low-rank LSTM, whose update is a product of two"
+    " factors, it is not. Nothing is trained anew."
 )
 _MOVEMENT = (
     "From one character to the next, norm of the change of a gate's weights as a share of the norm"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from straw_jax.language import figures, report, text
-from straw_jax.language.examination import examine
+from straw_jax.language.examination import CONTROLS, examine
 from straw_jax.language.models import (
     KINDS,
     Sizes,
@@ -74,10 +74,20 @@ def load_text(config: Config) -> Text:
     """Read the text of a study, and check that it is long enough.
 
     Raises:
-        ValueError: It cannot be had, or is too short.
+        ValueError: It cannot be had, is too short, or is not the one that `config.out` has results
+            of.
     """
     found = text.load(config.text, config.data_dir)
     text.check_length(found, config.batch_size, config.length)
+    path = Path(config.out, "config.json")
+    if path.exists():
+        now = _description(found)
+        earlier = records.read_json(path).get("data", now)  # an earlier version told of none
+        if earlier != now:
+            raise ValueError(
+                f"--resume: the results in {config.out} are from {earlier}, but the text is now"
+                f" {now}. Give the earlier text, or choose another --out"
+            )
     return found
 
 
@@ -125,7 +135,7 @@ class Study:
     def is_finished(self, name: str, seed: int) -> bool:
         """Tell whether `finish` has nothing to do."""
         run = self.run(name, seed)
-        return run.result.exists() and (not KINDS[name].modulated or _examined(run).exists())
+        return run.result.exists() and (not KINDS[name].modulated or _is_examined(run))
 
     def finish(self, name: str, seed: int) -> dict[str, Any]:
         """Train, test and examine a run, as far as that is still to be done."""
@@ -134,7 +144,7 @@ class Study:
         if not KINDS[name].modulated:
             return result
         # In a file of its own: to be done again, it needs no training.
-        if not _examined(run).exists():
+        if not _is_examined(run):
             params = run.placed_variables()["params"]
             records.write_json(_examined(run), examine(run.trainee, params, seed))
         return {**result, "examined": records.read_json(_examined(run))}
@@ -153,7 +163,10 @@ def run(study: Study, command: str) -> None:
         ProcessError: A process that trained was ended from outside.
     """
     config, out = study.config, Path(study.config.out)
-    records.write_json(out / "config.json", {**dataclasses.asdict(config), "command": command})
+    records.write_json(
+        out / "config.json",
+        {**dataclasses.asdict(config), "data": _description(study.text), "command": command},
+    )
     made = {"commit": commit(), "versions": versions()}  # before the checkout may move on
     tasks = [(name, seed) for name in config.models for seed in study.seeds]
     jobs = jobs_for(len(tasks), config.jobs)
@@ -189,6 +202,16 @@ def run(study: Study, command: str) -> None:
     print(f"Report, figures and all numbers: {out}")
 
 
+def _description(text: Text) -> dict[str, Any]:
+    return {
+        "name": text.name,
+        "train": len(text.train),
+        "validation": len(text.validation),
+        "test": len(text.test),
+        "sha256": text.sha256(),
+    }
+
+
 def _figures(study: Study, name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the summary says of a model."""
     learner = study.learner(name)
@@ -216,6 +239,12 @@ def _figures(study: Study, name: str, results: Sequence[Mapping[str, Any]]) -> d
 def _examined(run: Run[Learner]) -> Path:
     """Name the file of what was examined, beside the run's result."""
     return run.result.with_name("examined.json")
+
+
+def _is_examined(run: Run[Learner]) -> bool:
+    """Tell whether a run has been examined, with all controls: an earlier version had fewer."""
+    path = _examined(run)
+    return path.exists() and set(CONTROLS) <= set(records.read_json(path)["controls"])
 
 
 def _finisher(config: Config) -> Callable[[tuple[str, int]], None]:

@@ -43,6 +43,14 @@ class Text(NamedTuple):
         """Return the characters with these numbers."""
         return "".join(self.characters[number] for number in numbers)
 
+    def sha256(self) -> str:
+        """Return the digest of all parts, one after the other, in UTF-8.
+
+        Of a text file it is the file's own where its lines end in a line feed.
+        """
+        whole = np.concatenate([self.train, self.validation, self.test])
+        return hashlib.sha256(self.decode(whole).encode()).hexdigest()
+
 
 def load(path: str | None = None, data_dir: str | None = None) -> Text:
     """Read a text file, or Penn Treebank.

@@ -308,11 +308,11 @@ def finish(run: Run[Learner], sample_length: int) -> dict[str, Any]:
             carry = learner.initial_carry()
             each = math.ceil(learner.steps_per_epoch / _PARTS)
             while left := learner.steps_per_epoch - progress.steps:
-                steps = min(each, left)
+                first, steps = int(state.step), min(each, left)
                 state, carry, loss, finite = train_steps(state, carry, key, steps)
                 progress.add(steps, float(loss))
                 if int(finite) < steps:
-                    step = int(state.step) - steps + int(finite) + 1
+                    step = first + int(finite) + 1
                     raise NonFiniteError(f"the loss is not finite at step {step}")
             found = learner.bits(state.variables["params"], text.validation)
             if not math.isfinite(found):

@@ -24,6 +24,7 @@ _EPOCHS = 20  # parts of training: after each its state is saved
 _TESTED_EACH_EPOCH = 1_024  # tasks
 TESTED = 8_192  # tasks in the end
 _BATCH = 512  # of these at a time
+_TESTING, _LOOKING = 2, 4  # of a seed's keys: the tasks of the final test, and of those before it
 _CACHED = 2_048  # vectors whose activations a CPU's cache holds
 
 
@@ -99,8 +100,8 @@ class Predictor:
         return lambda state, key, steps: compiled(state, key, jnp.int32(steps))
 
     @functools.cached_property
-    def test(self) -> Callable[[Params, int, int], Score]:
-        """Return what scores parameters: `(params, seed, tasks) -> Score`."""
+    def test(self) -> Callable[..., Score]:
+        """Return what scores parameters, see `make_test`."""
         return make_test(self.problem)
 
 
@@ -175,17 +176,18 @@ def _in_parts(problem: Problem, parts: int) -> Callable[[Params, Any], tuple[Arr
     return of_all
 
 
-def make_test(problem: Problem) -> Callable[[Params, int, int], Score]:
+def make_test(problem: Problem) -> Callable[..., Score]:
     """Build the jitted test of parameters on tasks that no training step draws.
 
     Returns:
-        `(params, seed, tasks) -> Score`; tasks are taken 512 at a time.
+        `(params, seed, tasks, number=2) -> Score`; tasks are taken 512 at a time, and are others
+        for another number of the seed's key.
     """
 
     @functools.partial(jax.jit, static_argnums=2)
-    def test(params: Params, seed: int, tasks: int) -> Score:
+    def test(params: Params, seed: int, tasks: int, number: int = _TESTING) -> Score:
         batches = max(tasks // _BATCH, 1)
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2), batches)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), batches)
 
         def outputs(key: Array) -> tuple[Array, Array]:
             return problem.outputs(params, problem.draw(key, min(tasks, _BATCH)))
@@ -224,7 +226,10 @@ def finish(
             if int(finite) < steps:
                 raise NonFiniteError(f"the loss is not finite at step {done + int(finite) + 1}")
             seconds = time.perf_counter() - start
-            found = predictor.test(state.variables["params"], run.seed, _TESTED_EACH_EPOCH)
+            # On other tasks than in the end: who chooses by these figures has not seen those.
+            found = predictor.test(
+                state.variables["params"], run.seed, _TESTED_EACH_EPOCH, _LOOKING
+            )
             if not math.isfinite(found.loss):
                 raise NonFiniteError(f"the parameters are not finite after step {done + steps}")
             figures = {
