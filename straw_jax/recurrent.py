@@ -200,10 +200,13 @@ class LowRankLSTMCell(LSTMCell):
     Attributes:
         hyper_features: length of the small LSTM's state.
         rank: of the update.
+        scale: of `B`. Without layer norm an update of scale 1 may drive gates to where the memory
+            grows without end, and the network no longer leaves.
     """
 
     hyper_features: int = 128
     rank: int = 1
+    scale: float = 0.1
 
     @nn.compact
     def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
@@ -216,7 +219,7 @@ class LowRankLSTMCell(LSTMCell):
         rows, columns = joined.shape[-1], _GATES * self.features
         kernel = self.param("kernel", _gate_init, (rows, columns))
         bias = self.param("bias", nn.initializers.zeros, (columns,))
-        B = self._factor("B", (rows, self.rank), seen, nn.initializers.lecun_normal())
+        B = self.scale * self._factor("B", (rows, self.rank), seen, nn.initializers.lecun_normal())
         A = self._factor("A", (self.rank, columns), seen, nn.initializers.zeros)
         self.sow("intermediates", "written", {"B": B, "A": A})
         gates = hyperlora(joined, B, A, kernel, bias, dtype=self.dtype)

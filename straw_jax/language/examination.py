@@ -65,21 +65,22 @@ def examine(learner: Learner, params: Params, seed: int) -> dict[str, Any]:
         "zero": (params, zero),
     }
     if "kernel" in params["cell"]:  # without a state nothing is added to it
-        cases["mean weights"] = _with_mean_update(params, usual), zero
+        scale = learner.model.cell.scale
+        cases["mean weights"] = _with_mean_update(params, usual, scale), zero
     controls = {name: learner.bits(case[0], numbers, case[1]) for name, case in cases.items()}
     # What a HyperLSTM writes is affine in the state: its mean is what is written for the mean.
     controls.setdefault("mean weights", controls["mean"])
     return {"controls": {name: controls[name] for name in CONTROLS}, **movement(learner, params)}
 
 
-def _with_mean_update(params: Params, seen: np.ndarray) -> Params:
+def _with_mean_update(params: Params, seen: np.ndarray, scale: float) -> Params:
     """Add to a low-rank cell's kernel the mean of `B @ A` over states `[n, hyper_features]`."""
     cell = params["cell"]
     rows, columns = cell["kernel"].shape
     B = cell["B"]["kernel"].reshape(seen.shape[1], rows, -1)
     A = cell["A"]["kernel"].reshape(seen.shape[1], -1, columns)
     # Both factors are linear in the state, their product in the products of its numbers.
-    products = seen.T @ seen / len(seen)
+    products = scale * (seen.T @ seen) / len(seen)
     kernel = cell["kernel"] + jnp.einsum("hir,hk,krc->ic", B, products, A)
     return {**params, "cell": {**cell, "kernel": kernel}}
 
