@@ -1,0 +1,558 @@
+"""Eyes that see poses, executors that turn, and the rule: labels only on upright images."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from reference import assert_close, random_array, relative_error
+
+from straw_jax import (
+    CompactCNN,
+    Network,
+    PoseEye,
+    PoseRange,
+    affine,
+    linen,
+    make_geometric,
+    modulate,
+    resample,
+)
+from straw_jax.pose import ANGLES, Seen, angles_of, likeliest, pose_loss
+from straw_jax.training import contenders, make_train_step
+from straw_jax.training.contenders import contender, parameters, straw_of
+from straw_jax.training.step import State, as_input, training_key
+
+IMAGES = random_array(0, (3, 8, 8, 1))
+EXECUTOR = CompactCNN(4, stages=((8,), (16,)), dropout=0.5)
+ALL_POSES = PoseRange(40.0, 1.3, 0.2, 0.15)
+
+
+def geometric(poses=ANGLES, hypotheses=3, executor=EXECUTOR):
+    eye = PoseEye(poses, features=(8, 16))
+    return make_geometric(
+        executor, IMAGES, kernel="conv1/kernel", poses=poses, hypotheses=hypotheses, eye=eye
+    )
+
+
+def trained_like(model):
+    """Parameters with which the eye sees other poses than upright, and is sure of none."""
+    params = jax.jit(model.straw.init)(jax.random.key(1))
+    return jax.tree.map(lambda p: p + 0.3 * random_array(p.size, p.shape), params)
+
+
+def inverse(matrix):
+    square = np.concatenate([np.asarray(matrix, np.float64), [[0.0, 0.0, 1.0]]])
+    return jnp.asarray(np.linalg.inv(square)[:2], jnp.float32)
+
+
+@jax.jit
+def said(weights, image, matrix):
+    """Probabilities of the ordinary executor, of an image that is resampled by hand."""
+    return nn.softmax(EXECUTOR.apply({"params": weights}, resample(image, matrix)[None])[0])
+
+
+def mixture(params, style, image):
+    """What hypotheses say of one image, one by one, averaged by confidence."""
+    hypotheses = np.asarray(style, np.float64).reshape(-1, 6)
+    confidence = np.exp(hypotheses[:, 0])
+    total = 0.0
+    for share, (_, degrees, size, shear, down, right) in zip(
+        confidence / confidence.sum(), hypotheses, strict=True
+    ):
+        seen = affine(degrees, np.exp(size), shear, down, right)
+        total += share * np.asarray(said(params["executor"], image, inverse(seen)), np.float64)
+    return np.log(total)
+
+
+# The composition.
+
+
+@pytest.mark.parametrize("poses", [ANGLES, ALL_POSES], ids=["angles", "all"])
+def test_untrained_eyes_leave_the_executor_as_it_is(poses):
+    straw = geometric(poses).straw
+    params = jax.jit(straw.init)(jax.random.key(1))
+    want = nn.log_softmax(EXECUTOR.apply({"params": params["executor"]}, IMAGES))
+    assert_close(jax.jit(straw.apply)(params, IMAGES), want, 1e-5)
+    for hypotheses in (1, 3):
+        upright = jnp.zeros((3, 6 * hypotheses))
+        assert_close(jax.jit(straw.apply_styles)(params, upright, IMAGES), want, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("poses", "hypotheses"), [(ANGLES, 1), (ALL_POSES, 1), (ANGLES, 3), (ALL_POSES, 3)]
+)
+def test_each_hypothesis_is_tried_on_an_image_that_is_brought_upright(poses, hypotheses):
+    straw = geometric(poses, hypotheses).straw
+    params = trained_like(geometric(poses, hypotheses))
+    styles = jax.jit(straw.styles)(params, IMAGES)
+    assert styles.shape == (3, 6 * hypotheses)
+    assert np.all(styles[:, 1] != 0)
+    assert np.any(styles.reshape(3, -1, 6)[..., 2:]) == (poses is ALL_POSES)
+    y = jax.jit(straw.apply)(params, IMAGES)
+    assert_close(jax.jit(straw.apply_styles)(params, styles, IMAGES), y, 1e-6)
+    want = np.stack([mixture(params, *each) for each in zip(styles, IMAGES, strict=True)])
+    assert_close(y, want, 2e-5)
+    upright = [np.log(said(params["executor"], image, jnp.eye(2, 3))) for image in IMAGES]
+    assert relative_error(y, np.stack(upright)) > 1e-3
+
+
+def test_the_pose_may_be_another_images():
+    straw = geometric(hypotheses=1).straw
+    params = trained_like(geometric(hypotheses=1))
+    others = IMAGES[::-1] + 1.0
+    got = jax.jit(lambda x, c: straw.apply(params, x, context=c))(IMAGES, others)
+    styles = jax.jit(straw.styles)(params, others)
+    want = np.stack([mixture(params, *each) for each in zip(styles, IMAGES, strict=True)])
+    assert_close(got, want, 2e-5)
+    assert relative_error(got, jax.jit(straw.apply)(params, IMAGES)) > 1e-3
+
+
+def test_factors_are_the_likeliest_pose_and_are_not_merged():
+    straw = geometric().straw
+    params = trained_like(geometric())
+    factors = jax.jit(straw.factors)(params, IMAGES)
+    assert list(factors) == ["conv1/kernel"]
+    logits = jax.jit(modulate(linen(EXECUTOR).apply))(params["executor"], factors, IMAGES)
+    styles = jax.jit(straw.styles)(params, IMAGES)[:, :6]
+    want = jax.jit(straw.apply_styles)(params, styles, IMAGES)
+    assert_close(nn.log_softmax(logits), want, 1e-5)
+    with pytest.raises(ValueError, match="no ordinary kernel of a convolution is one that is comp"):
+        straw.merge(params, IMAGES[0])
+
+
+def test_what_the_executor_says_refines_the_eye():
+    straw = geometric().straw
+    params = trained_like(geometric())
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(straw.apply(p, IMAGES)))))(params)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("hypotheses", [0, 32])
+def test_no_more_hypotheses_than_angles(hypotheses):
+    with pytest.raises(ValueError, match=f"expected 1 to 31 hypotheses, .* got {hypotheses}"):
+        geometric(hypotheses=hypotheses)
+
+
+def test_only_a_convolution_can_be_turned():
+    with pytest.raises(ValueError, match=r"kernel of four axes, got fc/kernel of shape \(64, 4\)"):
+        make_geometric(EXECUTOR, IMAGES, kernel="fc/kernel")
+
+
+@pytest.mark.parametrize(
+    "poses",
+    [
+        PoseRange(0.0),
+        PoseRange(-10.0),
+        PoseRange(166.0),
+        PoseRange(scale=0.9),
+        PoseRange(shear=-0.1),
+        PoseRange(shift=-0.1),
+    ],
+)
+def test_ranges_that_are_none(poses):
+    with pytest.raises(
+        ValueError, match="PoseRange: expected degrees above 0 and at most 165, a s"
+    ):
+        geometric(poses)
+
+
+@pytest.mark.parametrize("degrees", [1.0, 60.0, 165.0])
+def test_angles_go_beyond_the_range_by_a_margin(degrees):
+    angles = angles_of(PoseRange(degrees))
+    assert_close(angles, -angles[::-1], 1e-6)
+    assert np.all(np.diff(angles) == 5)
+    assert degrees + 15 <= angles[-1] < degrees + 20
+
+
+# Hypotheses.
+
+BINS = angles_of(ANGLES)
+
+
+def peaks(*which):
+    """Logits of a sum of Gaussians: share, angle."""
+    sums = sum(share * np.exp(-0.5 * ((BINS - angle) / 4) ** 2) for share, angle in which)
+    return jnp.log(jnp.asarray(sums + 1e-12, jnp.float32))[None]
+
+
+def hypotheses_of(logits, count, others=None):
+    return jax.jit(lambda *a: likeliest(Seen(*a, None), BINS, count))(logits, others)
+
+
+@pytest.mark.parametrize("angles", [(-31.3, 22.0), (10.0, -40.0), (58.9, -12.2)])
+def test_the_likeliest_angles_are_those_of_the_peaks(angles):
+    (seen,) = hypotheses_of(peaks((0.7, angles[0]), (0.3, angles[1])), 2)
+    np.testing.assert_allclose(seen[:, 1], angles, atol=0.5)
+    np.testing.assert_allclose(np.exp(seen[:, 0]), [0.7, 0.3], atol=0.02)
+    assert not np.any(seen[:, 2:])
+
+
+def test_hypotheses_beyond_the_peaks_count_for_nothing():
+    (seen,) = hypotheses_of(peaks((0.7, -31.0), (0.3, 22.0)), 4)
+    assert np.all(np.exp(seen[2:, 0]) < 1e-5)
+    assert np.all(np.isfinite(seen))
+
+
+def test_other_numbers_are_those_at_the_chosen_angle():
+    others = random_array(1, (1, len(BINS), 4)).at[..., 1].set(0.01 * jnp.asarray(BINS)[None])
+    (seen,) = hypotheses_of(peaks((0.7, -31.0), (0.3, 22.0)), 2, others)
+    np.testing.assert_allclose(seen[:, 3], 0.01 * seen[:, 1], atol=1e-6)
+    for number, angle in ((0, -31.0), (1, 22.0)):
+        near = np.abs(BINS - 5 * np.rint(angle / 5)) <= 10
+        weights = np.exp(-0.5 * ((BINS[near] - angle) / 4) ** 2)
+        want = np.average(others[0, near], axis=0, weights=weights)
+        np.testing.assert_allclose(seen[number, 2:], want, atol=1e-3)
+
+
+def test_the_logits_get_a_gradient_by_angle_and_by_confidence():
+    logits = peaks((0.6, -31.3), (0.4, 22.0))
+    for number in (0, 1):
+
+        def loss(logits, number=number):
+            return likeliest(Seen(logits, None, None), BINS, 2)[0, 0, number]
+
+        gradient = jax.jit(jax.grad(loss))(logits)
+        assert np.all(np.isfinite(gradient))
+        assert np.abs(gradient).max() > 1e-3
+        step = 1e-2 * gradient / jnp.linalg.norm(gradient)
+        up, down = jax.jit(loss)(logits + step), jax.jit(loss)(logits - step)
+        assert (up - down) / 2e-2 == pytest.approx(float(jnp.linalg.norm(gradient)), rel=1e-2)
+
+
+# What the eye learns from.
+
+
+def linear_eye(poses, seen):
+    """An eye whose numbers are sums of pixels; what it looks at is kept."""
+    bins = len(angles_of(poses))
+
+    def apply(params, x):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x, np.float64)), x)
+        logits = x.reshape(len(x), -1) @ params["angles"]
+        others = None
+        if poses.more_than_angles:
+            others = (x.reshape(len(x), -1) @ params["others"]).reshape(-1, bins, 4)
+        return Seen(logits, others, None)
+
+    params = {"angles": random_array(2, (64, bins)), "others": random_array(3, (64, 4 * bins))}
+    return Network(lambda key, x: params, apply), params
+
+
+def drawn(poses, key, count=3):
+    """Poses `[count, 5]` that training draws: degrees, logarithm of the scale, and the others."""
+    most = [poses.degrees, np.log(poses.scale), poses.shear, poses.shift, poses.shift]
+    uniform = jax.random.uniform(key, (count, 5), minval=-1.0, maxval=1.0)
+    return np.asarray(uniform, np.float64) * most
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("poses", [ANGLES, ALL_POSES, PoseRange(30.0, shear=0.3)])
+def test_pose_loss_is_a_cross_entropy_with_the_pose_that_was_drawn(poses):
+    looked_at, key = [], jax.random.key(5)
+    eye, params = linear_eye(poses, looked_at)
+    got = pose_loss(eye, params, IMAGES, poses, key)
+    jax.effects_barrier()
+    degrees, size, shear, down, right = (pose := drawn(poses, key)).T
+    turned = jax.vmap(resample)(IMAGES, affine(degrees, np.exp(size), shear, down, right))
+    assert_close(looked_at[0], turned, 1e-5)
+
+    angles = angles_of(poses).astype(np.float64)
+    pixels = looked_at[0].reshape(3, -1)
+    target = softmax(-0.5 * ((angles - degrees[:, None]) / 4) ** 2)
+    likely = softmax(pixels @ np.asarray(params["angles"], np.float64))
+    want = -(target * np.log(likely)).sum(-1)
+    if poses is not ANGLES:
+        seen = (pixels @ np.asarray(params["others"], np.float64)).reshape(3, -1, 4)
+        ranges = np.array([np.log(poses.scale), poses.shear, poses.shift, poses.shift])
+        ranges[ranges == 0] = 1
+        errors = ((seen - pose[:, None, 1:]) / ranges) ** 2
+        want += (target[..., None] * errors).sum((1, 2))
+    assert_close(got, want, 1e-5)
+
+
+def test_every_key_draws_other_poses_of_every_image():
+    looked_at = []
+    eye, params = linear_eye(ANGLES, looked_at)
+    same = jnp.stack([IMAGES[0]] * 2)
+    for key in (1, 1, 2):
+        pose_loss(eye, params, same, ANGLES, jax.random.key(key))
+        jax.effects_barrier()
+    first, again, other = looked_at
+    assert np.array_equal(first, again)
+    assert relative_error(first, other) > 0.1
+    assert relative_error(first[0], first[1]) > 0.1
+
+
+def test_pose_loss_teaches_the_eye_and_not_the_executor():
+    model = geometric(ALL_POSES)
+    params = trained_like(model)
+
+    def loss(params):
+        return jnp.sum(model.pose_loss(params, IMAGES, jax.random.key(0)))
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["executor"]))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient["encoder"]))
+
+
+def arrows(count, seed):
+    """Images of 12 x 12 pixels: a bar with a dot above at its right, each a little unlike."""
+    rng = np.random.default_rng(seed)
+    place = (np.arange(12) - 5.5) / 6
+    strokes = np.array([(-0.6, 0), (-0.2, 0), (0.2, 0), (0.6, 0), (-0.5, 0.45)])
+    strokes = strokes[None] + rng.normal(0, 0.05, (count, 5, 2))
+    square = (place[:, None] - strokes[..., :1, None]) ** 2
+    square = square + (place - strokes[..., 1:, None]) ** 2
+    images = np.exp(-square / (2 * 0.17**2)).sum(1)[..., None]
+    return jnp.asarray(images + rng.normal(0, 0.05, images.shape), jnp.float32)
+
+
+def test_the_eye_learns_angles_without_labels():
+    eye = linen(PoseEye(features=(8, 16)))
+    images, optimizer = arrows(256, 0), optax.adam(1e-2)
+
+    def step(carry, key):
+        params, state = carry
+        chosen, turned = jax.random.split(key)
+        batch = images[jax.random.randint(chosen, (32,), 0, len(images))]
+        gradient = jax.grad(lambda p: pose_loss(eye, p, batch, ANGLES, turned).mean())(params)
+        with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to an integer
+            changes, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(params, changes), state), None
+
+    @jax.jit
+    def learn(params):
+        keys = jax.random.split(jax.random.key(1), 120)
+        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
+
+    degrees = jnp.linspace(-60, 60, 64)
+    others = jax.jit(jax.vmap(resample))(arrows(64, 1), affine(degrees))
+
+    def median_error(params):
+        seen = likeliest(eye.apply(params, others), angles_of(ANGLES), 1)[:, 0, 1]
+        return float(jnp.median(jnp.abs(seen - degrees)))
+
+    params = eye.init(jax.random.key(0), images[:1])
+    assert median_error(params) > 25
+    assert median_error(learn(params)) < 10
+
+
+# The rule: labels are only seen on upright images.
+
+LABELS = np.array([0, 2, 1, 1], np.int32)
+REAL = np.array([True, True, True, False])
+BATCH = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+
+
+def small(name):
+    return contender(name, classes=3, rank=1, base="trained", image=(8, 8, 1))
+
+
+@functools.cache
+def untrained(name):
+    return jax.jit(small(name).init)(jax.random.key(0), as_input(BATCH))
+
+
+def test_the_label_loss_turns_nothing_at_random():
+    """In training, without dropout, nothing depends on the key."""
+
+    def trainings(dropout):
+        executor = EXECUTOR.copy(dropout=dropout)
+        model = geometric(executor=executor)
+        params = trained_like(model)
+        call = jax.jit(
+            lambda key: model.straw.apply(params, IMAGES, train=True, rngs={"dropout": key})
+        )
+        return call(jax.random.key(1)), call(jax.random.key(2))
+
+    assert jnp.array_equal(*trainings(0.0))
+    assert relative_error(*trainings(0.5)) > 1e-3
+
+
+def cross_entropy(logits, labels):
+    return -jnp.take_along_axis(nn.log_softmax(logits), jnp.asarray(labels)[:, None], 1)[:, 0]
+
+
+@functools.cache
+def spied_step(name):
+    """A training step of plain gradient descent, and what each of its losses looks at."""
+    model, looks = small(name), {"labelled": [], "unlabelled": []}
+
+    def keep(kind, images):
+        jax.debug.callback(lambda images: looks[kind].append(np.array(images)), images)
+
+    def apply(variables, images, key):
+        keep("labelled", images)
+        return model.apply(variables, images, key)
+
+    def unlabelled(variables, images, key):
+        keep("unlabelled", images)
+        return model.unlabelled(variables, images, key)
+
+    spied = model._replace(apply=apply, unlabelled=model.unlabelled and unlabelled)
+    return make_train_step(spied, optax.sgd(1.0)), looks
+
+
+def gradient_of_step(name, images=BATCH, labels=LABELS):
+    step, looks = spied_step(name)
+    for images_of in looks.values():
+        images_of.clear()
+    variables = jax.tree.map(jnp.array, untrained(name))
+    opt_state = optax.sgd(1.0).init(variables["params"])
+    state, metrics = step(
+        State(jnp.int32(0), variables, opt_state), training_key(0), images, labels, REAL
+    )
+    jax.effects_barrier()
+    after = state.variables["params"]
+    gradient = jax.tree.map(lambda a, b: a - b, untrained(name)["params"], after)
+    return gradient, {kind: list(images_of) for kind, images_of in looks.items()}, metrics
+
+
+KEY = jax.random.fold_in(training_key(0), 0)  # of the first step
+
+
+@functools.cache
+def plain_gradient():
+    """Of the executor alone, on the upright images that are real, sample by sample."""
+    keys = jax.random.split(KEY, 4)
+    images = as_input(BATCH)
+
+    def loss(weights):
+        losses = [
+            cross_entropy(
+                CompactCNN(3).apply(
+                    {"params": weights}, images[i : i + 1], train=True, rngs={"dropout": keys[i]}
+                ),
+                LABELS[i : i + 1],
+            )
+            for i in range(3)
+        ]
+        return jnp.concatenate(losses).mean()
+
+    return jax.jit(jax.grad(loss))(untrained("geometric")["params"]["executor"])
+
+
+@functools.cache
+def eye_gradient(of_labels):
+    """Of what the eye learns from images alone, or from labels that are seen as they are."""
+    model, images = small("geometric_refined"), as_input(BATCH)
+    params = untrained("geometric")["params"]
+
+    def loss(encoder):
+        variables = {"params": params | {"encoder": encoder}}
+        if not of_labels:
+            return model.unlabelled(variables, images, jax.random.fold_in(KEY, 0))[:3].mean()
+        return cross_entropy(model.apply(variables, images, KEY)[0], LABELS)[:3].mean()
+
+    return jax.jit(jax.grad(loss))(params["encoder"])
+
+
+@pytest.mark.parametrize("name", ["geometric", "geometric_refined", "geometric_stn"])
+def test_labels_are_only_seen_on_upright_images(name):
+    gradient, looks, metrics = gradient_of_step(name)
+    assert [len(looks[kind]) for kind in looks] == [1, 0 if name == "geometric_stn" else 1]
+    for images in looks["labelled"] + looks["unlabelled"]:
+        np.testing.assert_allclose(images, as_input(BATCH), atol=1e-6)
+    assert metrics.samples == 3
+    assert_close(gradient["executor"], plain_gradient(), 1e-4)
+    parts = {
+        "geometric": [eye_gradient(False)],
+        "geometric_refined": [eye_gradient(False), eye_gradient(True)],
+        "geometric_stn": [eye_gradient(True)],
+    }[name]
+    for part in parts:
+        assert np.abs(part["angles"]["kernel"]).max() > 1e-4
+    assert_close(gradient["encoder"], jax.tree.map(lambda *leaves: sum(leaves), *parts), 1e-4)
+
+
+def test_what_is_learnt_without_labels_does_not_change_with_them():
+    gradient, *_ = gradient_of_step("geometric")
+    other, *_ = gradient_of_step("geometric", labels=LABELS[::-1].copy())
+    assert_close(other["encoder"], gradient["encoder"], 1e-6)
+    assert relative_error(other["executor"]["fc"]["bias"], gradient["executor"]["fc"]["bias"]) > 0.1
+
+
+def test_fillers_count_in_neither_loss():
+    gradient, _, metrics = gradient_of_step("geometric")
+    images, labels = BATCH.copy(), LABELS.copy()
+    images[3], labels[3] = 255 - images[3], 2
+    other, _, again = gradient_of_step("geometric", images, labels)
+    assert_close(other, gradient, 1e-5)
+    assert_close(again, metrics, 1e-5)
+
+
+# What it is measured by.
+
+
+def test_augmented_training_turns_labelled_images_and_testing_does_not(monkeypatch):
+    without_dropout = functools.partial(CompactCNN, dropout=0.0)
+    monkeypatch.setattr(contenders, "CompactCNN", without_dropout)
+    model, images = small("compact_augmented"), as_input(BATCH)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    plain = jax.jit(lambda images: without_dropout(3).apply(variables, images))
+    call = jax.jit(lambda key: model.apply(variables, images, key)[0])
+    key = jax.random.key(7)
+    assert_close(model.apply(variables, images, None)[0], plain(images), 1e-5)
+    degrees = jax.random.uniform(jax.random.fold_in(key, 1), (4,), minval=-60.0, maxval=60.0)
+    turned = jax.jit(jax.vmap(resample))(images, affine(degrees))
+    assert_close(call(key), plain(turned), 1e-5)
+    assert relative_error(call(key), plain(images)) > 1e-2
+    assert relative_error(call(key), call(jax.random.key(8))) > 1e-2
+    assert model.unlabelled is None
+
+
+def test_a_fan_is_tested_with_the_mean_of_its_rotations_and_trained_without():
+    model, static, images = small("compact_fan"), small("compact_static"), as_input(BATCH)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    plain = jax.jit(lambda images: static.apply(variables, images, None)[0])
+    total = 0.0
+    for degrees in range(-60, 61, 15):
+        total += np.asarray(nn.softmax(plain(resample(images, affine(float(degrees))))), np.float64)
+    assert_close(
+        jax.jit(lambda: model.apply(variables, images, None)[0])(), np.log(total / 9), 1e-5
+    )
+    got, want = (
+        jax.jit(lambda key, m=m: m.apply(variables, images, key)[0])(jax.random.key(3))
+        for m in (model, static)
+    )
+    assert jnp.array_equal(got, want)
+    assert model.unlabelled is None
+
+
+def test_the_same_network_may_learn_from_labels_alone():
+    stn, image = contender("geometric_stn", classes=47, rank=4, base="trained"), (28, 28, 1)
+    assert stn.unlabelled is None
+    for name in ("geometric", "geometric_refined"):
+        model = contender(name, classes=47, rank=4, base="trained")
+        assert model.unlabelled is not None
+        assert parameters(model, image) == parameters(stn, image)
+
+
+def test_a_context_is_written_by_an_eye_that_learns_poses():
+    model, images = small("compact_context"), as_input(BATCH)
+    straw = straw_of("compact_context", classes=3, rank=1, base="trained", image=(8, 8, 1))
+    params = untrained("compact_context")["params"]
+    styles = jax.jit(straw.styles)
+    before = styles(params, images)
+    assert before.shape == (4, 32)
+    encoder = jax.tree.map(lambda p: p + 0.1 * random_array(p.size, p.shape), params["encoder"])
+    assert relative_error(styles(params | {"encoder": encoder}, images), before) > 0.1
+    params = jax.tree.map(lambda p: p + 0.1 * random_array(p.size, p.shape), params)
+
+    def loss(params):
+        return jnp.sum(model.unlabelled({"params": params}, images, jax.random.key(0)))
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    for part in ("executor", "generator"):
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient[part]))
+    style = gradient["encoder"].pop("style")
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(style))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient["encoder"]))
