@@ -70,11 +70,18 @@ def test_experiment_and_its_settings_are_the_same(name):
     assert _parse(f"--experiment {name} --validation 0.1").experiment is None
 
 
+PRESET_MODELS = {
+    "compact": "compact_static compact_wide compact",
+    "geometric": "compact_static compact_augmented compact_fan compact_context geometric_stn"
+    " geometric_refined geometric",
+}
+
+
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_preset_is_its_settings(name):
     settings = vars(_parse(f"--preset {name}"))
     assert PRESETS[name].items() <= settings.items()
-    assert settings["models"] == ["compact_static", "compact_wide", "compact"]
+    assert settings["models"] == PRESET_MODELS[name].split()
     assert _parse(f"--preset {name} --models compact").models == ["compact"]
     assert _parse(f"--preset {name} --fraction 1").epochs == 10
 
