@@ -190,9 +190,14 @@ class FactorSpec:
         for leaf in self:
             shapes = [factor_shape(part) for part in _parts(factors[leaf.path])]
             expected = list(leaf.parts.values())
-            fits = len(shapes) == len(expected) and all(
-                got[max(len(got) - len(want), 0) :] == want
-                for got, want in zip(shapes, expected, strict=True)
+            posed = isinstance(factors[leaf.path], Posed) == (leaf.rank == "pose")
+            fits = (
+                posed
+                and len(shapes) == len(expected)
+                and all(
+                    got[max(len(got) - len(want), 0) :] == want
+                    for got, want in zip(shapes, expected, strict=True)
+                )
             )
             if not fits:
                 raise ValueError(

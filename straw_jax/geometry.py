@@ -22,7 +22,8 @@ class Posed:
         matrix: `[2, 3]`, as from `affine`; or `[batch, 2, 3]` with one a sample.
         update: what is added to the kernel: `Factors`, an array of its shape, or None.
         grid: height and width of the image, where it is a vector to the layer, as of a dense layer
-            on all pixels `[h, w, c]`; a convolution sees them.
+            on all pixels `[h, w, c]`; a convolution sees them. Where the composition is formed
+            after all (`materialize`), such a kernel is taken for `[h * w * c, out]`.
     """
 
     matrix: Array
@@ -126,8 +127,16 @@ def composed(kernel: Array, matrix: Array, grid: tuple[int, int]) -> Array:
 
     Returns:
         As `kernel`.
+
+    Raises:
+        ValueError: if the kernel has not a row for each pixel and channel.
     """
     rows = kernel.shape[0]
+    if rows % (grid[0] * grid[1]):
+        raise ValueError(
+            f"composed: expected a kernel [h * w * c, out] of {grid[0]} x {grid[1]} pixels, got"
+            f" {kernel.shape}. Transpose a kernel [out, in]."
+        )
     shape = (*grid, rows // (grid[0] * grid[1]))
     one = jax.ShapeDtypeStruct((rows,), kernel.dtype)
     transposed = jax.linear_transpose(

@@ -273,7 +273,7 @@ def likeliest(seen: Seen, angles: np.ndarray, count: int) -> Array:
     """
     likely = nn.softmax(seen.angles.astype(jnp.float32))
     around = _with_neighbours(likely, 0.0)  # [batch, bins, neighbours]
-    highest = (likely >= around[..., _NEAR - 1]) & (likely >= around[..., _NEAR + 1])
+    highest = (likely >= around[..., _NEAR - 1]) & (likely > around[..., _NEAR + 1])
     confidence, chosen = jax.lax.top_k(jnp.where(highest, around.sum(axis=-1), 0.0), count)
     numbers = jnp.broadcast_to(jnp.asarray(angles)[None, :, None], (*likely.shape, 1))
     others = seen.others

@@ -152,7 +152,7 @@ def straw_of(
     image: ImageShape = _GREY,
 ) -> Straw | None:
     """Return the STRAW that a contender is, or None where it is none; arguments as `contender`."""
-    if name.startswith("geometric"):
+    if name in ("geometric", "geometric_stn", "geometric_refined"):
         return compact_geometric(classes=classes, image=image).straw
     if name == "compact_context":
         return _context_straw(classes, rank, image)
