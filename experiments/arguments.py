@@ -15,6 +15,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+_GEOMETRIC = (
+    "compact_augmented",
+    "compact_fan",
+    "compact_context",
+    "geometric_stn",
+    "geometric_refined",
+    "geometric",
+)
 MODELS = (
     "standalone",
     "wide_dense",
@@ -25,12 +33,7 @@ MODELS = (
     "compact_static",
     "compact_wide",
     "compact",
-    "compact_augmented",
-    "compact_fan",
-    "compact_context",
-    "geometric_stn",
-    "geometric_refined",
-    "geometric",
+    *_GEOMETRIC,
     *(
         f"{network}{form}"
         for network in ("conv7", "wrn_16_1", "wrn_40_2")
@@ -60,15 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {"compact": _COMPACT, "geometric": _COMPACT
 _VIT_MODELS = ("standalone", "wide", "straw")
 _PRESET_MODELS = {
     "compact": ["compact_static", "compact_wide", "compact"],
-    "geometric": [
-        "compact_static",
-        "compact_augmented",
-        "compact_fan",
-        "compact_context",
-        "geometric_stn",
-        "geometric_refined",
-        "geometric",
-    ],
+    "geometric": ["compact_static", *_GEOMETRIC],
 }
 
 # What does not change a result may change between a run and its resumption. (The names of the

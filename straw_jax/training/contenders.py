@@ -19,6 +19,15 @@ from straw_jax.straw import Base, Network, Straw, linen, make_straw
 from straw_jax.training.costs import multiply_adds
 from straw_jax.training.step import Model, Variables
 
+# An eye for poses, the last, and what it is measured by.
+_GEOMETRIC = (
+    "compact_augmented",
+    "compact_fan",
+    "compact_context",
+    "geometric_stn",
+    "geometric_refined",
+    "geometric",
+)
 NAMES = (
     "standalone",
     "wide_dense",
@@ -29,12 +38,7 @@ NAMES = (
     "compact_static",
     "compact_wide",
     "compact",
-    "compact_augmented",
-    "compact_fan",
-    "compact_context",
-    "geometric_stn",
-    "geometric_refined",
-    "geometric",
+    *_GEOMETRIC,
     "conv7",
     "conv7_narrow",
     "conv7_generated",
@@ -292,16 +296,6 @@ def flax_model(module: Any) -> Model:
         return module.apply(variables, images, mutable=collections, **_mode(key))
 
     return Model(module.init, apply)
-
-
-_GEOMETRIC = (
-    "compact_augmented",
-    "compact_fan",
-    "compact_context",
-    "geometric_stn",
-    "geometric_refined",
-    "geometric",
-)
 
 
 def _of_poses(name: str, classes: int, rank: int, image: ImageShape) -> Model:
