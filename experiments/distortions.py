@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,9 @@ import numpy as np
 
 from straw_jax.data.variants import blur, rotate
 from straw_jax.geometry import Posed, affine, resample
+from straw_jax.pose import NUMBERS
 from straw_jax.straw import Straw
+from straw_jax.training.controls import style_function
 from straw_jax.training.evaluate import in_batches, predict, score
 from straw_jax.training.experiment import Experiment
 from straw_jax.training.report import statistic
@@ -26,7 +28,6 @@ AMOUNTS: Mapping[str, Sequence[float]] = {
 _PAIRS = 12  # confusions that are told
 _UNITS = 3  # of the first layer, on the sheet
 _CLOSE = 15  # degrees
-_SEEN = 6  # numbers of a hypothesis, its angle the second
 
 
 def sees_poses(straw: Straw | None) -> bool:
@@ -56,10 +57,10 @@ def measure(
 
     Returns:
         "amounts" by kind of distortion; "accuracy" by kind and model, a spread for each amount; of
-        models with an eye for poses "seen", the median error in degrees of the likeliest angle, and
-        of the likeliest that is within 15 degrees among the hypotheses, "share" of images that have
-        one, against what is seen in the upright image, by rotation; and "confused", the pairs of
-        classes that are taken for one another more often once turned.
+        models with an eye for poses "seen": "error" against what is seen in the upright image, by
+        rotation, the "median" of the likeliest angle's in degrees, and the "share" of images that
+        have a hypothesis within 15 degrees; and "confused", the pairs of classes that are taken for
+        one another more often once turned.
     """
     dataset = experiment.dataset
     images, labels = dataset.test_images[tested], dataset.test_labels[tested]
@@ -82,10 +83,9 @@ def measure(
                 )
                 for some in changed
             ]
-        if sees_poses(experiment.straw(name)):
-            angles = [_angles(experiment, name, each) for each in variables]
+        if (straw := experiment.straw(name)) and sees_poses(straw):
             seen[name] = {
-                "error": _errors(angles, sets["rotation"]),
+                "error": _errors(straw, variables, sets["rotation"]),
                 "confused": _confused(runs[0].trainee.forward, variables[0], sets["rotation"],
                                       labels, dataset.class_names),
             }  # fmt: skip
@@ -96,26 +96,17 @@ def measure(
     }
 
 
-def _angles(experiment: Experiment, name: str, variables: Any) -> Callable[[np.ndarray], Any]:
-    """Return what gives the angles of a model's hypotheses, `images -> [n, hypotheses]`."""
-    straw = experiment.straw(name)
-    assert straw is not None
-
-    @jax.jit
-    def angles(variables: Any, images: Any) -> jax.Array:
-        styles = straw.styles(variables["params"], as_input(images))
-        return styles.reshape(len(styles), -1, _SEEN)[..., 1]
-
-    return lambda images: in_batches(angles, variables, images)
-
-
 def _errors(
-    angles: Sequence[Callable[[np.ndarray], np.ndarray]], turned: Sequence[np.ndarray]
+    straw: Straw, variables: Sequence[Any], turned: Sequence[np.ndarray]
 ) -> dict[str, list[dict[str, Any]]]:
+    styles_of = style_function(straw)  # compiled once for all seeds
     upright = AMOUNTS["rotation"].index(0)
     medians, shares = [], []
-    for of in angles:
-        all_seen = [of(images) for images in turned]
+    for each in variables:
+        all_seen = [
+            in_batches(styles_of, each, images).reshape(len(images), -1, NUMBERS)[..., 1]
+            for images in turned
+        ]
         first = all_seen[upright][:, :1]
         off = [
             np.abs(seen - first - amount)
@@ -194,7 +185,7 @@ def sheet(experiment: Experiment, name: str, seed: int, degrees: Sequence[float]
     )
     return {
         "images": images,
-        "seen": np.asarray(styles).reshape(count, -1, _SEEN),
+        "seen": np.asarray(styles).reshape(count, -1, NUMBERS),
         "resampled": np.asarray(jax.vmap(_resampled)(images, matrices)),
         "before": before,
         "after": np.asarray(transposed(matrices)),

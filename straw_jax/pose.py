@@ -25,7 +25,9 @@ _MARGIN = 15.0  # degrees beyond the largest: an image is not upright to begin w
 _WIDTH = 4.0  # degrees, of the distribution that the eye is to give around the true angle
 _DOUBT = 15.0  # degrees, of that which it gives at the start, around 0
 _NEAR = 2  # neighbours on each side that belong to one hypothesis
-_NUMBERS = 6  # of a hypothesis: logarithm of its confidence, and a pose
+
+NUMBERS = 6
+"""Of a hypothesis: logarithm of its confidence, degrees, and four more of a pose."""
 
 
 class PoseRange(NamedTuple):
@@ -201,8 +203,8 @@ def make_geometric(
 
     def matrices(styles: Array) -> Array:
         """Return what undoes each pose, `[batch, hypotheses, 2, 3]`."""
-        seen = styles.reshape(len(styles), -1, _NUMBERS)
-        _, degrees, size, shear, down, right = (seen[..., i] for i in range(_NUMBERS))
+        seen = styles.reshape(len(styles), -1, NUMBERS)
+        _, degrees, size, shear, down, right = (seen[..., i] for i in range(NUMBERS))
         return invert(affine(degrees, jnp.exp(size), shear, down, right))
 
     def apply_styles(params: Params, styles: Array, x: Any, **kwargs: Any) -> Any:
@@ -210,7 +212,7 @@ def make_geometric(
             return executor_apply(params["executor"], {kernel: Posed(matrix)}, x, **kwargs)
 
         logits = jax.vmap(one, in_axes=1, out_axes=1)(matrices(styles))
-        confidence = nn.log_softmax(styles.reshape(len(styles), -1, _NUMBERS)[..., 0])
+        confidence = nn.log_softmax(styles.reshape(len(styles), -1, NUMBERS)[..., 0])
         said = nn.log_softmax(logits) + confidence[..., None].astype(logits.dtype)
         return jax.nn.logsumexp(said, axis=1)
 
