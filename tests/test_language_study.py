@@ -220,7 +220,7 @@ def test_study_is_stopped_and_gone_on_with(tmp_path):
     ("words", "says"),
     [
         (["--text", "nothing.txt"], "argument --text: expected a text file, cannot read"),
-        (["--text", "short.txt"], "short.txt: a step reads 32 pieces of 100 characters each"),
+        (["--text", "short.txt"], "short.txt: a step reads 16 pieces of 50 characters each"),
         (["--models", "gru"], "argument --models: expected any of lstm, ln_lstm, hyper"),
         (["--models", "lstm", "lstm"], "got lstm lstm; name each once"),
         (["--dropout", "1"], "argument --dropout: expected a number of at least 0, below 1"),

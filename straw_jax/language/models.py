@@ -101,7 +101,9 @@ class CharacterModel(nn.Module):
             split_rngs={"params": False, "dropout": True},
             variable_axes={"intermediates": 1, "replaced": 1},  # see `straw_jax.recurrent`
         )
-        carry, states = rnn(drop(jax.nn.one_hot(numbers, self.characters)), initial_carry=carry)
+        # Of mean square 1, as initialisers take inputs to be: an LSTM then learns much sooner.
+        read = math.sqrt(self.characters) * jax.nn.one_hot(numbers, self.characters)
+        carry, states = rnn(drop(read), initial_carry=carry)
         return carry, nn.Dense(self.characters, name="output")(drop(states))
 
     @nn.nowrap
