@@ -72,12 +72,25 @@ def invert(matrix: Array) -> Array:
     return _with_offset(linear, -_times(linear, jnp.stack([x, y], -1)))
 
 
-def resample(x: Array, matrix: Array) -> Array:
+def compose(matrix: Array, then: Array) -> Array:
+    """Return the matrix by which `resample` does what it does with one, `then` with another.
+
+    All are `[..., 2, 3]`.
+    """
+    linear, offset = matrix[..., :2], matrix[..., 2]
+    columns = [_times(linear, then[..., column]) for column in range(3)]
+    columns[2] = columns[2] + offset
+    return jnp.stack(columns, axis=-1)
+
+
+def resample(x: Array, matrix: Array, *, sharpness: ArrayLike = 1.0) -> Array:
     """Look an image up at other places: linear in it, and each result a mean of four pixels.
 
     Args:
         x: `[..., h, w, c]`.
         matrix: `[2, 3]`, as from `affine`.
+        sharpness: from 1, where the mean is weighted linearly by nearness, to infinity, where the
+            nearest pixel is taken.
 
     Returns:
         As `x`. Beyond the image its edge goes on.
@@ -96,7 +109,7 @@ def resample(x: Array, matrix: Array) -> Array:
         place = (row[0] * down + row[1] * right + row[2]) * half + (size - 1) / 2
         place = jnp.clip(place, 0, size - 1).reshape(-1)
         first = jnp.floor(jax.lax.stop_gradient(place))
-        nearness = (place - first).astype(x.dtype)[:, None]
+        nearness = jnp.clip((place - first - 0.5) * sharpness + 0.5, 0, 1).astype(x.dtype)[:, None]
         first = first.astype(jnp.int32)
         return first, jnp.minimum(first + 1, size - 1), nearness
 

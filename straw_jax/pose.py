@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax import Array
 
 from straw_jax.factors import FactorSpec, Update, factor_spec
-from straw_jax.geometry import Posed, affine, invert, resample
+from straw_jax.geometry import Posed, affine, compose, invert, resample
 from straw_jax.layers import max_pool
 from straw_jax.lift import modulate
 from straw_jax.straw import Network, Params, Straw, as_network, zeros_like
@@ -38,17 +38,30 @@ class PoseRange(NamedTuple):
         scale: at most so many times as large, or as small; from 1.
         shear: at most, to both sides, as in `affine`.
         shift: at most, in halves of the image's height, in each direction.
+        upright: share of images that are left in their own pose, from 0 to 1. The eye then takes an
+            image that may be seen in several ways for an upright one, as most are.
     """
 
     degrees: float = 60.0
     scale: float = 1.0
     shear: float = 0.0
     shift: float = 0.0
+    upright: float = 0.25
 
     @property
     def more_than_angles(self) -> bool:
         """Whether anything but the angle is drawn."""
         return (self.scale, self.shear, self.shift) != (1.0, 0.0, 0.0)
+
+    def draw(self, key: Array, count: int) -> Array:
+        """Return poses `[count, 5]`: degrees, logarithm of scale, shear, shift down and right."""
+        turned, numbers = jax.random.split(key)
+        most = jnp.asarray(
+            [self.degrees, np.log(self.scale), self.shear, self.shift, self.shift], jnp.float32
+        )
+        drawn = jax.random.uniform(numbers, (count, 5), minval=-1.0, maxval=1.0) * most[None]
+        changed = jax.random.bernoulli(turned, 1 - self.upright, (count, 1))
+        return jnp.where(changed, drawn, 0.0)
 
 
 ANGLES = PoseRange()
@@ -115,11 +128,12 @@ def angles_of(poses: PoseRange) -> np.ndarray:
     Raises:
         ValueError: if the range is not one of angles below a half turn, or not one of poses.
     """
-    within = 0 < poses.degrees <= 180 - _MARGIN and poses.scale >= 1
+    within = 0 < poses.degrees <= 180 - _MARGIN and poses.scale >= 1 and 0 <= poses.upright <= 1
     if not within or min(poses.shear, poses.shift) < 0:
         raise ValueError(
             f"PoseRange: expected degrees above 0 and at most {180 - _MARGIN:g}, a scale from 1,"
-            f" shear and shift from 0, got {poses}. Angles of a whole turn have no two ends."
+            " shear and shift from 0, a share of upright ones from 0 to 1, got"
+            f" {poses}. Angles of a whole turn have no two ends."
         )
     count = int(np.ceil((poses.degrees + _MARGIN) / _STEP))
     return _STEP * np.arange(-count, count + 1, dtype=np.float32)
@@ -250,20 +264,54 @@ def pose_loss(eye: Network, params: Params, images: Array, poses: PoseRange, key
         its range, at angles as likely as that Gaussian says.
     """
     angles = angles_of(poses)
-    drawn = jax.random.uniform(key, (len(images), 5), minval=-1.0, maxval=1.0)
-    most = jnp.asarray([np.log(poses.scale), poses.shear, poses.shift, poses.shift], jnp.float32)
-    degrees, others = poses.degrees * drawn[:, 0], most[None] * drawn[:, 1:]
+    of_poses, of_looks = jax.random.split(key)
+    drawn = poses.draw(of_poses, len(images))
+    degrees, others = drawn[:, 0], drawn[:, 1:]
     size, shear, down, right = others.T
     matrices = affine(degrees, jnp.exp(size), shear, down, right)
-    seen = eye.apply(params, jax.vmap(resample)(images, matrices))
+    seen = eye.apply(params, _posed(images, matrices, of_looks))
     distance = (jnp.asarray(angles)[None] - degrees[:, None]) / _WIDTH
     target = nn.softmax(-0.5 * distance**2)
     loss = -jnp.sum(target * nn.log_softmax(seen.angles.astype(jnp.float32)), axis=-1)
     if seen.others is not None:
-        unit = jnp.where(most > 0, most, 1.0)
+        ranges = [np.log(poses.scale), poses.shear, poses.shift, poses.shift]
+        unit = jnp.asarray([most if most > 0 else 1.0 for most in ranges], jnp.float32)
         error = (seen.others.astype(jnp.float32) - others[:, None]) / unit[None, None]
         loss += jnp.sum(target[..., None] * error**2, axis=(1, 2))
     return loss
+
+
+def _posed(images: Array, matrices: Array, key: Array) -> Array:
+    """Bring images `[batch, h, w, c]` into poses, and hide that they were resampled.
+
+    Else an eye goes by smooth or ragged strokes, and takes a blurred image for a turned one. So
+    half of the images are turned before, by any angle, and go the rest of the way; pixels are mixed
+    linearly, or the nearest is taken, or something between; and then each image is blurred, more or
+    less.
+    """
+    before, angle, sharpness, softness = jax.random.split(key, 4)
+    count = len(images)
+    twice = jax.random.bernoulli(before, 0.5, (count,))
+    degrees = jax.random.uniform(angle, (count,), minval=-180.0, maxval=180.0)
+    first = affine(jnp.where(twice, degrees, 0.0))
+    sharp = 1 / jax.random.uniform(sharpness, (2, count), minval=0.05, maxval=1.0)
+    look_up = jax.vmap(lambda image, matrix, s: resample(image, matrix, sharpness=s))
+    images = look_up(images, first, sharp[0])
+    images = look_up(images, compose(invert(first), matrices), sharp[1])
+    return _blurred(images, jax.random.uniform(softness, (count, 1, 1, 1), maxval=1 / 3))
+
+
+def _blurred(images: Array, side: Array) -> Array:
+    """Mix in each pixel's neighbours along both axes, a share of each; the edge goes on."""
+    for axis in (1, 2):
+        pads = [(int(axis == other),) * 2 for other in range(images.ndim)]
+        padded = jnp.pad(images, pads, mode="edge")
+        size = images.shape[axis]
+        before, after = (
+            jax.lax.slice_in_dim(padded, start, start + size, axis=axis) for start in (0, 2)
+        )
+        images = images + side.astype(images.dtype) * (before + after - 2 * images)
+    return images
 
 
 def likeliest(seen: Seen, angles: np.ndarray, count: int) -> Array:

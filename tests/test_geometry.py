@@ -33,13 +33,14 @@ from straw_jax import (
     resample,
 )
 from straw_jax.data.variants import rotate
-from straw_jax.geometry import composed, invert
+from straw_jax.geometry import compose, composed, invert
 
 POSES = st.tuples(
     st.floats(-180, 180), st.floats(0.5, 2), st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1)
 )
 
 RESAMPLE, AFFINE, INVERT = jax.jit(resample), jax.jit(affine), jax.jit(invert)
+COMPOSE = jax.jit(compose)
 
 
 # Images.
@@ -128,6 +129,41 @@ def test_images_turn_the_way_that_the_test_sets_do(degrees):
 
     assert likeness(degrees) > 0.97
     assert likeness(-degrees) < 0.8
+
+
+@pytest.mark.parametrize("degrees", [-50.0, 20.0])
+def test_infinitely_sharp_is_the_nearest_pixel_as_in_the_test_sets(degrees):
+    image = np.random.default_rng(0).integers(0, 256, (1, 9, 9, 1), np.uint8)
+    want = rotate(image, np.array([degrees]))[0]
+    turned = jax.jit(lambda x: resample(x, affine(degrees), sharpness=1e6))
+    got = turned(jnp.asarray(image[0], jnp.float32))
+    inside = rotate(np.ones_like(image), np.array([degrees]))[0] > 0
+    np.testing.assert_allclose(np.asarray(got)[inside], want[inside], atol=1e-2)
+
+
+def test_sharpness_lies_between():
+    image = random_array(0, (6, 6, 1))
+    call = jax.jit(lambda s: resample(image, affine(25.0), sharpness=s))
+    linear, sharper, nearest = (np.asarray(call(s)) for s in (1.0, 3.0, 1e6))
+    assert_close(linear, RESAMPLE(image, affine(25.0)), 1e-6)
+    assert np.linalg.norm(linear) < np.linalg.norm(sharper) < np.linalg.norm(nearest)
+
+
+@settings(max_examples=12)
+@given(POSES, POSES)
+def test_composed_matrices_do_one_after_the_other(first, then):
+    first, then = (np.asarray(AFFINE(*pose), np.float64) for pose in (first, then))
+    want = np.concatenate([first, [[0, 0, 1]]]) @ np.concatenate([then, [[0, 0, 1]]])
+    assert_close(COMPOSE(first, then), want[:2], 1e-5)
+
+
+def test_resampling_twice_is_resampling_by_the_composed_matrix():
+    down, right = np.meshgrid(*[(np.arange(40) - 19.5) / 20] * 2, indexing="ij")
+    image = jnp.asarray(np.exp(-((down + 0.2) ** 2 + (right - 0.1) ** 2) / 0.1)[..., None])
+    first, then = affine(20.0, 1.1, 0.2, 0.1, 0.05), affine(-35.0, 0.9, -0.1, 0.0, 0.1)
+    twice = RESAMPLE(RESAMPLE(image, first), then)
+    assert_close(twice, RESAMPLE(image, compose(first, then)), 0.02)
+    assert relative_error(twice, RESAMPLE(image, compose(then, first))) > 0.05
 
 
 def test_a_move_of_whole_pixels_is_exact_and_the_edge_goes_on():
