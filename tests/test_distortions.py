@@ -1,11 +1,14 @@
+import analysis_figures
 import distortions
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from reference import assert_close, random_array
 
 from straw_jax.data.variants import rotate
 from straw_jax.geometry import affine, resample
+from straw_jax.training.report import model_name, statistic
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
 
@@ -41,3 +44,74 @@ def test_weights_after_are_those_of_pixels_before_the_resampling():
         after = distortions._composed(jnp.asarray(weights), matrix)
         want = jnp.sum(weights * resample(image, matrix)[..., 0])
         assert_close(jnp.sum(after * image[..., 0]), want, 1e-5)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What has been drawn: figures, still in memory."""
+    figures, save = [], analysis_figures.save
+    monkeypatch.setattr(
+        analysis_figures, "save", lambda figure, path: (figures.append(figure), save(figure, path))
+    )
+    return figures
+
+
+def test_distortions_are_drawn_with_a_panel_a_kind_and_a_line_a_model(drawn, tmp_path):
+    models = ("compact_static", "geometric")
+    accuracy = {
+        kind: {
+            model: [statistic([0.1 * (i + 1), 0.05 * i]) for i in range(len(amounts))]
+            for model in models
+        }
+        for kind, amounts in distortions.AMOUNTS.items()
+    }
+    amounts = {kind: list(each) for kind, each in distortions.AMOUNTS.items()}
+    analysis = {
+        "dataset": "EMNIST, of a test",
+        "images": {"accuracy": 1000},
+        "distortions": {"amounts": amounts, "accuracy": accuracy},
+    }
+    path = tmp_path / "distortions.png"
+    analysis_figures.plot_distortions(analysis, path)
+    panels = drawn[0].axes
+    assert len(panels) == len(amounts)
+    for panel, (kind, each) in zip(panels, amounts.items(), strict=True):
+        assert kind in panel.get_xlabel()
+        lines = {line.get_label(): line for line in panel.lines}
+        assert set(lines) == {model_name(model) for model in models}
+        x, y = lines[model_name("geometric")].get_data()
+        np.testing.assert_allclose(x, each)
+        want = [100 * figure["mean"] for figure in accuracy[kind]["geometric"]]
+        np.testing.assert_allclose(y, want)
+    with Image.open(path) as picture:
+        assert picture.width > 1200
+
+
+def test_the_sheet_of_poses_shows_hands_that_turn_as_the_image_does(drawn, tmp_path):
+    seen = np.zeros((2, 3, 6), np.float32)
+    seen[..., 0] = np.log([0.7, 0.29, 0.01])  # too unlikely to be drawn, the last one
+    seen[0, :, 1], seen[1, :, 1] = [30, -45, 10], [-20, 40, 0]
+    before = np.random.default_rng(1).normal(size=(2, 12, 12))
+    shown = {
+        "images": IMAGES[:2],
+        "seen": seen,
+        "resampled": IMAGES[:2].astype(np.float32),
+        "before": before,
+        "after": np.stack([before, -before]),
+        "guesses": np.array([1, 0]),
+        "labels": np.array([1, 2]),
+    }
+    path = tmp_path / "poses.png"
+    analysis_figures.plot_poses(shown, "abc", path, dataset="EMNIST, of a test")
+    rows = np.array(drawn[0].axes).reshape(3, 5)
+    for row, likely in zip(rows[1:], ((-30, 45), (20, -40)), strict=True):
+        _, *hands = row[1].lines  # the first is upright
+        tips = [np.array(hand.get_data())[:, -1] for hand in hands]
+        angles = {float(np.rad2deg(np.arctan2(x, y)).round(3)) for x, y in tips}
+        assert angles == set(likely)  # clockwise from upright: a turn to the left is positive
+    assert [row[0].get_ylabel() for row in rows[1:]] == ["b", "c"]
+    assert [row[2].get_xlabel() for row in rows[1:]] == ["✓ b", "✗ a"]
+    after = rows[2][3].images[0].get_array()
+    np.testing.assert_allclose(after, -before[0][1:11, 1:11])
+    with Image.open(path) as picture:
+        assert picture.width > 600
