@@ -22,6 +22,7 @@ _GEOMETRIC = (
     "geometric_stn",
     "geometric_refined",
     "geometric",
+    "geometric_affine",
 )
 MODELS = (
     "standalone",
@@ -233,8 +234,9 @@ def _parser() -> argparse.ArgumentParser:
         " compact, compact_static, compact_wide; with --preset geometric any of geometric,"
         " geometric_stn and geometric_refined (the same network, whose eye learns from labels"
         " alone, or from labels, too), compact_context (such an eye, but low-rank updates),"
-        " compact_augmented (labels of turned images), compact_fan (mean over a"
-        " fan of rotations); of the HyperNetworks paper conv7, its network for"
+        " geometric_affine (an eye for scale, shear and shift, too),"
+        " compact_augmented (labels of turned images), compact_fan (mean over a fan of rotations);"
+        " of the HyperNetworks paper conv7, its network for"
         " MNIST, and the wide residual networks wrn_16_1 and wrn_40_2, each also as _generated, its"
         " kernels written by one generator, and as _narrow, with about as few parameters (default:"
         " standalone straw)",

@@ -1,19 +1,24 @@
 """The results page's section on models of text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
+from straw_jax.language.figures import PICTURES
 from straw_jax.language.report import NAMES, examined, parameters, results_table
 
 
-def language_parts(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def language_parts(
+    studies: Mapping[str, Mapping[str, Any]], pictures: Mapping[str, Sequence[str]]
+) -> list[str]:
     """Tell what the studies of char_lm.py found, in Markdown.
 
     Args:
         studies: Those that have been run: by name, what `summary.json` holds.
+        pictures: Files that char_lm.py drew, by study, as links from the page.
     """
     parts = []
-    for summary in studies.values():
+    for name, summary in studies.items():
         config, results = summary["config"], summary["results"]
         read = max(each["characters"] for each in results.values())
         setting = (
@@ -25,4 +30,7 @@ def language_parts(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
         )
         parts += [f"### {summary['text']}", setting, results_table(summary)]
         parts += [*parameters(results), *examined(results)]
+        parts += [
+            f"![{PICTURES[PurePosixPath(file).name]}]({file})" for file in pictures.get(name, [])
+        ]
     return [part.replace("## ", "#### ", 1) if part.startswith("## ") else part for part in parts]

@@ -113,7 +113,7 @@ def page(
             "characters"; and "set1", "set2", "set3", under the set's table.
         analyses: What `analysis.json` holds, by study.
         figures: File by what it shows, "main", "rank", "weights", as a link from the page.
-        pictures: Files that analyse.py drew, by study, as links from the page.
+        pictures: Files that analyse.py or char_lm.py drew, by study, as links from the page.
 
     Returns:
         Markdown.
@@ -155,7 +155,9 @@ def page(
             "## Kernels from one generator",
             [findings.get("hypernetworks"), *_network_parts(run, _HYPERNETWORKS)],
         ),
-        _section("## Characters", [findings.get("characters"), *language_parts(languages)]),
+        _section(
+            "## Characters", [findings.get("characters"), *language_parts(languages, pictures)]
+        ),
         _section("## How it was run", _record({**studies, **predictions, **languages})),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"

@@ -4,7 +4,6 @@
 import json
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +88,11 @@ def write(folder: Path, out: Path) -> None:
         analyses=_by_study(folder, "analysis.json"),
         figures={name: figures[name] for name in drawn},
         pictures={
-            path.parent.name: [*map(partial(_link, out), sorted(path.parent.glob("analysis*.png")))]
-            for path in folder.glob("*/analysis.json")
+            **{
+                path.parent.name: _pictures(path.parent, out, "analysis*.png")
+                for path in folder.glob("*/analysis.json")
+            },
+            **{name: _pictures(folder / name, out, "*.png") for name in languages},
         },
     )
     records.write(out, text)
@@ -98,8 +100,10 @@ def write(folder: Path, out: Path) -> None:
     print(f"Page: {out}")
 
 
-def _link(page: Path, picture: Path) -> str:
-    return Path(os.path.relpath(picture, page.parent)).as_posix()
+def _pictures(folder: Path, page: Path, pattern: str) -> list[str]:
+    """List a study's pictures, as links from the page."""
+    found = sorted(folder.glob(pattern))
+    return [Path(os.path.relpath(picture, page.parent)).as_posix() for picture in found]
 
 
 def _by_study(folder: Path, name: str) -> dict[str, Any]:

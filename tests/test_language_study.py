@@ -311,11 +311,14 @@ def test_report_tells_what_was_examined():
 def test_page_tells_of_a_study():
     summary = _summary()
     summary["config"] |= {"parameters": 7}
-    text = "\n".join(results_language.language_parts({"characters": summary}))
+    pictures = {"characters": ["a/curves.png", "a/movement.png"]}
+    text = "\n".join(results_language.language_parts({"characters": summary}, pictures))
     assert text.startswith("### Penn Treebank\nLSTM, layer-norm LSTM, HyperLSTM")
     assert "each has read 10,000 characters (2 epochs, 32 pieces" in text
     assert "#### What the hyper cell is good for" in text
-    assert results_language.language_parts({}) == []
+    assert text.endswith("at each character, by gate](a/movement.png)")
+    assert "![Bits a character by characters read](a/curves.png)" in text
+    assert results_language.language_parts({}, {}) == []
 
 
 def test_movement_is_drawn_with_characters_that_are_no_formulas(tmp_path):

@@ -603,6 +603,20 @@ def test_the_same_network_may_learn_from_labels_alone():
         assert parameters(model, image) == parameters(stn, image)
 
 
+def test_an_eye_for_more_than_angles_is_taught_all_numbers_of_a_pose():
+    model, images = small("geometric_affine"), as_input(BATCH)
+    straw = small("geometric_affine", make=straw_of)
+    params = perturbed(start("geometric_affine")["params"], 0.1)
+    seen = np.asarray(jax.jit(straw.styles)(params, images)).reshape(4, 3, 6)
+    assert np.abs(seen[:, 0, 1:]).min() > 1e-4
+
+    def loss(params):
+        return jnp.sum(model.unlabelled({"params": params}, images, jax.random.key(0)))
+
+    gradient = jax.jit(jax.grad(loss))(params)["encoder"]["others"]["kernel"]
+    assert np.all(np.any(np.asarray(gradient).reshape(-1, 4), axis=0))
+
+
 def test_a_context_is_written_by_an_eye_that_learns_poses():
     model, images = small("compact_context"), as_input(BATCH)
     straw = small("compact_context", make=straw_of)

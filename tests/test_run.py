@@ -73,7 +73,7 @@ def test_experiment_and_its_settings_are_the_same(name):
 PRESET_MODELS = {
     "compact": "compact_static compact_wide compact",
     "geometric": "compact_static compact_augmented compact_fan compact_context geometric_stn"
-    " geometric_refined geometric",
+    " geometric_refined geometric geometric_affine",
 }
 
 

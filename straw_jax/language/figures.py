@@ -7,6 +7,12 @@ from typing import Any
 from straw_jax.language.report import NAMES
 from straw_jax.training.figures import MONO, FilePath, new_figure, save, tidy
 
+PICTURES = {
+    "curves.png": "Bits a character by characters read",
+    "movement.png": "How far the weights move at each character, by gate",
+}
+"""What a study's figures show."""
+
 COLOURS = {
     "lstm": "#0077BB",
     "ln_lstm": "#33BBEE",
@@ -31,7 +37,7 @@ def draw(
         File names by what they show.
     """
     plot_curves(history, out / "curves.png", title=summary["text"])
-    drawn = {"Bits a character by characters read": "curves.png"}
+    drawn = ["curves.png"]
     stretches = {
         name: each["examined"]["stretch"]
         for name, each in summary["results"].items()
@@ -39,8 +45,8 @@ def draw(
     }
     if stretches:
         plot_movement(stretches, out / "movement.png", title=summary["text"])
-        drawn["How far the weights move at each character, by gate"] = "movement.png"
-    return drawn
+        drawn.append("movement.png")
+    return {PICTURES[file]: file for file in drawn}
 
 
 def plot_curves(history: Sequence[Mapping[str, Any]], path: FilePath, *, title: str) -> None:

@@ -14,12 +14,12 @@ from straw_jax.geometry import affine, resample
 from straw_jax.hypernetwork import make_hypernetwork
 from straw_jax.models import CNN, CompactCNN, Conv7, ResNet34, ViT, WideResNet
 from straw_jax.pose import ANGLES as POSES
-from straw_jax.pose import Geometric, PoseEye, make_geometric, pose_loss
+from straw_jax.pose import Geometric, PoseEye, PoseRange, make_geometric, pose_loss
 from straw_jax.straw import Base, Network, Straw, linen, make_straw
 from straw_jax.training.costs import multiply_adds
 from straw_jax.training.step import Model, Variables
 
-# An eye for poses, the last, and what it is measured by.
+# An eye for angles, "geometric", and what it is measured by; and one for other poses, too.
 _GEOMETRIC = (
     "compact_augmented",
     "compact_fan",
@@ -27,6 +27,7 @@ _GEOMETRIC = (
     "geometric_stn",
     "geometric_refined",
     "geometric",
+    "geometric_affine",
 )
 NAMES = (
     "standalone",
@@ -64,6 +65,7 @@ PoseLoss: TypeAlias = Callable[[Any, jax.Array, jax.Array], jax.Array]
 _GREY: ImageShape = (28, 28, 1)
 _STYLE = 32  # length of the style vector that is written beside a pose
 _FAN = 15.0  # degrees from one rotation of the fan to the next
+_ALL_POSES = POSES._replace(scale=1.4, shear=0.4, shift=0.1)
 
 
 def contender(
@@ -90,10 +92,11 @@ def contender(
             alone, tested with the mean of its predictions over a fan of rotations;
             "geometric_stn" and "geometric_refined", the same network, whose eye learns from labels
             alone, and from labels, too; and "compact_context", whose eye learns as that of
-            "geometric_refined", but writes low-rank updates; or a network of the HyperNetworks
-            paper, `Conv7` or `WideResNet` of a depth and a width, with kernels of its own;
-            "_generated" has them written by one generator, and "_narrow", a control, has its own in
-            so few channels that they have about as many parameters as that.
+            "geometric_refined", but writes low-rank updates; and "geometric_affine", like
+            "geometric" with an eye for scale, shear and shift, too; or a network of the
+            HyperNetworks paper, `Conv7` or `WideResNet` of a depth and a width, with kernels of its
+            own; "_generated" has them written by one generator, and "_narrow", a control, has its
+            own in so few channels that they have about as many parameters as that.
         classes: number of classes.
         rank: of STRAW's updates, which the controls follow.
         base: STRAW's, as in `make_straw`.
@@ -156,8 +159,8 @@ def straw_of(
     image: ImageShape = _GREY,
 ) -> Straw | None:
     """Return the STRAW that a contender is, or None where it is none; arguments as `contender`."""
-    if name in ("geometric", "geometric_stn", "geometric_refined"):
-        return compact_geometric(classes=classes, image=image).straw
+    if name.startswith("geometric") and name in NAMES:
+        return _geometric(name, classes, image).straw
     if name == "compact_context":
         return _context_straw(classes, rank, image)
     straws: dict[str, Callable[..., Straw]] = {
@@ -214,13 +217,20 @@ def compact_straw(
     )
 
 
-def compact_geometric(*, classes: int, image: ImageShape = _GREY) -> Geometric:
-    """Return the compact executor with an eye that sees how images are turned, by up to 60 degrees.
+def compact_geometric(
+    *, classes: int, poses: PoseRange = POSES, image: ImageShape = _GREY
+) -> Geometric:
+    """Return the compact executor with an eye that sees in which pose images are.
 
     To be trained as run.py's preset "geometric" is.
+
+    Args:
+        classes: number of classes.
+        poses: that there are, by default angles up to 60 degrees.
+        image: shape of what is classified.
     """
     return make_geometric(
-        executor_of("compact", classes), _images(image), kernel="conv1/kernel", poses=POSES
+        executor_of("compact", classes), _images(image), kernel="conv1/kernel", poses=poses
     )
 
 
@@ -311,11 +321,16 @@ def _of_poses(name: str, classes: int, rank: int, image: ImageShape) -> Model:
             return pose_loss(linen(eye), params["encoder"], images, POSES, key)
 
         return straw_model(_context_straw(classes, rank, image), context_loss)
-    geometric = compact_geometric(classes=classes, image=image)
+    geometric = _geometric(name, classes, image)
     if name == "geometric_stn":
         return straw_model(geometric.straw)
     model = straw_model(geometric.straw, geometric.pose_loss)
     return model if name == "geometric_refined" else _eye_without_labels(model)
+
+
+def _geometric(name: str, classes: int, image: ImageShape) -> Geometric:
+    poses = _ALL_POSES if name == "geometric_affine" else POSES
+    return compact_geometric(classes=classes, poses=poses, image=image)
 
 
 def _eye_without_labels(model: Model) -> Model:

@@ -37,6 +37,7 @@ MODEL_COLOURS = {
     "geometric_stn": "#BBBBBB",
     "geometric_refined": "#66CC99",
     "geometric": "#007755",
+    "geometric_affine": "#5500AA",
     **{
         f"{network}{form}": colour
         for network in ("conv7", "wrn_16_1", "wrn_40_2")
