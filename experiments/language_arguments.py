@@ -49,6 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     try:
         _check_models(arguments.models)
+        arguments.learning_rate = _rates(arguments.learning_rate, arguments.models)
         usual = _usual_hyper_features(arguments.parameters)
         arguments.hyper_features = arguments.hyper_features or usual
         arguments.out = arguments.out or str(Path("results", _readable_name(arguments)))
@@ -97,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
         "learning-rate",
         number("a number above 0", lambda value: 0 < value < math.inf),
         "RATE",
-        "of Adam, reached after a tenth of the steps, then down to 0 along half a cosine",
+        "of Adam, reached after a tenth of the steps, then down to 0 along half a cosine; one for"
+        " all models, or one for each, in their order",
+        nargs="+",
     )
     _add(
         how,
@@ -126,12 +129,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(group: Any, flag: str, reader: Any, metavar: str, told: str) -> None:
+def _add(group: Any, flag: str, reader: Any, metavar: str, told: str, **more: Any) -> None:
     """Add a flag with its usual value."""
-    usual = _USUAL[flag.replace("-", "_")]
-    group.add_argument(
-        f"--{flag}", type=reader, metavar=metavar, default=usual, help=f"{told} (%(default)s)"
-    )
+    usual, told = _USUAL[flag.replace("-", "_")], f"{told} (%(default)s)"
+    group.add_argument(f"--{flag}", type=reader, metavar=metavar, default=usual, help=told, **more)
+
+
+def _rates(given: float | list[float], models: Sequence[str]) -> float | list[float]:
+    """Return the one rate of all models, or a list of theirs."""
+    rates = given if isinstance(given, list) else [given]
+    if len(rates) not in (1, len(models)):
+        raise ValueError(
+            f"argument --learning-rate: expected one rate, or one for each of {len(models)} models,"
+            f" got {len(rates)}"
+        )
+    return rates if len(set(rates)) > 1 else rates[0]
 
 
 def _check_models(models: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from straw_jax.language.figures import PICTURES
-from straw_jax.language.report import NAMES, examined, parameters, results_table
+from straw_jax.language.report import NAMES, examined, parameters, rate, results_table
 
 
 def language_parts(
@@ -25,8 +25,8 @@ def language_parts(
             f"{', '.join(NAMES[name] for name in results)}, of {config['parameters']:,} parameters"
             f" at most; each has read {read:,} characters ({config['epochs']} epochs,"
             f" {config['batch_size']} pieces side by side, gradients through {config['length']}"
-            f" characters), by Adam with a rate of {config['learning_rate']:g}, cosine, gradients"
-            f" of norm 1 at most, dropout {config['dropout']:g}. Bits a character, lower is better."
+            f" characters), by Adam, {rate(config)}, cosine, gradients of norm 1 at most, dropout"
+            f" {config['dropout']:g}. Bits a character, lower is better."
         )
         parts += [f"### {summary['text']}", setting, results_table(summary)]
         parts += [*parameters(results), *examined(results)]

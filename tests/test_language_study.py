@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import results_language
 import scripts
+from language_arguments import parse
 
 from straw_jax.language import examination, figures, report, study, training
 from straw_jax.language.models import Sizes, make_model
@@ -172,8 +173,17 @@ def _run(folder, *words):
     return process.returncode, stdout, stderr
 
 
+@pytest.mark.parametrize(("words", "rates"), [("0.1", (0.1, 0.1)), ("0.1 0.2", (0.1, 0.2))])
+def test_models_have_one_learning_rate_or_each_its_own(words, rates):
+    read = parse(["--models", "lstm", "hyper", "--learning-rate", *words.split()])
+    planned = Study(_config(models=read.models, learning_rate=read.learning_rate), TEXT)
+    recipes = [planned.learner(name).recipe for name in read.models]
+    assert [recipe.learning_rate for recipe in recipes] == list(rates)
+
+
 TINY = ["--text", "some.txt", "--models", "lstm", "hyper", "--parameters", "1500", "--epochs", "3"]
 TINY += ["--batch-size", "4", "--length", "20", "--sample-length", "30", "--jobs", "1"]
+TINY += ["--learning-rate", "0.004", "0.008"]
 
 
 def test_study_is_stopped_and_gone_on_with(tmp_path):
@@ -189,6 +199,7 @@ def test_study_is_stopped_and_gone_on_with(tmp_path):
         assert (out / name).stat().st_size > 5_000
     told = (out / "report.md").read_text()
     assert "| HyperLSTM |" in told
+    assert "Adam, rates 0.004 (LSTM), 0.008 (HyperLSTM), cosine" in told
     assert "the paper's" not in told  # it is another text
 
     process = _start(tmp_path, *TINY, "--out", "cut")
@@ -223,6 +234,7 @@ def test_study_is_stopped_and_gone_on_with(tmp_path):
         (["--text", "short.txt"], "short.txt: a step reads 16 pieces of 50 characters each"),
         (["--models", "gru"], "argument --models: expected any of lstm, ln_lstm, hyper"),
         (["--models", "lstm", "lstm"], "got lstm lstm; name each once"),
+        (["--learning-rate", "1", "2"], "expected one rate, or one for each of 5 models, got 2"),
         (["--dropout", "1"], "argument --dropout: expected a number of at least 0, below 1"),
         (["--text", "long.txt", "--parameters", "9"], "argument --parameters: lstm has at least"),
     ],

@@ -73,8 +73,8 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         [
             "recipe",
             f"{config['epochs']} epochs, {config['batch_size']} pieces side by side, gradients"
-            f" through {config['length']} characters; Adam, rate {config['learning_rate']:g},"
-            f" cosine; gradients of norm 1 at most; dropout {config['dropout']:g}",
+            f" through {config['length']} characters; Adam, {rate(config)}, cosine; gradients of"
+            f" norm 1 at most; dropout {config['dropout']:g}",
         ],
         ["training time, all runs", duration(sum(each["seconds"] for each in results.values()))],
         ["versions", ", ".join(f"{k} {v}" for k, v in summary["versions"].items())],
@@ -100,6 +100,15 @@ _RESULTS = (
     " seeds, of those with layer norm from the one with layer norm."
 )
 _PUBLISHED = f"The paper's figures are of larger models, trained for longer. Source: {SOURCE}."
+
+
+def rate(config: Mapping[str, Any]) -> str:
+    """Tell the learning rate of a study's models, or of each of them."""
+    rates = config["learning_rate"]
+    if not isinstance(rates, list):
+        return f"rate {rates:g}"
+    each = (f"{r:g} ({NAMES[name]})" for name, r in zip(config["models"], rates, strict=True))
+    return f"rates {', '.join(each)}"
 
 
 def results_table(summary: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ class Config:
         epochs: As in `Recipe`, like the next three.
         batch_size: Pieces of text side by side.
         length: Characters of each that a step reads.
-        learning_rate: Its highest.
+        learning_rate: Its highest, of all models or of each.
         dropout: As in `make_model`.
         sample_length: Characters to draw from each trained model.
         seed: Of each model's first run.
@@ -60,7 +60,7 @@ class Config:
     epochs: int
     batch_size: int
     length: int
-    learning_rate: float
+    learning_rate: float | Sequence[float]
     dropout: float
     sample_length: int
     seed: int
@@ -124,7 +124,10 @@ class Study:
             training_model = make_model(
                 name, features, self.sizes, dropout=config.dropout, train=True
             )
-            recipe = Recipe(config.epochs, config.batch_size, config.length, config.learning_rate)
+            rate = config.learning_rate
+            if isinstance(rate, Sequence):
+                rate = rate[config.models.index(name)]
+            recipe = Recipe(config.epochs, config.batch_size, config.length, rate)
             self._learners[name] = Learner(name, model, training_model, self.text, recipe)
         return self._learners[name]
 
