@@ -17,23 +17,3 @@ hypothesis.settings.load_profile("straw")
 # A shell has what it starts in the background ignore Ctrl-C, and so would the scripts that tests
 # start and then stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# Those that start programs take longest, whatever the number of their tests: begun last, one of
-# them would be waited for.
-_LONGEST = (
-    "test_run",
-    "test_readme",
-    "test_benchmark",
-    "test_language_study",
-    "test_sharding",
-    "test_prediction_study",
-    "test_reproduce",
-    "test_examples",
-    "test_notebook",
-    "test_analyse",
-)
-
-
-def pytest_collection_modifyitems(items):
-    """Begin with the files that take longest."""
-    items.sort(key=lambda item: item.path.stem not in _LONGEST)
