@@ -88,12 +88,10 @@ def write(folder: Path, out: Path) -> None:
         analyses=_by_study(folder, "analysis.json"),
         figures={name: figures[name] for name in drawn},
         pictures={
-            **{
-                path.parent.name: _pictures(path.parent, out, "analysis*.png")
-                for path in folder.glob("*/analysis.json")
-            },
-            **{name: _pictures(folder / name, out, "*.png") for name in languages},
-        },
+            path.parent.name: _pictures(path.parent, out, "analysis*.png")
+            for path in folder.glob("*/analysis.json")
+        }
+        | {name: _pictures(folder / name, out, "*.png") for name in languages},
     )
     records.write(out, text)
     print(results_page.table(known))

@@ -53,13 +53,17 @@ class PoseRange(NamedTuple):
         """Whether anything but the angle is drawn."""
         return (self.scale, self.shear, self.shift) != (1.0, 0.0, 0.0)
 
+    @property
+    def largest(self) -> np.ndarray:
+        """Largest numbers of a pose, float32 `[5]`, in the order of `draw`."""
+        numbers = [self.degrees, np.log(self.scale), self.shear, self.shift, self.shift]
+        return np.asarray(numbers, np.float32)
+
     def draw(self, key: Array, count: int) -> Array:
         """Return poses `[count, 5]`: degrees, logarithm of scale, shear, shift down and right."""
         turned, numbers = jax.random.split(key)
-        most = jnp.asarray(
-            [self.degrees, np.log(self.scale), self.shear, self.shift, self.shift], jnp.float32
-        )
-        drawn = jax.random.uniform(numbers, (count, 5), minval=-1.0, maxval=1.0) * most[None]
+        drawn = jax.random.uniform(numbers, (count, 5), minval=-1.0, maxval=1.0)
+        drawn *= self.largest[None]
         changed = jax.random.bernoulli(turned, 1 - self.upright, (count, 1))
         return jnp.where(changed, drawn, 0.0)
 
@@ -274,8 +278,8 @@ def pose_loss(eye: Network, params: Params, images: Array, poses: PoseRange, key
     target = nn.softmax(-0.5 * distance**2)
     loss = -jnp.sum(target * nn.log_softmax(seen.angles.astype(jnp.float32)), axis=-1)
     if seen.others is not None:
-        ranges = [np.log(poses.scale), poses.shear, poses.shift, poses.shift]
-        unit = jnp.asarray([most if most > 0 else 1.0 for most in ranges], jnp.float32)
+        ranges = poses.largest[1:]
+        unit = np.where(ranges > 0, ranges, np.float32(1))
         error = (seen.others.astype(jnp.float32) - others[:, None]) / unit[None, None]
         loss += jnp.sum(target[..., None] * error**2, axis=(1, 2))
     return loss
