@@ -4,11 +4,17 @@ import signal
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Every test compiles something new, and runs it once or twice.
+# Every test compiles something new, and runs it once or twice. Without optimizations, XLA's newer
+# emitters take twice as long to compile as its older ones, which a later version may not have.
 jax.config.update("jax_disable_most_optimizations", True)
+if jax.__version_info__ < (0, 11):
+    with pytest.MonkeyPatch.context() as patch:  # scripts that tests start run as they do elsewhere
+        patch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false", prepend=" ")
+        jax.devices()  # reads the flags
 
 # Compilation makes the first example slow: a deadline would measure the compiler.
 hypothesis.settings.register_profile("straw", deadline=None, max_examples=20, derandomize=True)
