@@ -547,6 +547,23 @@ def test_what_is_learnt_without_labels_does_not_change_with_them():
     assert relative_error(other["executor"]["fc"]["bias"], gradient["executor"]["fc"]["bias"]) > 0.1
 
 
+def test_an_executor_learns_from_the_likeliest_pose_and_is_tested_with_all():
+    executor, images = functools.partial(SMALL, dropout=0.0), as_input(BATCH)
+    model, refined = (small(name, executor) for name in ("geometric", "geometric_refined"))
+    straw = small("geometric", executor, make=straw_of)
+    params = perturbed(start("geometric")["params"], 0.3)
+    styles = jax.jit(straw.styles)(params, images)
+    assert np.exp(styles[:, 6]).min() > 1e-3  # a second hypothesis of some confidence
+
+    def said(model, key):
+        return jax.jit(lambda: model.apply({"params": params}, images, key)[0])()
+
+    likeliest = jax.jit(straw.apply_styles)(params, styles[:, :6], images)
+    assert_close(said(model, jax.random.key(0)), likeliest, 1e-5)
+    assert relative_error(said(model, None), likeliest) > 1e-4
+    assert_close(said(model, None), said(refined, jax.random.key(0)), 1e-5)
+
+
 def test_fillers_count_in_neither_loss():
     gradient, _, metrics = gradient_of_step("geometric")
     images, labels = BATCH.copy(), LABELS.copy()

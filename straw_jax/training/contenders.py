@@ -14,7 +14,7 @@ from straw_jax.geometry import affine, resample
 from straw_jax.hypernetwork import make_hypernetwork
 from straw_jax.models import CNN, CompactCNN, Conv7, ResNet34, ViT, WideResNet
 from straw_jax.pose import ANGLES as POSES
-from straw_jax.pose import Geometric, PoseEye, PoseRange, make_geometric, pose_loss
+from straw_jax.pose import NUMBERS, Geometric, PoseEye, PoseRange, make_geometric, pose_loss
 from straw_jax.straw import Base, Network, Straw, linen, make_straw
 from straw_jax.training.costs import multiply_adds
 from straw_jax.training.step import Model, Variables
@@ -324,8 +324,9 @@ def _of_poses(name: str, classes: int, rank: int, image: ImageShape) -> Model:
     geometric = _geometric(name, classes, image)
     if name == "geometric_stn":
         return straw_model(geometric.straw)
-    model = straw_model(geometric.straw, geometric.pose_loss)
-    return model if name == "geometric_refined" else _eye_without_labels(model)
+    if name == "geometric_refined":
+        return straw_model(geometric.straw, geometric.pose_loss)
+    return _without_labels(geometric)
 
 
 def _geometric(name: str, classes: int, image: ImageShape) -> Geometric:
@@ -333,17 +334,24 @@ def _geometric(name: str, classes: int, image: ImageShape) -> Geometric:
     return compact_geometric(classes=classes, poses=poses, image=image)
 
 
-def _eye_without_labels(model: Model) -> Model:
-    """Let no gradient of labels reach a STRAW's eye: it learns from images alone."""
+def _without_labels(geometric: Geometric) -> Model:
+    """Let an eye learn from images alone, and the executor from its likeliest pose.
+
+    No gradient of labels reaches the eye, so that the other hypotheses would only add to the cost;
+    in evaluation all of them are asked.
+    """
+    straw = geometric.straw
 
     def apply(
         variables: Variables, images: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, Variables]:
         params = variables["params"]
-        encoder = jax.lax.stop_gradient(params["encoder"])
-        return model.apply({**variables, "params": {**params, "encoder": encoder}}, images, key)
+        styles = straw.styles(params, images)
+        if key is not None:
+            styles = jax.lax.stop_gradient(styles[:, :NUMBERS])
+        return straw.apply_styles(params, styles, images, **_mode(key)), {}
 
-    return model._replace(apply=apply)
+    return straw_model(straw, geometric.pose_loss)._replace(apply=apply)
 
 
 def _context_straw(classes: int, rank: int, image: ImageShape) -> Straw:
