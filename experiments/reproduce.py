@@ -102,7 +102,9 @@ STUDIES: dict[str, Study] = {
     "static_mnist": Study(
         f"--dataset mnist --fraction 1 {_GENERATED} --models {_forms('conv7')}", seeds=3
     ),
-    "characters": Study("--epochs 1", seeds=3, script="char_lm.py"),
+    "characters": Study(
+        "--epochs 1 --learning-rate 0.004 0.016 0.016 0.008 0.004", seeds=3, script="char_lm.py"
+    ),
 }
 
 
