@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from straw_jax.language.figures import PICTURES
-from straw_jax.language.report import NAMES, examined, parameters, rate, results_table
+from straw_jax.language.report import NAMES, epochs, examined, parameters, rate, results_table
 
 
 def language_parts(
@@ -23,7 +23,7 @@ def language_parts(
         read = max(each["characters"] for each in results.values())
         setting = (
             f"{', '.join(NAMES[name] for name in results)}, of {config['parameters']:,} parameters"
-            f" at most; each has read {read:,} characters ({config['epochs']} epochs,"
+            f" at most; each has read {read:,} characters ({epochs(config)},"
             f" {config['batch_size']} pieces side by side, gradients through {config['length']}"
             f" characters), by Adam, {rate(config)}, cosine, gradients of norm 1 at most, dropout"
             f" {config['dropout']:g}. Bits a character, lower is better."

@@ -333,6 +333,14 @@ def test_page_tells_of_a_study():
     assert results_language.language_parts({}, {}) == []
 
 
+def test_one_epoch_is_no_curve(tmp_path):
+    summary = _summary()
+    summary["config"]["epochs"] = 1
+    assert list(figures.draw(summary, [], tmp_path).values()) == ["movement.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["movement.png"]
+    assert "1 epoch, 32 pieces" in report.markdown(summary, {})
+
+
 def test_movement_is_drawn_with_characters_that_are_no_formulas(tmp_path):
     stretch = {"text": "$a$ \n\t\U0001f600", "gates": {"input": [0.1] * 7, "output": [0.2] * 7}}
     figures.plot_movement({"hyper": stretch}, tmp_path / "x.png", title="")

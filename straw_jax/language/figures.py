@@ -36,8 +36,10 @@ def draw(
     Returns:
         File names by what they show.
     """
-    plot_curves(history, out / "curves.png", title=summary["text"])
-    drawn = ["curves.png"]
+    drawn = []
+    if summary["config"]["epochs"] > 1:  # a point makes no curve
+        plot_curves(history, out / "curves.png", title=summary["text"])
+        drawn.append("curves.png")
     stretches = {
         name: each["examined"]["stretch"]
         for name, each in summary["results"].items()

@@ -72,7 +72,7 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         ["seeds", ", ".join(map(str, summary["seeds"]))],
         [
             "recipe",
-            f"{config['epochs']} epochs, {config['batch_size']} pieces side by side, gradients"
+            f"{epochs(config)}, {config['batch_size']} pieces side by side, gradients"
             f" through {config['length']} characters; Adam, {rate(config)}, cosine; gradients of"
             f" norm 1 at most; dropout {config['dropout']:g}",
         ],
@@ -100,6 +100,11 @@ _RESULTS = (
     " seeds, of those with layer norm from the one with layer norm."
 )
 _PUBLISHED = f"The paper's figures are of larger models, trained for longer. Source: {SOURCE}."
+
+
+def epochs(config: Mapping[str, Any]) -> str:
+    """Tell how often a study's models have read the text."""
+    return f"{config['epochs']} epoch{'s' * (config['epochs'] > 1)}"
 
 
 def rate(config: Mapping[str, Any]) -> str:
