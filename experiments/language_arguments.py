@@ -65,8 +65,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Train recurrent models of a text, character by character, all of as many"
         " parameters: LSTMs, and LSTMs whose weights a smaller LSTM writes anew at every"
         " character. Test them, and write table, report, samples and figures.",
-        epilog="Without flags: five models of Penn Treebank, of a million parameters each; a matter"
-        " of hours on a CPU with 2 cores. A stopped run goes on, with --resume, from the end of its"
+        epilog="Without flags: five models of Penn Treebank, of a million parameters each; an"
+        " hour on a CPU with 2 cores. A stopped run goes on, with --resume, from the end of its"
         " last whole epoch.",
     )
     what = parser.add_argument_group("what to train")
@@ -78,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         help="any of lstm, hyper (HyperLSTM) and lowrank (a low-rank update of an LSTM), and of"
         " these with layer norm, ln_lstm, ln_hyper, ln_lowrank (default: all but ln_lowrank)",
     )
-    _add(what, "parameters", whole(1), "N", "that each model has at most; its state is as long")
+    _add(what, "parameters", whole(1), "N",
+         "that each model has at most; its state is as long as that allows")  # fmt: skip
     what.add_argument(
         "--hyper-features",
         type=whole(1),

@@ -5,7 +5,17 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from straw_jax.language.figures import PICTURES
-from straw_jax.language.report import NAMES, epochs, examined, parameters, rate, results_table
+from straw_jax.language.report import (
+    NAMES,
+    PUBLISHED,
+    RESULTS,
+    epochs,
+    examined,
+    parameters,
+    rate,
+    results_table,
+)
+from straw_jax.language.text import TREEBANK
 
 
 def language_parts(
@@ -26,9 +36,10 @@ def language_parts(
             f" at most; each has read {read:,} characters ({epochs(config)},"
             f" {config['batch_size']} pieces side by side, gradients through {config['length']}"
             f" characters), by Adam, {rate(config)}, cosine, gradients of norm 1 at most, dropout"
-            f" {config['dropout']:g}. Bits a character, lower is better."
+            f" {config['dropout']:g}."
         )
-        parts += [f"### {summary['text']}", setting, results_table(summary)]
+        parts += [f"### {summary['text']}", setting, results_table(summary), RESULTS]
+        parts += [PUBLISHED] * (summary["text"] == TREEBANK)
         parts += [*parameters(results), *examined(results)]
         parts += [
             f"![{PICTURES[PurePosixPath(file).name]}]({file})" for file in pictures.get(name, [])

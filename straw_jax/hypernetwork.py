@@ -18,8 +18,9 @@ class ChunkGenerator(nn.Module):
 
     A kernel `[*window, in, out]` is a grid of chunks `[*window, chunk_in, chunk_out]`. From a
     chunk's embedding the first layer makes a vector for each of its input channels, and the second,
-    the same for all of these, the weights of the channel. All kernels start with variance
-    `2 / fan_in`: what is written has variance 1, and is scaled for the kernel that it is part of.
+    the same for all of these, the weights of the channel. Kernels start with variance
+    `2 / fan_in`, in the mean over embeddings: what is written is of variance 1, and is scaled for
+    the kernel that it is part of.
 
     Attributes:
         spec: the kernels.

@@ -100,7 +100,7 @@ class LSTMCell(nn.RNNCellBase):
 
 
 class HyperLSTMCell(LSTMCell):
-    """An LSTM whose weight rows a smaller LSTM scales anew at every step.
+    """An LSTM the columns of whose kernels a smaller LSTM scales anew at every step.
 
     The small LSTM sees input and state. For each gate it writes three short embeddings; from two,
     linear layers make a factor for each of the gate's units, one for what comes of the input and
@@ -108,8 +108,11 @@ class HyperLSTMCell(LSTMCell):
     LSTM's state of the same step, as the paper has it in words (section 3.2); its equation 11
     prints the state of the step before.
 
-    At the start all factors are 0.1. Each gate's matrices of input and of state are orthogonal,
-    each by itself; those of the small LSTM joined, as in `LSTMCell`.
+    At the start all factors are 0.1, as in the paper; but there the weights that make a factor of
+    an embedding start equal, too, so that an embedding's numbers have the same gradients and stay
+    copies of one. Here these weights differ, and their sum is the paper's. Each gate's matrices of
+    input and of state are orthogonal, each by itself; those of the small LSTM joined, as in
+    `LSTMCell`.
 
     Attributes:
         hyper_features: length of the small LSTM's state.
@@ -147,9 +150,8 @@ class HyperLSTMCell(LSTMCell):
 
     def _factors(self, name: str, seen: Array) -> Array:
         """Return a factor for each unit of each gate."""
-        start = nn.initializers.constant(0.1 / self.embedding)
         embeddings = self._embeddings(name, seen, nn.initializers.zeros, use_bias=True)
-        return self._project(f"{name}_factors", embeddings, start)
+        return self._project(f"{name}_factors", embeddings, _factor_init)
 
     def _bias(self, seen: Array) -> Array:
         """Return the bias of each unit of each gate."""
@@ -238,6 +240,13 @@ def _shown(cell: nn.Module, seen: Array) -> Array:
     """Return the small LSTM's state, or what stands in its place; sow it for whoever asks."""
     cell.sow("intermediates", "seen", seen)
     return cell.get_variable("replaced", "seen", seen)
+
+
+def _factor_init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+    """Initialise `[gates, embedding, features]` with numbers that add up to 0.1 for each unit."""
+    numbers = jax.random.normal(key, shape, dtype)
+    numbers -= numbers.mean(axis=1, keepdims=True)
+    return 0.1 / shape[1] * (1 + numbers)
 
 
 def _gate_init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:

@@ -159,6 +159,19 @@ def test_factors_start_at_a_tenth_whatever_the_small_lstm_sees():
     )
 
 
+def test_numbers_of_an_embedding_are_no_copies_of_one():
+    """Were all weights of factors equal at the start, so would be these gradients, for ever."""
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    model = nn.RNN(CELLS["hyper"])
+    params = model.init(jax.random.key(1), x)["params"]
+    gradient = jax.grad(lambda p: jnp.sum(model.apply({"params": p}, x) ** 2))(params)["cell"]
+    for name in ("input", "state"):
+        by_number = np.asarray(gradient[f"{name}_embeddings"]["kernel"]).reshape(3, 4, -1)
+        assert by_number.shape[-1] > 1
+        spread = by_number.std(axis=-1) / np.abs(by_number).max(axis=-1)
+        assert np.median(spread) > 0.1
+
+
 def test_gates_start_orthogonally_each_by_itself():
     params = LSTMCell(6).init(
         jax.random.key(0), LSTMCell(6).initialize_carry(None, (2,)), np.ones(2, np.float32)

@@ -1,6 +1,6 @@
 """Models of the next character: one of several cells, of the size that a number of parameters buys.
 
-Drawn models are compared at the same number of trained parameters. Each parameter but biases and
+Models are compared at the same number of trained parameters. Each parameter but biases and
 norms is multiplied once a character, so that they then cost the same, too, see `multiply_adds`.
 """
 

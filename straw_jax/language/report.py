@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from straw_jax.language.examination import TESTED
 from straw_jax.language.published import BITS, SOURCE
 from straw_jax.language.text import TREEBANK
 from straw_jax.training.report import (
@@ -85,8 +86,8 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         f"```bash\n{summary['command']}\n```",
         "## Results",
         results_table(summary),
-        _RESULTS,
-        *[_PUBLISHED] * (summary["text"] == TREEBANK),
+        RESULTS,
+        *[PUBLISHED] * (summary["text"] == TREEBANK),
         *parameters(results),
         *examined(results),
         *(f"![{text}]({file})" for text, file in pictures.items()),
@@ -95,11 +96,13 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-_RESULTS = (
+RESULTS = (
     "Bits a character, lower is better; less the LSTM: the difference from the LSTM with the same"
     " seeds, of those with layer norm from the one with layer norm."
 )
-_PUBLISHED = f"The paper's figures are of larger models, trained for longer. Source: {SOURCE}."
+"""What the table of results needs to be read."""
+PUBLISHED = f"The paper's figures are of larger models, trained for longer. Source: {SOURCE}."
+"""What its column of the paper's figures needs."""
 
 
 def epochs(config: Mapping[str, Any]) -> str:
@@ -196,12 +199,12 @@ def examined(results: Results) -> list[str]:
 
 
 _CONTROLS = (
-    "Bits a character on the first characters of the test, with something else in the place of the"
-    " hyper cell's state, from which all that it writes is computed: its mean over as much of the"
-    " training text (frozen), its state at another moment of the same text (shuffled), or zero. In"
-    " mean weights what is written is frozen to its mean over that training text: of the HyperLSTM"
-    " this is what the mean state writes, of the low-rank LSTM, whose update is a product of two"
-    " factors, it is not. Nothing is trained anew."
+    f"Bits a character on the first {TESTED:,} characters of the test, with something else in the"
+    " place of the hyper cell's state, from which all that it writes is computed: its mean over as"
+    " much of the training text (frozen), its state at another moment of the same text (shuffled),"
+    " or zero. In mean weights what is written is frozen to its mean over that training text: of a"
+    " HyperLSTM this is what the mean state writes, of the low-rank LSTM, whose update is a product"
+    " of two factors, it is not. Nothing is trained anew."
 )
 _MOVEMENT = (
     "From one character to the next, norm of the change of a gate's weights as a share of the norm"
@@ -226,7 +229,7 @@ def _extremes(by_character: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     """List the characters with the largest means, and those with the smallest."""
     ranked = sorted(by_character, key=lambda character: -by_character[character]["mean"])
     listed = [
-        f"`{_VISIBLE.get(character, character)}` {100 * by_character[character]['mean']:.1f}"
+        f"`{_VISIBLE.get(character, character)}` {mean_std(by_character[character], 100, 1)}"
         for character in ranked
     ]
     return ", ".join(listed[:_EXTREMES]), ", ".join(listed[: -_EXTREMES - 1 : -1])
