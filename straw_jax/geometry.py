@@ -95,9 +95,16 @@ def resample(x: Array, matrix: Array, *, sharpness: ArrayLike = 1.0) -> Array:
     Returns:
         As `x`. Beyond the image its edge goes on.
 
+    Raises:
+        ValueError: if pixels are integers, of which there are no means.
+
     References:
         Jaderberg et al., "Spatial Transformer Networks" (2015), equations 1 and 5.
     """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"resample: expected pixels of a floating-point type, got {x.dtype}. Convert them."
+        )
     *_, height, width, channels = x.shape
     half = height / 2
     down = (jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2) / half

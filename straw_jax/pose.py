@@ -159,6 +159,23 @@ class Geometric(NamedTuple):
     eye: Network
     poses: PoseRange
 
+    def apply_detached(self, params: Params, images: Array, **kwargs: Any) -> Array:
+        """Apply the model, to train its executor alone: no gradient reaches the eye.
+
+        The executor learns by the likeliest pose: other hypotheses would only add to the cost.
+
+        Args:
+            params: the model's.
+            images: `[batch, h, w, c]`, upright.
+            **kwargs: for the executor.
+
+        Returns:
+            Logarithm of probabilities `[batch, classes]`.
+        """
+        likeliest = self.straw.styles(params, images)[:, :NUMBERS]
+        styles = jax.lax.stop_gradient(likeliest)
+        return self.straw.apply_styles(params, styles, images, **kwargs)
+
     def pose_loss(self, params: Params, images: Array, key: Array) -> Array:
         """Return the loss by which the eye learns, `[batch]`, see `pose_loss`."""
         return pose_loss(self.eye, params["encoder"], images, self.poses, key)
@@ -177,8 +194,9 @@ def make_geometric(
 
     For each image the eye names its likeliest poses. For each of these the executor's first kernel
     is composed with the resampling that undoes it, as `Posed`, and the probabilities that result
-    are averaged by confidence. All is differentiable: what the executor is to say refines the eye,
-    too. To be trained with `Geometric.pose_loss` beside the executor's own loss.
+    are averaged by confidence. All is differentiable. To be trained with `Geometric.pose_loss`
+    beside the executor's own loss on `Geometric.apply_detached`, so that the eye learns from images
+    alone; or on `straw.apply`, so that what the executor is to say refines the eye, too.
 
     Args:
         executor: an ordinary classifier that knows nothing of this: images to logits.
@@ -192,8 +210,8 @@ def make_geometric(
         Pure functions, see `Geometric`.
 
     Raises:
-        ValueError: if there are fewer hypotheses than 1 or more than angles, a range is none, or
-            the kernel is no convolution's.
+        ValueError: if there are fewer hypotheses than 1 or more than angles, a range is none, the
+            kernel is no convolution's, or the eye gives something else.
     """
     executor = as_network(executor)
     sample = zeros_like(sample)
@@ -204,6 +222,7 @@ def make_geometric(
             f" to tell apart, got {hypotheses}."
         )
     looking = as_network(PoseEye(poses) if eye is None else eye)
+    _check_eye(looking, sample, poses)
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
     spec: FactorSpec = factor_spec(shapes, {kernel: "pose"})
     executor_apply = modulate(executor.apply)
@@ -250,6 +269,19 @@ def make_geometric(
     return Geometric(straw, looking, poses)
 
 
+def _check_eye(eye: Network, sample: Any, poses: PoseRange) -> None:
+    """Compare what an eye gives with what is needed of it."""
+    seen = jax.eval_shape(lambda: eye.apply(eye.init(jax.random.key(0), sample), sample))
+    shape = len(sample), len(angles_of(poses))
+    others = (*shape, 4) if poses.more_than_angles else None
+    found = [getattr(getattr(seen, name, None), "shape", None) for name in ("angles", "others")]
+    if found != [shape, others]:
+        raise ValueError(
+            f"make_geometric: expected an eye that gives `Seen` with angles {shape} and others"
+            f" {others}, got {found[0]} and {found[1]}. `PoseEye(poses)` is one for its range."
+        )
+
+
 def pose_loss(eye: Network, params: Params, images: Array, poses: PoseRange, key: Array) -> Array:
     """Return how far an eye is from seeing the poses into which images are brought.
 
@@ -268,12 +300,9 @@ def pose_loss(eye: Network, params: Params, images: Array, poses: PoseRange, key
         its range, at angles as likely as that Gaussian says.
     """
     angles = angles_of(poses)
-    of_poses, of_looks = jax.random.split(key)
-    drawn = poses.draw(of_poses, len(images))
+    images, drawn = in_random_poses(images, poses, key)
     degrees, others = drawn[:, 0], drawn[:, 1:]
-    size, shear, down, right = others.T
-    matrices = affine(degrees, jnp.exp(size), shear, down, right)
-    seen = eye.apply(params, _posed(images, matrices, of_looks))
+    seen = eye.apply(params, images)
     distance = (jnp.asarray(angles)[None] - degrees[:, None]) / _WIDTH
     target = nn.softmax(-0.5 * distance**2)
     loss = -jnp.sum(target * nn.log_softmax(seen.angles.astype(jnp.float32)), axis=-1)
@@ -285,7 +314,25 @@ def pose_loss(eye: Network, params: Params, images: Array, poses: PoseRange, key
     return loss
 
 
-def _posed(images: Array, matrices: Array, key: Array) -> Array:
+def in_random_poses(images: Array, poses: PoseRange, key: Array) -> tuple[Array, Array]:
+    """Bring images into poses that are drawn, and hide that they were resampled.
+
+    Args:
+        images: `[batch, h, w, c]`.
+        poses: from which to draw.
+        key: typed.
+
+    Returns:
+        The images, and their poses `[batch, 5]` as from `PoseRange.draw`.
+    """
+    of_poses, of_looks = jax.random.split(key)
+    drawn = poses.draw(of_poses, len(images))
+    degrees, size, shear, down, right = drawn.T
+    matrices = affine(degrees, jnp.exp(size), shear, down, right)
+    return _in_poses(images, matrices, of_looks), drawn
+
+
+def _in_poses(images: Array, matrices: Array, key: Array) -> Array:
     """Bring images `[batch, h, w, c]` into poses, and hide that they were resampled.
 
     Else an eye goes by smooth or ragged strokes, and takes a blurred image for a turned one. So

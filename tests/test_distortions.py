@@ -3,11 +3,12 @@ import distortions
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import results_analysis
 from PIL import Image
 from reference import assert_close, random_array
 
 from straw_jax.data.variants import rotate
-from straw_jax.geometry import affine, resample
+from straw_jax.geometry import affine, composed, resample
 from straw_jax.training.report import model_name, statistic
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
@@ -41,9 +42,64 @@ def test_weights_after_are_those_of_pixels_before_the_resampling():
     assert before.sum() == pytest.approx(kernels.sum(), rel=1e-5)
     matrix, image = affine(25.0, 1.1), random_array(2, (8, 8, 1))
     for weights in before:
-        after = distortions._composed(jnp.asarray(weights), matrix)
+        after = composed(jnp.asarray(weights).reshape(-1, 1), matrix, (8, 8)).reshape(8, 8)
         want = jnp.sum(weights * resample(image, matrix)[..., 0])
         assert_close(jnp.sum(after * image[..., 0]), want, 1e-5)
+
+
+class Eye:
+    """Sees 0 degrees in every image, 30 with a confidence of its own, and -30 with next to none."""
+
+    def __init__(self, second):
+        self.second = second
+
+    def styles(self, params, images):
+        hypotheses = np.zeros((3, 6), np.float32)
+        hypotheses[:, 0] = np.log([1 - self.second, self.second, 1e-6])
+        hypotheses[:, 1] = 0, 30, -30
+        return jnp.broadcast_to(hypotheses.ravel(), (len(images), 18))
+
+
+@pytest.mark.parametrize(("second", "largest"), [(0.04, 15), (0.06, 45)])
+def test_poses_are_seen_where_a_hypothesis_counts(second, largest):
+    angles = np.array(distortions.AMOUNTS["rotation"])
+    found = distortions._errors(Eye(second), [{"params": {}}] * 2, [IMAGES] * len(angles))
+    assert [each["mean"] for each in found["median"]] == list(np.abs(angles))
+    want = (angles >= -15) & (angles <= largest)
+    assert [each["mean"] for each in found["share"]] == list(want.astype(float))
+
+
+def test_confused_pairs_are_of_the_model_that_reads_turned_images_best():
+    labels, angles = np.array([0, 0, 1, 2]), distortions.AMOUNTS["rotation"]
+    upright, turned = np.array([0, 0, 1, 1]), np.array([1, 0, 0, 2])
+    good = [upright if angle == 0 else turned for angle in angles]
+    guesses = {"bad": [np.array([2, 2, 2, 0])] * len(angles), "good": good}
+    (first,) = distortions._confused(guesses, labels, "abc")
+    assert first["pair"] == ["a", "b"]
+    assert first["upright"] == {"bad": 0.0, "good": 0.0}
+    assert first["turned"] == {"bad": 0.0, "good": pytest.approx(0.5)}
+
+
+def test_the_page_tells_of_distortions():
+    amounts = {kind: list(each) for kind, each in distortions.AMOUNTS.items()}
+    accuracy = {
+        kind: {"geometric": [statistic([0.5, 0.5])] * len(each)} for kind, each in amounts.items()
+    }
+    per_angle = [statistic([1.0, 3.0])] * len(amounts["rotation"])
+    confused = {"pair": ["6", "9"], "upright": {"geometric": 0.001}, "turned": {"geometric": 0.02}}
+    analysis = {
+        "images": {"accuracy": 1000},
+        "distortions": {
+            "amounts": amounts,
+            "accuracy": accuracy,
+            "seen": {"geometric": {"median": per_angle, "share": per_angle}},
+            "confused": [confused],
+        },
+    }
+    text = "\n".join(results_analysis._of_distortions("geometry3", analysis))
+    assert "| shear | -0.6 | -0.4 |" in text
+    assert "| median error | 2.0 ± 1.4 |" in text
+    assert "| 6 9 | 0.10, 2.00 |" in text
 
 
 @pytest.fixture

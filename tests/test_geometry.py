@@ -758,3 +758,8 @@ def test_a_pose_is_no_weight_where_all_have_to_be_generated():
         ValueError, match=r"every leaf must be generated, got no rank for \['conv/k"
     ):
         tiny_straw(ranks, base="none")
+
+
+def test_integers_are_not_resampled():
+    with pytest.raises(ValueError, match="expected pixels of a floating-point type, got uint8"):
+        resample(jnp.zeros((4, 4, 1), jnp.uint8), affine(10.0))

@@ -14,7 +14,14 @@ from straw_jax.geometry import affine, resample
 from straw_jax.hypernetwork import make_hypernetwork
 from straw_jax.models import CNN, CompactCNN, Conv7, ResNet34, ViT, WideResNet
 from straw_jax.pose import ANGLES as POSES
-from straw_jax.pose import NUMBERS, Geometric, PoseEye, PoseRange, make_geometric, pose_loss
+from straw_jax.pose import (
+    Geometric,
+    PoseEye,
+    PoseRange,
+    in_random_poses,
+    make_geometric,
+    pose_loss,
+)
 from straw_jax.straw import Base, Network, Straw, linen, make_straw
 from straw_jax.training.costs import multiply_adds
 from straw_jax.training.step import Model, Variables
@@ -91,8 +98,9 @@ def contender(
             executor alone, trained on labelled images that are turned; "compact_fan", the executor
             alone, tested with the mean of its predictions over a fan of rotations;
             "geometric_stn" and "geometric_refined", the same network, whose eye learns from labels
-            alone, and from labels, too; and "compact_context", whose eye learns as that of
-            "geometric_refined", but writes low-rank updates; and "geometric_affine", like
+            alone (all of them of upright images), and from labels, too, both by all hypotheses
+            where "geometric" learns by the likeliest; and "compact_context", whose eye learns as
+            that of "geometric_refined", but writes low-rank updates; and "geometric_affine", like
             "geometric" with an eye for scale, shear and shift, too; or a network of the
             HyperNetworks paper, `Conv7` or `WideResNet` of a depth and a width, with kernels of its
             own; "_generated" has them written by one generator, and "_narrow", a control, has its
@@ -132,7 +140,7 @@ def contender(
         "image": image,
     }
     if name in _GEOMETRIC:
-        return _of_poses(name, classes, rank, image)
+        return _of_poses(name, classes, rank, base, image)
     if straw := straw_of(name, **options):
         return straw_model(straw)
     if name == "standalone":
@@ -162,7 +170,7 @@ def straw_of(
     if name.startswith("geometric") and name in NAMES:
         return _geometric(name, classes, image).straw
     if name == "compact_context":
-        return _context_straw(classes, rank, image)
+        return _context_straw(classes, rank, base, image)
     straws: dict[str, Callable[..., Straw]] = {
         "straw": vit_straw if executor == "vit" else article_straw,
         "compact": compact_straw,
@@ -308,7 +316,7 @@ def flax_model(module: Any) -> Model:
     return Model(module.init, apply)
 
 
-def _of_poses(name: str, classes: int, rank: int, image: ImageShape) -> Model:
+def _of_poses(name: str, classes: int, rank: int, base: Base, image: ImageShape) -> Model:
     """Return "geometric", or what it is measured by."""
     if name == "compact_augmented":
         return _augmented(flax_model(CompactCNN(classes)))
@@ -320,13 +328,13 @@ def _of_poses(name: str, classes: int, rank: int, image: ImageShape) -> Model:
         def context_loss(params: Any, images: jax.Array, key: jax.Array) -> jax.Array:
             return pose_loss(linen(eye), params["encoder"], images, POSES, key)
 
-        return straw_model(_context_straw(classes, rank, image), context_loss)
+        return straw_model(_context_straw(classes, rank, base, image), context_loss)
     geometric = _geometric(name, classes, image)
     if name == "geometric_stn":
         return straw_model(geometric.straw)
     if name == "geometric_refined":
         return straw_model(geometric.straw, geometric.pose_loss)
-    return _without_labels(geometric)
+    return _detached(geometric)
 
 
 def _geometric(name: str, classes: int, image: ImageShape) -> Geometric:
@@ -334,27 +342,19 @@ def _geometric(name: str, classes: int, image: ImageShape) -> Geometric:
     return compact_geometric(classes=classes, poses=poses, image=image)
 
 
-def _without_labels(geometric: Geometric) -> Model:
-    """Let an eye learn from images alone, and the executor from its likeliest pose.
-
-    No gradient of labels reaches the eye, so that the other hypotheses would only add to the cost;
-    in evaluation all of them are asked.
-    """
-    straw = geometric.straw
+def _detached(geometric: Geometric) -> Model:
+    """Let an eye learn from images alone; in evaluation all hypotheses are asked."""
 
     def apply(
         variables: Variables, images: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, Variables]:
-        params = variables["params"]
-        styles = straw.styles(params, images)
-        if key is not None:
-            styles = jax.lax.stop_gradient(styles[:, :NUMBERS])
-        return straw.apply_styles(params, styles, images, **_mode(key)), {}
+        called = geometric.straw.apply if key is None else geometric.apply_detached
+        return called(variables["params"], images, **_mode(key)), {}
 
-    return straw_model(straw, geometric.pose_loss)._replace(apply=apply)
+    return straw_model(geometric.straw, geometric.pose_loss)._replace(apply=apply)
 
 
-def _context_straw(classes: int, rank: int, image: ImageShape) -> Straw:
+def _context_straw(classes: int, rank: int, base: Base, image: ImageShape) -> Straw:
     """Return the compact STRAW with an eye for poses, whose style vector writes its updates."""
     eye = linen(PoseEye(POSES, style=_STYLE))
     encoder = Network(eye.init, lambda params, x: eye.apply(params, x).style)
@@ -362,24 +362,20 @@ def _context_straw(classes: int, rank: int, image: ImageShape) -> Straw:
         executor_of("compact", classes),
         _images(image),
         rank=rank,
-        base="trained",
+        base=base,
         encoder=encoder,
         hidden=16,
     )
 
 
 def _augmented(model: Model) -> Model:
-    """Train a model on images that are turned as the test's are: labels of turned images."""
+    """Train a model on labelled images that are turned as an eye's are."""
 
     def apply(
         variables: Variables, images: jax.Array, key: jax.Array | None
     ) -> tuple[jax.Array, Variables]:
         if key is not None:
-            shape = (len(images),)
-            degrees = jax.random.uniform(
-                jax.random.fold_in(key, 1), shape, minval=-POSES.degrees, maxval=POSES.degrees
-            )
-            images = jax.vmap(resample)(images, affine(degrees))
+            images, _ = in_random_poses(images, POSES, jax.random.fold_in(key, 1))
         return model.apply(variables, images, key)
 
     return Model(model.init, apply)
