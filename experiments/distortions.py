@@ -187,7 +187,7 @@ def sheet(experiment: Experiment, name: str, seed: int, degrees: Sequence[float]
         kernel = kernel[part]
     loudest = np.argsort(-np.asarray(kernel).std(axis=(0, 1, 2)))[:_UNITS]
     before = _placed(np.asarray(kernel)[..., loudest].mean(axis=2), images.shape[1:3])
-    columns = before.reshape(len(before), -1).T  # [h * w, units]
+    columns = jnp.asarray(before).reshape(len(before), -1).T  # [h * w, units]
     after = jax.vmap(lambda matrix: composed(columns, matrix, images.shape[1:3]).T)(matrices)
     return {
         "images": images,

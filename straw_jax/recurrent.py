@@ -6,18 +6,19 @@ collection "intermediates", and as "written" what comes of it; where the collect
 hands both through, for all steps of a sequence `[batch, time, ...]`.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from straw_jax.functional import hyperlora
 
 Carry: TypeAlias = Any
+Initializer: TypeAlias = Callable[..., Array]
 
 _GATES = 4  # along an axis of their own: input, candidate, forget, output
 
