@@ -24,6 +24,7 @@ import sys
 print(json.dumps({
     "interpreter": sys.executable, "dataset": dataset.name, "images": len(test_labels),
     "difference": difference, "accuracies": accuracies, "controls": controls, "y": y.shape,
+    "turned": turned_accuracies,
 }))
 """
 
@@ -73,7 +74,10 @@ def test_runs_with_small_settings(tmp_path):
     assert figures["difference"] < 1e-5
     assert figures["y"] == [8, 10]
     shares = [*figures["accuracies"].values(), *figures["controls"].values()]
-    assert len(shares) == 6
+    for by_variant in figures["turned"].values():
+        assert list(by_variant) == ["standard", "rotated", "blurred"]
+        shares += by_variant.values()
+    assert len(shares) == 12
     assert all(0 <= share <= 1 for share in shares)
     # Two ways to the same weights: through the encoder, and from its style vectors.
     assert figures["controls"]["the image itself"] == figures["accuracies"]["STRAW"]
@@ -83,7 +87,7 @@ def test_runs_with_small_settings(tmp_path):
         for output in cell.outputs
         if "image/png" in output.get("data", {})
     ]
-    assert len(pictures) == 3
+    assert len(pictures) == 4
 
 
 def test_committed_with_the_outputs_of_one_run():
