@@ -191,6 +191,27 @@ def test_a_download_is_checked_and_prepared(official, tmp_path, monkeypatch):
     np.testing.assert_array_equal(dataset.train_images, _expected(_members(), "train")[0])
 
 
+def test_two_first_starts_at_once_both_find_their_data(archive, tmp_path, monkeypatch):
+    from straw_jax.data.emnist_builder import EmnistBalanced
+
+    generate, starts = EmnistBalanced._generate_examples, []
+
+    def as_another_starts_and_is_quicker(self, path, split):
+        starts.append(split)
+        if len(starts) == 1:
+            load()
+        yield from generate(self, path, split)
+
+    def load():
+        with pytest.warns(UserWarning, match="unofficial"):
+            return data.load("emnist", archive=archive, data_dir=tmp_path)
+
+    monkeypatch.setattr(EmnistBalanced, "_generate_examples", as_another_starts_and_is_quicker)
+    dataset = load()
+    assert len(starts) == 4
+    np.testing.assert_array_equal(dataset.train_images, _expected(_members(), "train")[0])
+
+
 def _missing(path: Path, _members: dict[str, bytes]) -> None:
     path.unlink()
 

@@ -80,14 +80,20 @@ def load(data_dir: Path, archive: Path | None, digest: str) -> Arrays:
     tfds.disable_progress_bar()  # Several, of half a minute in all, with long paths.
     absl.logging.set_verbosity(absl.logging.ERROR)  # It warns of every custom configuration.
     config = ArchiveConfig(name=emnist.config_name(digest), archive=archive)
-    builder = EmnistBalanced(data_dir=data_dir, config=config, file_format="array_record")
+
+    def found() -> EmnistBalanced:
+        return EmnistBalanced(data_dir=data_dir, config=config, file_format="array_record")
+
+    builder = found()
     downloads = tfds.download.DownloadConfig(
         try_download_gcs=False, force_checksums_validation=True
     )
     try:
         builder.download_and_prepare(download_config=downloads)
     except (OSError, DownloadError, NonMatchingChecksumError) as error:
-        raise ValueError(f"EMNIST: {error}. {emnist.WAYS_OUT}") from error
+        builder = found()
+        if not builder.is_prepared():  # by another process that was quicker
+            raise ValueError(f"EMNIST: {error}. {emnist.WAYS_OUT}") from error
     arrays = {}
     for split in emnist.SPLITS:
         columns = read_columns(builder.as_data_source(split))
