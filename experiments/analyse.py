@@ -58,13 +58,12 @@ def _analyse(settings: dict[str, Any], images: int) -> int:
         analysis_figures.plot_updates(analysis, name, out / f"analysis_{name}_updates.png")
         analysis_figures.plot_movement(analysis, name, out / f"analysis_{name}_movement.png")
     analysis_figures.plot_turned(analysis, out / "analysis_angles.png")
-    if "distortions" in analysis:
-        analysis_figures.plot_distortions(analysis, out / "analysis_distortions.png")
-        for name in analysis["distortions"]["seen"]:
-            seed, upright = analysis["seeds"][name][0], found.dataset.test_images
-            shown = distortions.sheet(found, name, seed, _TURNED[: len(upright)])
-            path, names = out / f"analysis_{name}_poses.png", found.dataset.class_names
-            analysis_figures.plot_poses(shown, names, path, dataset=found.dataset.name)
+    analysis_figures.plot_distortions(analysis, out / "analysis_distortions.png")
+    for name in analysis["distortions"]["seen"]:
+        seed, upright = analysis["seeds"][name][0], found.dataset.test_images
+        shown = distortions.sheet(found, name, seed, _TURNED[: len(upright)])
+        path, names = out / f"analysis_{name}_poses.png", found.dataset.class_names
+        analysis_figures.plot_poses(shown, names, path, dataset=found.dataset.name)
     records.write_json(out / "analysis.json", {**made, **analysis})
     print(analysis_text({out.name: analysis}, {}), end="\n\n")
     print(f"All numbers and figures: {out}/analysis*")

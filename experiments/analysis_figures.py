@@ -228,9 +228,9 @@ def plot_poses(
     for axes, title in zip(grid[1], titles, strict=True):
         axes.set_title(title, fontsize=9)
     for row, image in zip(grid[1:], range(len(images)), strict=True):
-        row[0].imshow(images[image][..., 0], cmap="gray_r", vmin=0, vmax=255)
+        row[0].imshow(images[image], cmap="gray_r", vmin=0, vmax=255)
         _draw_angles(row[1], shown["seen"][image])
-        row[2].imshow(shown["resampled"][image][..., 0], cmap="gray_r", vmin=0, vmax=255)
+        row[2].imshow(shown["resampled"][image], cmap="gray_r", vmin=0, vmax=255)
         for unit in range(units):
             draw_weights(row[3 + unit], after[image][unit])
         right = shown["guesses"][image] == shown["labels"][image]

@@ -42,6 +42,7 @@ MODELS = (
     ),
 )
 
+_ENCODED = ("straw", "compact")  # have an encoder that can be exchanged
 _NETWORKS = {"executor": "cnn", "encoder": "conv"}  # the article's
 
 # The article's sets; straw_jax.training.published holds what they gave.
@@ -153,7 +154,8 @@ def parse_analysis(argv: Sequence[str]) -> argparse.Namespace:
         prog="analyse.py",
         description="Look at what the trained STRAW of a finished experiment does: what its"
         " modulator costs, how its updates vary, and how rotation and blur move them; with the"
-        " accuracy of all models by angle. Writes analysis.json and figures beside the results.",
+        " accuracy of all models by angle, scale, shear and blur. Writes analysis.json and figures"
+        " beside the results.",
         epilog="A few minutes a run on a CPU. Data are found as run.py found them, or as given.",
     )
     parser.add_argument("results", metavar="RESULTS", help="folder of a finished run.py")
@@ -479,6 +481,11 @@ def _fill_in(arguments: argparse.Namespace) -> None:
             arguments.experiment = name
     if arguments.executor == "vit":
         _check_vit(arguments)
+    if arguments.encoder != _NETWORKS["encoder"] and not {*_ENCODED} & {*arguments.models}:
+        raise ValueError(
+            f"argument --encoder: {' and '.join(_ENCODED)} alone look with it, and --models is"
+            f" {' '.join(arguments.models)}; leave it out"
+        )
     arguments.out = arguments.out or str(Path("results", _readable_name(arguments)))
 
 

@@ -165,8 +165,8 @@ def sheet(experiment: Experiment, name: str, seed: int, degrees: Sequence[float]
         degrees: By which the first test images are turned, one each.
 
     Returns:
-        "images" uint8 [n, h, w, c], turned; "seen", hypotheses [n, hypotheses, 6]; "resampled",
-        float32 as the executor's first layer sees the images; "before" and "after", weights
+        "images" uint8 [n, h, w, c], turned; "seen", hypotheses [n, hypotheses, 6]; "resampled", the
+        images as the executor's first layer sees them, rounded; "before" and "after", weights
         [units, h, w] and [n, units, h, w]: of a unit of the first layer in the middle of the
         image, by pixel; "guesses" and "labels".
     """
@@ -192,7 +192,7 @@ def sheet(experiment: Experiment, name: str, seed: int, degrees: Sequence[float]
     return {
         "images": images,
         "seen": np.asarray(styles).reshape(count, -1, NUMBERS),
-        "resampled": np.asarray(jax.vmap(_resampled)(images, matrices)),
+        "resampled": np.rint(jax.vmap(_resampled)(images, matrices)).astype(np.uint8),
         "before": before,
         "after": np.asarray(after).reshape(count, *before.shape),
         "guesses": predict(run.trainee.forward, variables, images),

@@ -51,8 +51,7 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
         What `analysis.json` holds, its measured figures as from `statistic`. "turned" is
         the accuracy by angle of each model, see `turned_accuracies`; "straw", for each STRAW, has
         "costs" (see `costs`), "leaves" (`ranks`), "updates" (`update_statistics`) and "movement"
-        (`movements`). If one of them has an eye for poses there are "distortions", see
-        `distortions.measure`.
+        (`movements`). "distortions" is from `distortions.measure`.
 
     Raises:
         ValueError: No run is finished, or there are too few images to tell classes from chance.
@@ -108,10 +107,7 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
             _say(f"{name} seed {seed}: accuracy by angle on {len(tested):,} test images")
             by_seed.append(turned_accuracies(experiment, name, seed, images_turned, labels))
         accuracies[name] = _over_seeds(by_seed)
-    geometry = {}
-    if any(sees_poses(experiment.straw(name)) for name in seeds):
-        _say(f"all models: accuracy on distorted images, {len(tested):,} test images")
-        geometry = {"distortions": measure(experiment, seeds, tested)}
+    _say(f"all models: accuracy on distorted images, {len(tested):,} test images")
     return {
         "dataset": dataset.name,
         "base": config.base,
@@ -123,7 +119,7 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
         "sigmas": list(SIGMAS),
         "straw": straws,
         "turned": accuracies,
-        **geometry,
+        "distortions": measure(experiment, seeds, tested),
     }
 
 

@@ -119,6 +119,8 @@ def page(
         Markdown.
     """
     run = finished(studies)
+    poses = {study: found for study, found in analyses.items() if study in _GEOMETRY}
+    updates = {study: found for study, found in analyses.items() if study not in _GEOMETRY}
     sections = [
         _section("# Results", [findings.get("intro"), _introduction(run)]),
         _section(
@@ -137,11 +139,15 @@ def page(
         _section("## The preset", [findings.get("preset"), *_preset_parts(run)]),
         _section(
             "## Rotated weights for rotated images",
-            [findings.get("geometry"), *_network_parts(run, _GEOMETRY)],
+            [
+                findings.get("geometry"),
+                *_network_parts(run, _GEOMETRY),
+                analysis_text(poses, pictures),
+            ],
         ),
         _section(
             "## What the modulator does",
-            [findings.get("modulator"), analysis_text(analyses, pictures)],
+            [findings.get("modulator"), analysis_text(updates, pictures)],
         ),
         _section(
             "## Weight prediction",

@@ -122,6 +122,7 @@ def test_an_experiment_is_analysed(tmp_path, monkeypatch):
     assert sorted(path.name for path in out.glob("analysis*")) == [
         "analysis.json",
         "analysis_angles.png",
+        "analysis_distortions.png",
         "analysis_straw_movement.png",
         "analysis_straw_updates.png",
     ]
@@ -144,5 +145,10 @@ def test_an_experiment_is_analysed(tmp_path, monkeypatch):
         upright = {style: figures[0]["mean"] for style, figures in styles.items()}
         upright.pop("same class style", None)
         assert set(upright.values()) == {result["variants"]["standard"]["accuracy"]}
+        distortions = analysis["distortions"]
+        for kind, neutral in {"rotation": 0, "scale": 1, "shear": 0, "blur": 0}.items():
+            at = distortions["amounts"][kind].index(neutral)
+            figure = distortions["accuracy"][kind][model][at]
+            assert figure["mean"] == result["variants"]["standard"]["accuracy"]
     for text in ("fc1/kernel", "60°", "upright style", "standalone"):
         assert text in done.stdout

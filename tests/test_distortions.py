@@ -143,15 +143,17 @@ def test_distortions_are_drawn_with_a_panel_a_kind_and_a_line_a_model(drawn, tmp
         assert picture.width > 1200
 
 
-def test_the_sheet_of_poses_shows_hands_that_turn_as_the_image_does(drawn, tmp_path):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_sheet_of_poses_shows_hands_that_turn_as_the_image_does(channels, drawn, tmp_path):
+    images = IMAGES[:2].repeat(channels, axis=-1)
     seen = np.zeros((2, 3, 6), np.float32)
     seen[..., 0] = np.log([0.7, 0.29, 0.01])  # too unlikely to be drawn, the last one
     seen[0, :, 1], seen[1, :, 1] = [30, -45, 10], [-20, 40, 0]
     before = np.random.default_rng(1).normal(size=(2, 12, 12))
     shown = {
-        "images": IMAGES[:2],
+        "images": images,
         "seen": seen,
-        "resampled": IMAGES[:2].astype(np.float32),
+        "resampled": images,
         "before": before,
         "after": np.stack([before, -before]),
         "guesses": np.array([1, 0]),
