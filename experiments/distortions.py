@@ -144,14 +144,15 @@ def _confused(
     before = {model: shares(model, [0]) for model in guesses}
     after = {model: shares(model, _FAR) for model in guesses}
     best = max(guesses, key=lambda model: sum(np.mean(each == labels) for each in at(model, _FAR)))
-    ranked = sorted(after[best], key=lambda pair: before[best][pair] - after[best][pair])[:_PAIRS]
+    more = {pair: share - before[best][pair] for pair, share in after[best].items()}
+    ranked = sorted((pair for pair in more if more[pair] > 0), key=lambda pair: -more[pair])
     return [
         {
             "pair": [names[i] for i in pair],
             "upright": {model: before[model][pair] for model in guesses},
             "turned": {model: after[model][pair] for model in guesses},
         }
-        for pair in ranked
+        for pair in ranked[:_PAIRS]
     ]
 
 

@@ -49,9 +49,10 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
 
     Returns:
         What `analysis.json` holds, its measured figures as from `statistic`. "turned" is
-        the accuracy by angle of each model, see `turned_accuracies`; "straw", for each STRAW, has
-        "costs" (see `costs`), "leaves" (`ranks`), "updates" (`update_statistics`) and "movement"
-        (`movements`). "distortions" is from `distortions.measure`.
+        the accuracy by angle of each model, see `turned_accuracies`; "straw", for each STRAW that
+        sees no poses, has "costs" (see `costs`), "leaves" (`ranks`), "updates"
+        (`update_statistics`) and "movement" (`movements`); "distortions" is from
+        `distortions.measure`.
 
     Raises:
         ValueError: No run is finished, or there are too few images to tell classes from chance.

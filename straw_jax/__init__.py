@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
     from straw_jax.functional import hyperlora, hyperlora_conv
     from straw_jax.generator import Generator
-    from straw_jax.geometry import Posed, affine, resample
+    from straw_jax.geometry import Posed, affine, invert, resample
     from straw_jax.inference import load_exported, predictor, save_exported
     from straw_jax.lift import materialize, modulate
     from straw_jax.lowrank import Factors, Generated, form
@@ -46,6 +46,7 @@ __all__ = [
     "form",
     "hyperlora",
     "hyperlora_conv",
+    "invert",
     "linen",
     "load_exported",
     "make_geometric",
@@ -62,7 +63,7 @@ _MODULES = {
     "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],
     "functional": ["hyperlora", "hyperlora_conv"],
     "generator": ["Generator"],
-    "geometry": ["Posed", "affine", "resample"],
+    "geometry": ["Posed", "affine", "invert", "resample"],
     "inference": ["load_exported", "predictor", "save_exported"],
     "lift": ["materialize", "modulate"],
     "lowrank": ["Factors", "Generated", "form"],

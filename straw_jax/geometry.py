@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+_SHARP = 1e6  # In place of infinity, which is not a number times 0.
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -16,10 +18,12 @@ class Posed:
 
     The layer computes `kernel(R x)`, where `R` is `resample` with a matrix, linear in `x`. The
     kernel is the layer's own, or with an update as any other; `kernel` after `R`, which would be
-    another kernel at every position, is never formed.
+    another kernel at every position, is never formed. To a convolution `x` is its own operand: a
+    model that pads an image itself ("CIRCULAR" and "REFLECT" do, too) has the padded one resampled.
 
     Attributes:
-        matrix: `[2, 3]`, as from `affine`; or `[batch, 2, 3]` with one a sample.
+        matrix: `[2, 3]`, as from `affine`, or from `invert` to undo it; or `[batch, 2, 3]` with
+            one a sample.
         update: what is added to the kernel: `Factors`, an array of its shape, or None.
         grid: height and width of the image, where it is a vector to the layer, as of a dense layer
             on all pixels `[h, w, c]`; a convolution sees them. Where the composition is formed
@@ -87,8 +91,8 @@ def resample(x: Array, matrix: Array, *, sharpness: ArrayLike = 1.0) -> Array:
     """Look an image up at other places: linear in it, and each result a mean of four pixels.
 
     Args:
-        x: `[..., h, w, c]`.
-        matrix: `[2, 3]`, as from `affine`.
+        x: `[..., h, w, c]`; axes in front are resampled alike.
+        matrix: `[2, 3]`, as from `affine`; for one a sample, `jax.vmap(resample)(x, matrices)`.
         sharpness: from 1, where the mean is weighted linearly by nearness, to infinity, where the
             nearest pixel is taken.
 
@@ -96,7 +100,7 @@ def resample(x: Array, matrix: Array, *, sharpness: ArrayLike = 1.0) -> Array:
         As `x`. Beyond the image its edge goes on.
 
     Raises:
-        ValueError: if pixels are integers, of which there are no means.
+        ValueError: if pixels are integers, of which there are no means, or shapes are others.
 
     References:
         Jaderberg et al., "Spatial Transformer Networks" (2015), equations 1 and 5.
@@ -105,7 +109,13 @@ def resample(x: Array, matrix: Array, *, sharpness: ArrayLike = 1.0) -> Array:
         raise ValueError(
             f"resample: expected pixels of a floating-point type, got {x.dtype}. Convert them."
         )
+    if x.ndim < 3 or matrix.shape != (2, 3):
+        raise ValueError(
+            f"resample: expected an image [..., h, w, c] and a matrix [2, 3], got {x.shape} and"
+            f" {matrix.shape}. With a matrix for each sample: jax.vmap(resample)(x, matrices)."
+        )
     *_, height, width, channels = x.shape
+    sharpness = jnp.minimum(sharpness, _SHARP)
     half = height / 2
     down = (jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2) / half
     right = (jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2) / half

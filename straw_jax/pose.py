@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from straw_jax.factors import FactorSpec, Update, factor_spec
+from straw_jax.factors import FactorSpec, Update, factor_spec, named_leaves
 from straw_jax.geometry import Posed, affine, compose, invert, resample
 from straw_jax.layers import max_pool
 from straw_jax.lift import modulate
@@ -104,7 +104,17 @@ class PoseEye(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Seen:
-        """Return what is seen in images `[batch, h, w, c]`."""
+        """Return what is seen in images `[batch, h, w, c]`.
+
+        Raises:
+            ValueError: if max-pools leave nothing of them.
+        """
+        least = 2 ** len(self.features)
+        if min(x.shape[1:3]) < least:
+            raise ValueError(
+                f"PoseEye: expected images [batch, h, w, c] of at least {least} x {least} pixels"
+                f" for {len(self.features)} max-pools, got {x.shape}. Give it fewer features."
+            )
         for i, features in enumerate(self.features, start=1):
             init = nn.initializers.he_normal()
             x = nn.Conv(features, (3, 3), use_bias=False, kernel_init=init, name=f"conv{i}")(x)
@@ -201,7 +211,8 @@ def make_geometric(
     Args:
         executor: an ordinary classifier that knows nothing of this: images to logits.
         sample: images `[n, h, w, c]`; only shapes and dtypes are used.
-        kernel: path of the executor's first kernel, that of a convolution.
+        kernel: path of the executor's first kernel, that of a convolution. A later one would have
+            its features resampled, which is not refused.
         poses: that there are.
         hypotheses: poses that are tried of each image.
         eye: images to `Seen`, by default `PoseEye(poses)`.
@@ -211,7 +222,8 @@ def make_geometric(
 
     Raises:
         ValueError: if there are fewer hypotheses than 1 or more than angles, a range is none, the
-            kernel is no convolution's, or the eye gives something else.
+            sample is no batch of images, the kernel is no leaf or no convolution's, or the eye
+            gives something else.
     """
     executor = as_network(executor)
     sample = zeros_like(sample)
@@ -221,9 +233,17 @@ def make_geometric(
             f"make_geometric: expected 1 to {len(angles)} hypotheses, as many as there are angles"
             f" to tell apart, got {hypotheses}."
         )
+    if np.ndim(sample) != 4:
+        raise ValueError(
+            "make_geometric: expected a sample of images [n, h, w, c], got"
+            f" {jax.tree.map(np.shape, sample)}. One image needs an axis in front."
+        )
     looking = as_network(PoseEye(poses) if eye is None else eye)
     _check_eye(looking, sample, poses)
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
+    if kernel not in (leaves := named_leaves(shapes)):
+        kernels = ", ".join(path for path, leaf in leaves.items() if leaf.ndim == 4)
+        raise ValueError(f"make_geometric: expected the path of one of {kernels}, got {kernel!r}.")
     spec: FactorSpec = factor_spec(shapes, {kernel: "pose"})
     executor_apply = modulate(executor.apply)
 
@@ -236,12 +256,15 @@ def make_geometric(
 
     def styles(params: Params, context: Any) -> Array:
         seen = looking.apply(params["encoder"], context)
-        return likeliest(seen, angles, hypotheses).reshape(len(context), -1)
+        return likeliest(seen, angles, hypotheses).reshape(-1, hypotheses * NUMBERS)
+
+    def numbers_of(styles: Array) -> Array:
+        """Return the hypotheses, `[batch, hypotheses, 6]`; one is enough, see `apply_detached`."""
+        return styles.reshape(-1, styles.shape[1] // NUMBERS, NUMBERS)
 
     def matrices(styles: Array) -> Array:
         """Return what undoes each pose, `[batch, hypotheses, 2, 3]`."""
-        seen = styles.reshape(len(styles), -1, NUMBERS)
-        _, degrees, size, shear, down, right = (seen[..., i] for i in range(NUMBERS))
+        _, degrees, size, shear, down, right = jnp.moveaxis(numbers_of(styles), -1, 0)
         return invert(affine(degrees, jnp.exp(size), shear, down, right))
 
     def apply_styles(params: Params, styles: Array, x: Any, **kwargs: Any) -> Any:
@@ -249,7 +272,7 @@ def make_geometric(
             return executor_apply(params["executor"], {kernel: Posed(matrix)}, x, **kwargs)
 
         logits = jax.vmap(one, in_axes=1, out_axes=1)(matrices(styles))
-        confidence = nn.log_softmax(styles.reshape(len(styles), -1, NUMBERS)[..., 0])
+        confidence = nn.log_softmax(numbers_of(styles)[..., 0])
         said = nn.log_softmax(logits) + confidence[..., None].astype(logits.dtype)
         return jax.nn.logsumexp(said, axis=1)
 
@@ -285,7 +308,9 @@ def _check_eye(eye: Network, sample: Any, poses: PoseRange) -> None:
 def pose_loss(eye: Network, params: Params, images: Array, poses: PoseRange, key: Array) -> Array:
     """Return how far an eye is from seeing the poses into which images are brought.
 
-    Each image is resampled by a pose that is drawn; no label has to do with it.
+    Each image is resampled by a pose that is drawn; no label has to do with it. Images should be
+    square and empty towards the border: what is turned out of the frame is lost, and where its edge
+    goes on an eye may see by this that it was turned.
 
     Args:
         eye: images to `Seen`.
@@ -369,12 +394,15 @@ def likeliest(seen: Seen, angles: np.ndarray, count: int) -> Array:
     """Return the likeliest poses of each image, `[batch, count, 6]`, as in `Geometric`.
 
     A hypothesis is a local maximum of the angles' distribution, with two neighbours on each side:
-    its confidence is their sum, its numbers are their means. Fewer maxima than `count` leave
-    hypotheses of next to no confidence.
+    its confidence is their sum, its numbers are their means. Of angles that are as likely the one
+    nearest upright is the maximum. Fewer maxima than `count` leave hypotheses of next to no
+    confidence.
     """
     likely = nn.softmax(seen.angles.astype(jnp.float32))
     around = _with_neighbours(likely, 0.0)  # [batch, bins, neighbours]
-    highest = (likely >= around[..., _NEAR - 1]) & (likely > around[..., _NEAR + 1])
+    before, after = around[..., _NEAR - 1], around[..., _NEAR + 1]
+    highest = jnp.where(angles > 0, likely > before, likely >= before)
+    highest &= jnp.where(angles < 0, likely > after, likely >= after)
     confidence, chosen = jax.lax.top_k(jnp.where(highest, around.sum(axis=-1), 0.0), count)
     numbers = jnp.broadcast_to(jnp.asarray(angles)[None, :, None], (*likely.shape, 1))
     others = seen.others

@@ -35,10 +35,10 @@ class Straw(NamedTuple):
 
     Attributes:
         spec: which of the executor's leaves are generated.
-        init: `(key) -> params`, a dict of "encoder", "generator" and, where the base is "trained",
-            "executor". Where it is "frozen", these are the modulator's alone, to be trained and
-            saved; the functions below take them with the executor's weights,
-            `{**params, "executor": weights}`.
+        init: `(key) -> params`, a dict of "encoder", "generator" (none in `Geometric.straw`) and,
+            where the base is "trained", "executor". Where it is "frozen", these are the
+            modulator's alone, to be trained and saved; the functions below take them with the
+            executor's weights, `{**params, "executor": weights}`.
         apply: `(params, x, *, context=x, **kwargs) -> y`; keyword arguments go to the executor,
             typed random keys among them split over the samples.
         styles: `(params, context) -> [batch, style]`, the style vectors.
@@ -47,7 +47,8 @@ class Straw(NamedTuple):
         factors: `(params, context) -> factors` by path, each with a sample axis, as `FactorSpec`
             describes.
         merge: `(params, context) -> weights`, the executor's ordinary weights for one context,
-            given without an axis of samples; exact to rounding.
+            given without an axis of samples; exact to rounding. Refused where a convolution is
+            posed.
     """
 
     spec: FactorSpec

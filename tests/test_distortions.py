@@ -74,6 +74,7 @@ def test_confused_pairs_are_of_the_model_that_reads_turned_images_best():
     upright, turned = np.array([0, 0, 1, 1]), np.array([1, 0, 0, 2])
     good = [upright if angle == 0 else turned for angle in angles]
     guesses = {"bad": [np.array([2, 2, 2, 0])] * len(angles), "good": good}
+    # Others, taken for one another as often upright, are not told.
     (first,) = distortions._confused(guesses, labels, "abc")
     assert first["pair"] == ["a", "b"]
     assert first["upright"] == {"bad": 0.0, "good": 0.0}

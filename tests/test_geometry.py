@@ -135,10 +135,16 @@ def test_images_turn_the_way_that_the_test_sets_do(degrees):
 def test_infinitely_sharp_is_the_nearest_pixel_as_in_the_test_sets(degrees):
     image = np.random.default_rng(0).integers(0, 256, (1, 9, 9, 1), np.uint8)
     want = rotate(image, np.array([degrees]))[0]
-    turned = jax.jit(lambda x: resample(x, affine(degrees), sharpness=1e6))
+    turned = jax.jit(lambda x: resample(x, affine(degrees), sharpness=jnp.inf))
     got = turned(jnp.asarray(image[0], jnp.float32))
     inside = rotate(np.ones_like(image), np.array([degrees]))[0] > 0
     np.testing.assert_allclose(np.asarray(got)[inside], want[inside], atol=1e-2)
+
+
+def test_infinitely_sharp_takes_the_mean_of_pixels_that_are_as_near():
+    image = random_array(0, (4, 4, 1))
+    got = resample(image, affine(0.0, down=0.25), sharpness=jnp.inf)
+    assert_close(got[1:], (image[1:] + image[:-1]) / 2, 1e-6)
 
 
 def test_sharpness_lies_between():
@@ -758,6 +764,14 @@ def test_a_pose_is_no_weight_where_all_have_to_be_generated():
         ValueError, match=r"every leaf must be generated, got no rank for \['conv/k"
     ):
         tiny_straw(ranks, base="none")
+
+
+@pytest.mark.parametrize(
+    ("image", "matrix"), [((5, 5, 1), (2, 2)), ((3, 5, 5, 1), (3, 2, 3)), ((5, 5), (2, 3))]
+)
+def test_shapes_that_are_not_resampled(image, matrix):
+    with pytest.raises(ValueError, match=r"expected an image \[\.\.\., h, w, c\] and a matrix"):
+        resample(jnp.ones(image), jnp.ones(matrix))
 
 
 def test_integers_are_not_resampled():

@@ -17,10 +17,12 @@ from straw_jax import (
     PoseRange,
     affine,
     linen,
+    load_exported,
     make_geometric,
     modulate,
     pose,
     resample,
+    save_exported,
 )
 from straw_jax.pose import ANGLES, Seen, angles_of, likeliest, pose_loss
 from straw_jax.training import contenders, make_train_step
@@ -132,6 +134,13 @@ def test_factors_are_the_likeliest_pose_and_are_not_merged():
         straw.merge(params, IMAGES[0])
 
 
+def test_it_is_saved_for_batches_of_any_size(tmp_path):
+    straw, params = geometric(ALL_POSES).straw, trained_like(ALL_POSES)
+    save_exported(tmp_path / "geometric.zip", straw.apply, params, IMAGES[:1])
+    predict = load_exported(tmp_path / "geometric.zip", batch_sizes=(4,))
+    assert_close(predict(IMAGES), jax.jit(straw.apply)(params, IMAGES), 1e-5)
+
+
 def test_what_the_executor_says_refines_the_eye():
     straw = geometric().straw
     params = trained_like()
@@ -143,6 +152,24 @@ def test_what_the_executor_says_refines_the_eye():
 def test_no_more_hypotheses_than_angles(hypotheses):
     with pytest.raises(ValueError, match=f"expected 1 to 31 hypotheses, .* got {hypotheses}"):
         geometric(hypotheses=hypotheses)
+
+
+@pytest.mark.parametrize("kernel", ["*/kernel", "conv?/kernel", "conv/kernel"])
+def test_one_kernel_is_turned(kernel):
+    with pytest.raises(ValueError, match=r"expected the path of one of conv1/kernel.*, got '"):
+        make_geometric(EXECUTOR, IMAGES, kernel=kernel)
+
+
+@pytest.mark.parametrize("sample", [IMAGES[0], (IMAGES, IMAGES)])
+def test_a_sample_is_a_batch_of_images(sample):
+    with pytest.raises(ValueError, match=r"expected a sample of images \[n, h, w, c\], got"):
+        make_geometric(EXECUTOR, sample, kernel="conv1/kernel")
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 28, 1), (2, 3, 32, 32)])
+def test_an_eye_that_would_be_blind_is_refused(shape):
+    with pytest.raises(ValueError, match=r"of at least 8 x 8 pixels for 3 max-pools, got \(2, "):
+        PoseEye().init(jax.random.key(0), jnp.ones(shape))
 
 
 def test_only_a_convolution_can_be_turned():
@@ -207,6 +234,18 @@ def test_the_likeliest_angles_are_those_of_the_peaks(angles):
     np.testing.assert_allclose(seen[:, 1], angles, atol=0.5)
     np.testing.assert_allclose(np.exp(seen[:, 0]), [0.7, 0.3], atol=0.02)
     assert not np.any(seen[:, 2:])
+
+
+@pytest.mark.parametrize("likely", [BINS, (0, 5, 10), (-20, -15), (15, 20), (-5, 0)])
+def test_of_angles_that_are_as_likely_the_one_nearest_upright_is_the_maximum(likely):
+    """An eye that knows nothing leaves images as they are."""
+    logits = jnp.where(np.isin(BINS, likely), 0.0, -20.0)[None]
+    (seen,) = hypotheses_of(logits, 2)
+    nearest = min(likely, key=abs)
+    near = [angle for angle in likely if abs(angle - nearest) <= 10]
+    np.testing.assert_allclose(seen[0, 1], np.mean(near), atol=1e-3)
+    assert seen[0, 0] > -2
+    assert np.exp(seen[1, 0]) < 1e-5
 
 
 def test_hypotheses_beyond_the_peaks_count_for_nothing():
