@@ -392,9 +392,10 @@ def turned_accuracies(
         labels: int [n].
 
     Returns:
-        Accuracies by angle: "own", and for a STRAW with other style vectors: "upright style" (for
-        a turned image that of the upright one), "same class style" (that of another upright image
-        of its class) and "turned style" (for the upright image that of the turned one). A style
+        Accuracies by angle: "own", and for a STRAW of factors with other style vectors: "upright
+        style" (for a turned image that of the upright one), "same class style" (that of another
+        upright image of its class) and "turned style" (for the upright image that of the turned
+        one). A style
         vector may tell the class: what turning does to the modulator, and what to the executor,
         is in all of them together.
     """
@@ -404,7 +405,7 @@ def turned_accuracies(
         "own": [evaluate(run.trainee.forward, variables, x, labels).accuracy
                 for x in turned.values()]
     }  # fmt: skip
-    if straw := experiment.straw(name):
+    if (straw := experiment.straw(name)) and not sees_poses(straw):
 
         @jax.jit
         def forward(variables: Variables, images: Any, context: Any) -> jax.Array:

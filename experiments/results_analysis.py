@@ -90,11 +90,13 @@ def _of_distortions(study: str, analysis: Mapping[str, Any]) -> Iterator[str]:
         yield (
             "Angle seen against the one by which an image was turned: median of the likeliest"
             " angle's error in degrees, and share of images that have a hypothesis within 15"
-            " degrees, of a confidence of 5 % or more, in per cent."
+            " degrees, of a confidence of 5 % or more, in per cent; and accuracy where the eye's"
+            " place is taken by the angle by which the image was turned, in per cent."
         )
         rows = [
             ["median error", *(mean_std(figure, 1, 1) for figure in seen["median"])],
             ["within 15°", *(mean_std(figure, 100, 1) for figure in seen["share"])],
+            ["accuracy, angle told", *(mean_std(figure, 100, 1) for figure in seen["told"])],
         ]
         yield markdown_table(["", *angles], rows)
     yield f"### Pairs that turning confuses (`{study}`)"

@@ -53,6 +53,10 @@ class Eye:
     def __init__(self, second):
         self.second = second
 
+    def apply_styles(self, params, styles, images):
+        """Says class 1 where the angle is positive, else class 0."""
+        return jnp.where(styles[:, 1:2] > 0, jnp.eye(2)[1], jnp.eye(2)[0])
+
     def styles(self, params, images):
         hypotheses = np.zeros((3, 6), np.float32)
         hypotheses[:, 0] = np.log([1 - self.second, self.second, 1e-6])
@@ -63,10 +67,13 @@ class Eye:
 @pytest.mark.parametrize(("second", "largest"), [(0.04, 15), (0.06, 45)])
 def test_poses_are_seen_where_a_hypothesis_counts(second, largest):
     angles = np.array(distortions.AMOUNTS["rotation"])
-    found = distortions._errors(Eye(second), [{"params": {}}] * 2, [IMAGES] * len(angles))
+    labels = np.array([1, 0, 1])
+    found = distortions._seen(Eye(second), [{"params": {}}] * 2, [IMAGES] * len(angles), labels)
     assert [each["mean"] for each in found["median"]] == list(np.abs(angles))
     want = (angles >= -15) & (angles <= largest)
     assert [each["mean"] for each in found["share"]] == list(want.astype(float))
+    told = [each["mean"] for each in found["told"]]
+    np.testing.assert_allclose(told, np.where(angles > 0, 2 / 3, 1 / 3))
 
 
 def test_confused_pairs_are_of_the_model_that_reads_turned_images_best():
@@ -93,7 +100,7 @@ def test_the_page_tells_of_distortions():
         "distortions": {
             "amounts": amounts,
             "accuracy": accuracy,
-            "seen": {"geometric": {"median": per_angle, "share": per_angle}},
+            "seen": {"geometric": {"median": per_angle, "share": per_angle, "told": per_angle}},
             "confused": [confused],
         },
     }
