@@ -167,7 +167,7 @@ def plot_distortions(analysis: Mapping[str, Any], path: FilePath) -> None:
         "rotation": "rotation (degrees)",
         "scale": "scale",
         "shear": "shear",
-        "blur": "blur, σ (pixels)",
+        "blur": "3x3 blur, σ (pixels)",
     }
     title = f"Accuracy on {count:,} distorted test images"
     figure = new_figure(title, analysis["dataset"], (15.0, 4.4))

@@ -395,9 +395,8 @@ def turned_accuracies(
         Accuracies by angle: "own", and for a STRAW of factors with other style vectors: "upright
         style" (for a turned image that of the upright one), "same class style" (that of another
         upright image of its class) and "turned style" (for the upright image that of the turned
-        one). A style
-        vector may tell the class: what turning does to the modulator, and what to the executor,
-        is in all of them together.
+        one). A style vector may tell the class: what turning does to the modulator, and what to
+        the executor, is in all of them together.
     """
     run = experiment.run(name, seed)
     variables, upright = run.variables(), next(iter(turned.values()))

@@ -76,7 +76,7 @@ def _of_distortions(study: str, analysis: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"In per cent, on the same {analysis['images']['accuracy']:,} test images, all distorted"
         " alike: turned by degrees counter-clockwise (nearest neighbour), scaled, slanted"
-        " (bilinear), blurred (σ in pixels)."
+        " (bilinear), blurred (3 x 3 Gaussian, σ in pixels)."
     )
     for kind, amounts in found["amounts"].items():
         rows = [
