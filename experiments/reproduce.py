@@ -68,7 +68,7 @@ STUDIES: dict[str, Study] = {
     "set2": Study(f"--experiment 10pct_rank16 {_SMALL}", seeds=3, analysed=True),
     "set2_trained": Study(f"--experiment 10pct_rank16 {_TRAINED}", seeds=3, analysed=True),
     "preset2": Study("--preset compact --fraction 0.1", seeds=3, analysed=True),
-    "set3": Study(f"--experiment 20pct_rank32 {_SMALL}", seeds=3),
+    "set3": Study(f"--experiment 20pct_rank32 {_SMALL}", seeds=3, analysed=True),
     "set3_trained": Study(f"--experiment 20pct_rank32 {_TRAINED}", seeds=3),
     "preset3": Study("--preset compact --fraction 0.2", seeds=3),
     "geometry3": Study("--preset geometric --fraction 0.2", seeds=3, analysed=True),

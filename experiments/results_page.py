@@ -119,8 +119,13 @@ def page(
         Markdown.
     """
     run = finished(studies)
-    poses = {study: found for study, found in analyses.items() if study in _GEOMETRY}
-    updates = {study: found for study, found in analyses.items() if study not in _GEOMETRY}
+    # Where no modulator was analysed, there is nothing but how distorted images are read.
+    updates = {
+        study: found
+        for study, found in analyses.items()
+        if found["straw"] and study not in _GEOMETRY
+    }
+    poses = {study: found for study, found in analyses.items() if study not in updates}
     sections = [
         _section("# Results", [findings.get("intro"), _introduction(run)]),
         _section(

@@ -84,20 +84,20 @@ def test_weights_are_predicted_by_their_own_script(tmp_path, no_jax):
 
 
 def test_dry_run_prints_the_commands_and_does_nothing(tmp_path, no_jax):
-    ran = reproduce("--dry-run", "--only", "set3", "rank1", "--out", "here", first=[no_jax])
+    ran = reproduce("--dry-run", "--only", "preset3", "rank1", "--out", "here", first=[no_jax])
     assert (ran.returncode, ran.stderr) == (0, "")
     commands = [shlex.split(line) for line in ran.stdout.splitlines()]
     settings = [parse(words[2:]) for words in commands]
     assert all(words[0] == "python" for words in commands)
     assert [os.path.samefile(words[1], SCRIPT.with_name("run.py")) for words in commands] == [1, 1]
-    assert [each.out for each in settings] == ["here/set3", "here/rank1"]
+    assert [each.out for each in settings] == ["here/preset3", "here/rank1"]
     assert [each.seeds for each in settings] == [3, 1]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_flags_go_to_every_study(tmp_path, no_jax):
     scripts.write_archive(tmp_path / "tiny.zip")
-    words = "--dry-run --only set3 rank1 --seeds 2 --dataset emnist --data-dir data"
+    words = "--dry-run --only preset3 rank1 --seeds 2 --dataset emnist --data-dir data"
     words += " --archive tiny.zip -- --jobs 1 --limit 9"
     ran = reproduce(*words.split(), first=[no_jax])
     for line in ran.stdout.splitlines():
@@ -107,12 +107,12 @@ def test_flags_go_to_every_study(tmp_path, no_jax):
 
 
 def test_finished_studies_are_left_out_and_begun_ones_go_on(tmp_path, no_jax):
-    for name, file in (("set3", "summary.json"), ("rank1", "config.json")):
+    for name, file in (("preset3", "summary.json"), ("rank1", "config.json")):
         (tmp_path / "here" / name).mkdir(parents=True)
         settings = vars(parse([*STUDIES[name].flags.split(), "--out", "other"]))
         (tmp_path / "here" / name / file).write_text(json.dumps(settings))
     ran = reproduce(
-        "--dry-run", "--only", "set3", "rank1", "rank2", "--out", "here", first=[no_jax]
+        "--dry-run", "--only", "preset3", "rank1", "rank2", "--out", "here", first=[no_jax]
     )
     first, second = ran.stdout.splitlines()
     assert "here/rank1 --resume" in first
