@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,7 +48,10 @@ def distorted(images: np.ndarray, kind: str, amount: float) -> np.ndarray:
 
 
 def measure(
-    experiment: Experiment, seeds: Mapping[str, Sequence[int]], tested: np.ndarray
+    experiment: Experiment,
+    seeds: Mapping[str, Sequence[int]],
+    tested: np.ndarray,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Test every finished run on distorted images.
 
@@ -56,6 +59,7 @@ def measure(
         experiment: The runs'.
         seeds: Those that are finished, by model.
         tested: Positions of the test images to take.
+        say: Is told what is being done.
 
     Returns:
         "amounts" by kind of distortion; "accuracy" by kind and model, a spread for each amount;
@@ -73,9 +77,11 @@ def measure(
         for kind, amounts in AMOUNTS.items()
     }
     found: dict[str, Any] = {kind: {} for kind in sets}
+    count = sum(map(len, sets.values()))
     seen: dict[str, Any] = {}
     guesses = {}
     for name, of in seeds.items():
+        say(f"{name}: accuracy on {len(tested):,} test images, distorted in {count} ways")
         runs = [experiment.run(name, seed) for seed in of]
         variables = [run.variables() for run in runs]
         forward = runs[0].trainee.forward

@@ -108,7 +108,6 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
             _say(f"{name} seed {seed}: accuracy by angle on {len(tested):,} test images")
             by_seed.append(turned_accuracies(experiment, name, seed, images_turned, labels))
         accuracies[name] = _over_seeds(by_seed)
-    _say(f"all models: accuracy on distorted images, {len(tested):,} test images")
     return {
         "dataset": dataset.name,
         "base": config.base,
@@ -120,7 +119,7 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
         "sigmas": list(SIGMAS),
         "straw": straws,
         "turned": accuracies,
-        "distortions": measure(experiment, seeds, tested),
+        "distortions": measure(experiment, seeds, tested, _say),
     }
 
 
