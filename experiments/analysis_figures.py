@@ -169,7 +169,7 @@ def plot_distortions(analysis: Mapping[str, Any], path: FilePath) -> None:
         "shear": "shear",
         "blur": "3x3 blur, σ (pixels)",
     }
-    title = f"Accuracy on {count:,} distorted test images"
+    title = f"Accuracy on {count:,} distorted test images: mean of seeds, bands are their range"
     figure = new_figure(title, analysis["dataset"], (15.0, 4.4))
     widths = {"width_ratios": [2.2, 1, 1, 1]}
     panels: list[Axes] = list(figure.subplots(1, len(labels), sharey=True, gridspec_kw=widths))
@@ -205,7 +205,9 @@ def plot_poses(
     columns = 3 + units
     size = (1.45 * columns, 1.55 * (len(images) + 1) + 0.6)
     figure = new_figure(
-        "What an eye for poses sees, and the weights of the first layer that follow", dataset, size
+        "What an eye for poses sees, the first layer's weights that follow, and what all poses say",
+        dataset,
+        size,
     )
     grid: np.ndarray = figure.subplots(len(images) + 1, columns, squeeze=False)
     for axes in grid.ravel():
@@ -224,7 +226,7 @@ def plot_poses(
     for unit in range(units):
         draw_weights(grid[0, 3 + unit], before[unit])
         grid[0, 3 + unit].set_title(f"unit {unit + 1}", fontsize=9)
-    titles = ("image", "poses seen", "as the executor\nsees it", *["weights after"] * units)
+    titles = ("image", "poses seen", "upright by\nthe likeliest", *["weights after"] * units)
     for axes, title in zip(grid[1], titles, strict=True):
         axes.set_title(title, fontsize=9)
     for row, image in zip(grid[1:], range(len(images)), strict=True):
@@ -236,6 +238,7 @@ def plot_poses(
         right = shown["guesses"][image] == shown["labels"][image]
         guess = class_names[shown["guesses"][image]]
         row[0].set_ylabel(f"{class_names[shown['labels'][image]]}", rotation=0, ha="right")
+        row[0].set_xlabel(f"turned {shown['degrees'][image]:+g}°", fontsize=8)
         row[2].set_xlabel(
             f"{'✓' if right else '✗'} {guess}", color=RIGHT if right else WRONG, family=MONO
         )
@@ -251,7 +254,8 @@ def _draw_angles(axes: "Axes", seen: np.ndarray) -> None:
     for share, degrees in sorted(zip(confidence, seen[:, 1], strict=True)):
         if share > 0.03:
             angle = np.deg2rad(degrees)
-            axes.plot([0, -share * np.sin(angle)], [0, share * np.cos(angle)], lw=2.2)
+            hand = [0, -share * np.sin(angle)], [0, share * np.cos(angle)]
+            axes.plot(*hand, lw=2.2, color="#222222" if share == confidence.max() else "#999999")
     best = int(confidence.argmax())
     axes.annotate(
         f"{seen[best, 1]:+.0f}°, {confidence[best]:.0%}", (0, -0.4), ha="center", fontsize=8

@@ -180,8 +180,9 @@ def sheet(experiment: Experiment, name: str, seed: int, degrees: Sequence[float]
         degrees: By which the first test images are turned, one each.
 
     Returns:
-        "images" uint8 [n, h, w, c], turned; "seen", hypotheses [n, hypotheses, 6]; "resampled", the
-        images as the executor's first layer sees them, rounded; "before" and "after", weights
+        "images" uint8 [n, h, w, c], turned; "degrees", by which; "seen", hypotheses
+        [n, hypotheses, 6]; "resampled", the images as the executor's first layer sees them by the
+        likeliest, rounded; "before" and "after", weights
         [units, h, w] and [n, units, h, w]: of a unit of the first layer in the middle of the
         image, by pixel; "guesses" and "labels".
     """
@@ -206,6 +207,7 @@ def sheet(experiment: Experiment, name: str, seed: int, degrees: Sequence[float]
     after = jax.vmap(lambda matrix: composed(columns, matrix, images.shape[1:3]).T)(matrices)
     return {
         "images": images,
+        "degrees": list(degrees),
         "seen": np.asarray(styles).reshape(count, -1, NUMBERS),
         "resampled": np.rint(jax.vmap(_resampled)(images, matrices)).astype(np.uint8),
         "before": before,

@@ -160,6 +160,7 @@ def test_the_sheet_of_poses_shows_hands_that_turn_as_the_image_does(channels, dr
     before = np.random.default_rng(1).normal(size=(2, 12, 12))
     shown = {
         "images": images,
+        "degrees": [30, -20],
         "seen": seen,
         "resampled": images,
         "before": before,
@@ -176,6 +177,7 @@ def test_the_sheet_of_poses_shows_hands_that_turn_as_the_image_does(channels, dr
         angles = {float(np.rad2deg(np.arctan2(x, y)).round(3)) for x, y in tips}
         assert angles == set(likely)  # clockwise from upright: a turn to the left is positive
     assert [row[0].get_ylabel() for row in rows[1:]] == ["b", "c"]
+    assert [row[0].get_xlabel() for row in rows[1:]] == ["turned +30°", "turned -20°"]
     assert [row[2].get_xlabel() for row in rows[1:]] == ["✓ b", "✗ a"]
     after = rows[2][3].images[0].get_array()
     np.testing.assert_allclose(after, -before[0][1:11, 1:11])
