@@ -16,7 +16,7 @@ from straw_jax.straw import Straw
 from straw_jax.training.controls import style_function
 from straw_jax.training.evaluate import in_batches, predict, score
 from straw_jax.training.experiment import Experiment
-from straw_jax.training.report import statistic
+from straw_jax.training.report import over_seeds, statistic
 from straw_jax.training.step import as_input
 
 AMOUNTS: Mapping[str, Sequence[float]] = {
@@ -111,9 +111,9 @@ def _seen(
         return straw.apply_styles(variables["params"], styles, as_input(images))
 
     styles_of = style_function(straw)  # compiled once for all seeds, as is the other
-    found: dict[str, list[list[float]]] = {"median": [], "share": [], "told": []}
-    for each in variables:
-        by_angle: dict[str, list[float]] = {name: [] for name in found}
+
+    def of_seed(each: Any) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {"median": [], "share": [], "told": []}
         for images, amount in zip(turned, AMOUNTS["rotation"], strict=True):
             hypotheses = in_batches(styles_of, each, images).reshape(len(images), -1, NUMBERS)
             confidence, degrees = hypotheses[..., 0], hypotheses[..., 1]
@@ -121,15 +121,12 @@ def _seen(
             off = np.abs(degrees - amount)
             close = (off <= _CLOSE) & (likely >= np.log(_LIKELY))
             logits = in_batches(told, each, images, np.full(len(images), amount, np.float32))
-            by_angle["median"].append(float(np.median(off[:, 0])))
-            by_angle["share"].append(float(np.mean(close.any(axis=1))))
-            by_angle["told"].append(score(logits, labels).accuracy)
-        for name, values in by_angle.items():
-            found[name].append(values)
-    return {
-        name: [statistic(values) for values in zip(*seeds, strict=True)]
-        for name, seeds in found.items()
-    }
+            found["median"].append(float(np.median(off[:, 0])))
+            found["share"].append(float(np.mean(close.any(axis=1))))
+            found["told"].append(score(logits, labels).accuracy)
+        return found
+
+    return over_seeds([of_seed(each) for each in variables])
 
 
 def _confused(
@@ -158,15 +155,14 @@ def _confused(
     before = {model: shares(model, [0]) for model in guesses}
     after = {model: shares(model, _FAR) for model in guesses}
     best = max(guesses, key=lambda model: sum(np.mean(each == labels) for each in at(model, _FAR)))
-    more = {pair: share - before[best][pair] for pair, share in after[best].items()}
-    ranked = sorted((pair for pair in more if more[pair] > 0), key=lambda pair: -more[pair])
+    more = after[best] - before[best]  # Counters keep what is positive.
     return [
         {
             "pair": [names[i] for i in pair],
             "upright": {model: before[model][pair] for model in guesses},
             "turned": {model: after[model][pair] for model in guesses},
         }
-        for pair in ranked[:_PAIRS]
+        for pair, _ in more.most_common(_PAIRS)
     ]
 
 
@@ -182,9 +178,8 @@ def sheet(experiment: Experiment, name: str, seed: int, degrees: Sequence[float]
     Returns:
         "images" uint8 [n, h, w, c], turned; "degrees", by which; "seen", hypotheses
         [n, hypotheses, 6]; "resampled", the images as the executor's first layer sees them by the
-        likeliest, rounded; "before" and "after", weights
-        [units, h, w] and [n, units, h, w]: of a unit of the first layer in the middle of the
-        image, by pixel; "guesses" and "labels".
+        likeliest, rounded; "before" and "after", weights [units, h, w] and [n, units, h, w]: of a
+        unit of the first layer in the middle of the image, by pixel; "guesses" and "labels".
     """
     dataset, straw = experiment.dataset, experiment.straw(name)
     assert straw is not None

@@ -28,7 +28,7 @@ from straw_jax.training.controls import exchanged
 from straw_jax.training.costs import multiply_adds
 from straw_jax.training.evaluate import evaluate, in_batches, score
 from straw_jax.training.experiment import Experiment
-from straw_jax.training.report import statistic
+from straw_jax.training.report import over_seeds
 from straw_jax.training.step import Variables, as_input
 
 ANGLES = (0, 10, 20, 30, 40, 50, 60)  # degrees
@@ -97,8 +97,8 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
                     dataset.test_images.shape[1:],
                 ),
                 "leaves": ranks(straw.spec),
-                "updates": _over_seeds(updates),
-                "movement": _over_seeds(moved),
+                "updates": over_seeds(updates),
+                "movement": over_seeds(moved),
             }
     images_turned, labels = turned(tested), dataset.test_labels[tested]
     accuracies: dict[str, Any] = {}
@@ -107,7 +107,7 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
         for seed in found:
             _say(f"{name} seed {seed}: accuracy by angle on {len(tested):,} test images")
             by_seed.append(turned_accuracies(experiment, name, seed, images_turned, labels))
-        accuracies[name] = _over_seeds(by_seed)
+        accuracies[name] = over_seeds(by_seed)
     return {
         "dataset": dataset.name,
         "base": config.base,
@@ -415,9 +415,9 @@ def turned_accuracies(
             return score(in_batches(forward, variables, images, context), labels).accuracy
 
         others = upright[exchanged(labels, np.random.default_rng(_PAIRS))]
-        accuracies["upright style"] = [accuracy(x, upright) for x in turned.values()]
         accuracies["same class style"] = [accuracy(x, others) for x in turned.values()]
         accuracies["turned style"] = [accuracy(upright, x) for x in turned.values()]
+        accuracies["upright style"] = [accuracy(x, upright) for x in turned.values()]
     return accuracies
 
 
@@ -445,11 +445,6 @@ def _factors_of(straw: Straw) -> Callable[[Variables, Any], FactorTree]:
 def _quantiles(values: np.ndarray) -> dict[str, float]:
     low, high = np.percentile(values, [5, 95])
     return {"mean": float(np.mean(values)), "p5": float(low), "p95": float(high)}
-
-
-def _over_seeds(trees: Sequence[Any]) -> Any:
-    """Turn trees of numbers, one for each seed, into one tree of spreads."""
-    return jax.tree.map(lambda *values: statistic(values), *trees)
 
 
 def _row(

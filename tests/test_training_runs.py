@@ -11,7 +11,7 @@ from straw_jax.data import Dataset
 from straw_jax.training import NonFiniteError, classifiers, records, runs
 from straw_jax.training.checkpoints import CheckpointError
 from straw_jax.training.classifiers import Contender, Recipe, finish
-from straw_jax.training.report import over_seeds
+from straw_jax.training.report import over_seeds, statistic
 from straw_jax.training.runs import Run
 
 # Orbax reads in threads, and leaves them behind when a read fails.
@@ -179,3 +179,10 @@ def test_over_seeds_gives_mean_and_sample_deviation():
     assert spread["accuracy"]["std"] == pytest.approx(0.02**0.5)
     assert spread["accuracy"]["seeds"] == [0.5, 0.7]
     assert over_seeds(scores[:1])["standard"]["loss"] == {"mean": 1.0, "std": None, "seeds": [1.0]}
+
+
+def test_over_seeds_sums_up_each_of_a_list():
+    found = over_seeds([{"by angle": [0.5, 1.0]}, {"by angle": [0.7, 1.0]}])["by angle"]
+    assert found == [statistic([0.5, 0.7]), statistic([1.0, 1.0])]
+    with pytest.raises(ValueError, match="shorter"):
+        over_seeds([[0.5, 1.0], [0.7]])

@@ -295,13 +295,17 @@ def over_seeds(figures: Sequence[Any]) -> Any:
     """Sum up figures of one shape, one for each seed.
 
     Args:
-        figures: At least one: numbers, or mappings of such figures, all with the same keys.
+        figures: At least one: numbers, or lists of such figures, all as long, or mappings, all with
+            the same keys.
 
     Returns:
-        The same mappings, in the first one's order, with what `statistic` gives for numbers.
+        The same lists and mappings, in the first one's order, with what `statistic` gives for
+        numbers.
     """
     if isinstance(figures[0], Mapping):
         return {name: over_seeds([each[name] for each in figures]) for name in figures[0]}
+    if isinstance(figures[0], list):
+        return [over_seeds(each) for each in zip(*figures, strict=True)]
     return statistic(figures)
 
 
