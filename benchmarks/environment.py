@@ -5,7 +5,7 @@ import os
 from importlib import util
 from typing import Any
 
-from straw_jax.training.environment import device, versions
+from straw_experiments.runner.environment import device, versions
 
 
 def describe() -> dict[str, Any]:

@@ -17,9 +17,9 @@ from measure import summary
 from tables import columns
 from worker import timed
 
+from straw_experiments.runner.environment import device
 from straw_jax.fused import generate_and_apply
 from straw_jax.lowrank import Generated, apply_factor
-from straw_jax.training.environment import device
 
 PLAIN, FUSED = "plain", "one kernel"
 TOLERANCE = 2e-2  # with which GPUs and TPUs multiply matrices of float32 by default

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from article import CLASSES, IMAGE, LEARNING_RATE
 
+from straw_experiments.image_classification.evaluate import make_forward
+from straw_experiments.image_classification.models import article_straw, contender, straw_model
+from straw_experiments.image_classification.step import Model
+from straw_experiments.image_classification.train import Contender, Recipe
+from straw_experiments.runner.state import training_key
 from straw_jax.lift import materialize
 from straw_jax.models import CNN
 from straw_jax.straw import Base, make_straw
-from straw_jax.training.classifiers import Contender, Recipe
-from straw_jax.training.contenders import article_straw, contender, straw_model
-from straw_jax.training.evaluate import make_forward
-from straw_jax.training.step import Model, training_key
 
 _SAMPLE = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)
 

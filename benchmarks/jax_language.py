@@ -5,10 +5,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from straw_jax.language.models import Sizes, make_model
-from straw_jax.language.text import Text
-from straw_jax.language.training import Learner, Recipe
-from straw_jax.training.step import training_key
+from straw_experiments.char_lm.models import Sizes, make_model
+from straw_experiments.char_lm.train import Learner, Recipe
+from straw_experiments.data.text import Text
+from straw_experiments.runner.state import training_key
 
 
 def build(

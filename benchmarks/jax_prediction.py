@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from straw_jax.prediction.predictors import weight_predictor
-from straw_jax.prediction.problems import weights_problem
-from straw_jax.prediction.training import Predictor, Recipe
-from straw_jax.training.step import training_key
+from straw_experiments.runner.state import training_key
+from straw_experiments.weight_prediction.models import weight_predictor
+from straw_experiments.weight_prediction.objectives import weights_problem
+from straw_experiments.weight_prediction.train import Predictor, Recipe
 
 
 def build(

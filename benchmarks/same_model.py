@@ -12,9 +12,9 @@ import torch_straw
 from article import CLASSES, parameters
 from jax_contenders import make_batch
 
-from straw_jax.data import normalise
+from straw_experiments.data import normalise
+from straw_experiments.image_classification.models import article_straw
 from straw_jax.straw import Base
-from straw_jax.training.contenders import article_straw
 
 
 def check(batch: int, rank: int, base: Base) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from straw_jax import Network, NormEye, make_straw
+from straw_jax import Network, NormEncoder, make_straw
 
 
 class Model(nnx.Module):  # the executor: it knows nothing of what follows
@@ -35,7 +35,7 @@ executor = Network(
     apply=lambda params, images: nnx.merge(graph, nnx.State(params))(images),
 )
 images, _ = batch(jax.random.key(0))
-straw = make_straw(executor, images, rank=2, encoder=NormEye(), hidden=32)
+straw = make_straw(executor, images, rank=2, encoder=NormEncoder(), hidden=32)
 params = straw.init(jax.random.key(1))
 optimizer = optax.adam(3e-3)
 

@@ -2,60 +2,8 @@
 """Train STRAW beside its baselines and report: `python experiments/run.py --help`."""
 
 import sys
-from functools import partial
-from typing import Any
 
-from arguments import parse
-from process import (
-    data_mistake,
-    fail,
-    interruptible,
-    prepare,
-    told_if_finished,
-    use_large_pages,
-)
-
-
-def main() -> int:
-    """Run the experiment that the command line describes.
-
-    Returns:
-        The exit code: 0 finished, 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
-    """
-    settings = vars(parse(sys.argv[1:]))
-    return interruptible(lambda command: _run(settings, command), resumes=settings["resume"])
-
-
-def _run(settings: dict[str, Any], command: str) -> int:
-    prepare()
-    # Imported step by step, the quickest first: no mistake should wait for what comes after it.
-    if told_if_finished(settings["out"], "straw_jax.training.report"):
-        return 0
-    if mistake := data_mistake(settings):
-        return fail(mistake, 2)
-
-    from straw_jax.sharding import make_mesh
-    from straw_jax.training import checkpoints, experiment, hosts, loop, parallel
-
-    distributed = settings.pop("distributed")
-    config = experiment.Config(**settings)
-    try:
-        if distributed is not None:
-            hosts.join(*distributed)
-        # These two refuse what the devices cannot do.
-        parallel.jobs_for(1, config.jobs)
-        if config.mesh:
-            make_mesh(**config.mesh)
-        dataset = hosts.first_then_others(partial(experiment.load_dataset, config))
-    except (ValueError, OSError, RuntimeError) as error:
-        return fail(error, 2)
-    try:
-        experiment.run(config, dataset, command)
-    except (loop.NonFiniteError, checkpoints.CheckpointError, parallel.ProcessError) as error:
-        return fail(error, 1)
-    return 0
-
+from straw_experiments.cli import main
 
 if __name__ == "__main__":
-    use_large_pages()
-    sys.exit(main())
+    sys.exit(main(["run", *sys.argv[1:]]))

@@ -2,41 +2,8 @@
 """Predict the weights of networks from pairs: `python experiments/weight_prediction.py --help`."""
 
 import sys
-from typing import Any
 
-from process import fail, interruptible, prepare, told_if_finished, use_large_pages
-from weight_arguments import parse
-
-
-def main() -> int:
-    """Run the study that the command line describes.
-
-    Returns:
-        The exit code: 0 finished, 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
-    """
-    settings = vars(parse(sys.argv[1:]))
-    return interruptible(lambda command: _run(settings, command), resumes=settings["resume"])
-
-
-def _run(settings: dict[str, Any], command: str) -> int:
-    prepare()
-    if told_if_finished(settings["out"], "straw_jax.prediction.report"):
-        return 0
-    from straw_jax.prediction import study
-    from straw_jax.training import checkpoints, loop, parallel
-
-    config = study.Config(**settings)
-    try:
-        parallel.jobs_for(1, config.jobs)  # refuses what the device cannot do
-    except ValueError as error:
-        return fail(error, 2)
-    try:
-        study.run(config, command)
-    except (loop.NonFiniteError, checkpoints.CheckpointError, parallel.ProcessError) as error:
-        return fail(error, 1)
-    return 0
-
+from straw_experiments.cli import main
 
 if __name__ == "__main__":
-    use_large_pages()
-    sys.exit(main())
+    sys.exit(main(["weight-prediction", *sys.argv[1:]]))

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from straw_jax.encoders import ConvEye, NormEye, RecursiveEye, SetEncoder
+    from straw_jax.encoders import ConvEncoder, NormEncoder, RecursiveEncoder, SetEncoder
     from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
     from straw_jax.functional import hyperlora, hyperlora_conv
     from straw_jax.generator import Generator
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from straw_jax.lift import materialize, modulate
     from straw_jax.lowrank import Factors, Generated, form
     from straw_jax.models import CNN, CompactCNN, ResNet34, ViT
-    from straw_jax.pose import Geometric, PoseEye, PoseRange, make_geometric
+    from straw_jax.pose import Geometric, PoseEncoder, PoseRange, make_geometric
     from straw_jax.straw import Network, Straw, linen, make_straw
 
 __all__ = [
     "CNN",
     "CompactCNN",
-    "ConvEye",
+    "ConvEncoder",
     "FactorSpec",
     "Factors",
     "Generated",
@@ -32,11 +32,11 @@ __all__ = [
     "Generator",
     "Geometric",
     "Network",
-    "NormEye",
-    "PoseEye",
+    "NormEncoder",
+    "PoseEncoder",
     "PoseRange",
     "Posed",
-    "RecursiveEye",
+    "RecursiveEncoder",
     "ResNet34",
     "SetEncoder",
     "Straw",
@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "encoders": ["ConvEye", "NormEye", "RecursiveEye", "SetEncoder"],
+    "encoders": ["ConvEncoder", "NormEncoder", "RecursiveEncoder", "SetEncoder"],
     "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],
     "functional": ["hyperlora", "hyperlora_conv"],
     "generator": ["Generator"],
@@ -68,15 +68,14 @@ _MODULES = {
     "lift": ["materialize", "modulate"],
     "lowrank": ["Factors", "Generated", "form"],
     "models": ["CNN", "CompactCNN", "ResNet34", "ViT"],
-    "pose": ["Geometric", "PoseEye", "PoseRange", "make_geometric"],
+    "pose": ["Geometric", "PoseEncoder", "PoseRange", "make_geometric"],
     "straw": ["Network", "Straw", "linen", "make_straw"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    # Imported at first use, so that `straw_jax.data`, which needs no JAX, does not wait for JAX
-    # (the command line answers bad arguments at once).
+    # Imported at first use, so that `import straw_jax` is light, and command lines answer at once.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

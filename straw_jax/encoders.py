@@ -15,7 +15,7 @@ from straw_jax.layers import conv, dense, kernel_init
 Pooling: TypeAlias = Literal["mean", "attention"]
 
 
-class ConvEye(nn.Module):
+class ConvEncoder(nn.Module):
     """Encode an image as a style vector: the article's "eye".
 
     Attributes:
@@ -36,7 +36,7 @@ class ConvEye(nn.Module):
         return nn.tanh(dense(self.style, x.shape[-1], "style")(x))
 
 
-class NormEye(nn.Module):
+class NormEncoder(nn.Module):
     """Encode an image as a style vector, with GroupNorm between the convolutions.
 
     3x3 convolutions of stride 2, each followed by GroupNorm and ReLU, then a dense layer over all
@@ -71,7 +71,7 @@ class NormEye(nn.Module):
         return nn.tanh(nn.Dense(self.style, name="style")(x))
 
 
-class RecursiveEye(nn.Module):
+class RecursiveEncoder(nn.Module):
     """Encode an image as a style vector by one small transformer block, applied again and again.
 
     The TRM encoder: two convolutions of stride 2 make tokens; a state, a vector for each token,
@@ -103,7 +103,7 @@ class RecursiveEye(nn.Module):
         """Return style vectors `[batch, style]` in (-1, 1) of images `[batch, h, w, c]`."""
         if self.width % (2 * self.heads) or self.steps < 1:
             raise ValueError(
-                "RecursiveEye: expected a width that is a multiple of twice the heads, and at least"
+                "RecursiveEncoder: expected a width that is a multiple of twice the heads, at least"
                 f" 1 step, got width {self.width}, {self.heads} heads, {self.steps} steps."
             )
         for i in (1, 2):

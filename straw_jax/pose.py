@@ -87,7 +87,7 @@ class Seen(NamedTuple):
     style: Array | None
 
 
-class PoseEye(nn.Module):
+class PoseEncoder(nn.Module):
     """Look at images for their pose: 3x3 convolutions with GroupNorm, ReLU and 2x2 max-pools.
 
     At the start it sees every image upright.
@@ -112,7 +112,7 @@ class PoseEye(nn.Module):
         least = 2 ** len(self.features)
         if min(x.shape[1:3]) < least:
             raise ValueError(
-                f"PoseEye: expected images [batch, h, w, c] of at least {least} x {least} pixels"
+                f"PoseEncoder: expected images [batch, h, w, c] of at least {least}x{least} pixels"
                 f" for {len(self.features)} max-pools, got {x.shape}. Give it fewer features."
             )
         for i, features in enumerate(self.features, start=1):
@@ -215,7 +215,7 @@ def make_geometric(
             its features resampled, which is not refused.
         poses: that there are.
         hypotheses: poses that are tried of each image.
-        eye: images to `Seen`, by default `PoseEye(poses)`.
+        eye: images to `Seen`, by default `PoseEncoder(poses)`.
 
     Returns:
         Pure functions, see `Geometric`.
@@ -238,7 +238,7 @@ def make_geometric(
             "make_geometric: expected a sample of images [n, h, w, c], got"
             f" {jax.tree.map(np.shape, sample)}. One image needs an axis in front."
         )
-    looking = as_network(PoseEye(poses) if eye is None else eye)
+    looking = as_network(PoseEncoder(poses) if eye is None else eye)
     _check_eye(looking, sample, poses)
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
     if kernel not in (leaves := named_leaves(shapes)):
@@ -301,7 +301,7 @@ def _check_eye(eye: Network, sample: Any, poses: PoseRange) -> None:
     if found != [shape, others]:
         raise ValueError(
             f"make_geometric: expected an eye that gives `Seen` with angles {shape} and others"
-            f" {others}, got {found[0]} and {found[1]}. `PoseEye(poses)` is one for its range."
+            f" {others}, got {found[0]} and {found[1]}. `PoseEncoder(poses)` is one for its range."
         )
 
 

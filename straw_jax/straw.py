@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from straw_jax.encoders import ConvEye
+from straw_jax.encoders import ConvEncoder
 from straw_jax.factors import FactorSpec, Rank, Update, factor_spec, named_leaves
 from straw_jax.generator import Generator
 from straw_jax.lift import materialize, modulate
@@ -112,7 +112,7 @@ def make_straw(
             modulator starts with `A = 0` and leaves the executor as it is. "frozen": the same
             with weights `W0` that the caller brings, of a pretrained executor, and no gradient
             reaches them: LoRA, conditioned on the input.
-        encoder: from context to style vectors `[batch, style]`; by default `ConvEye()`.
+        encoder: from context to style vectors `[batch, style]`; by default `ConvEncoder()`.
         context: what the encoder looks at, `[n, ...]`, if not the sample itself.
         hidden: length of the generator's hidden vector.
         scale: of the low-rank updates (LoRA's alpha / r).
@@ -132,7 +132,7 @@ def make_straw(
     if base not in get_args(Base):
         raise ValueError(f"make_straw: expected a base of {get_args(Base)}, got {base!r}.")
     executor = as_network(executor)
-    encoder = as_network(ConvEye() if encoder is None else encoder)
+    encoder = as_network(ConvEncoder() if encoder is None else encoder)
     sample = zeros_like(sample)
     context = sample if context is None else zeros_like(context)
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))

@@ -1,0 +1,1 @@
+"""The experiments: three studies, and what they share; need the extra "experiments"."""

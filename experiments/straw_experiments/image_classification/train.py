@@ -1,0 +1,179 @@
+"""Contenders that classify images: how they are trained, tested, and compiled once for all runs."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from straw_experiments.data import Dataset
+from straw_experiments.image_classification.evaluate import Forward, Score, evaluate, make_forward
+from straw_experiments.image_classification.loop import Epoch, train
+from straw_experiments.image_classification.step import (
+    Model,
+    TrainStep,
+    init_state,
+    lower_train_step,
+    state_like,
+)
+from straw_experiments.runner.batches import steps_per_epoch
+from straw_experiments.runner.environment import return_freed_memory
+from straw_experiments.runner.hosts import is_first
+from straw_experiments.runner.runs import Passed, Run, Tested, complete
+from straw_experiments.runner.state import State, Variables, cosine
+from straw_jax.sharding import place, shardings
+
+Schedule: TypeAlias = Literal["constant", "cosine"]
+
+_TESTED_EACH_EPOCH = 4_000  # test images at most, evenly strided
+
+
+class Recipe(NamedTuple):
+    """How every run of an experiment is trained.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Samples a step.
+        learning_rate: Adam's.
+        schedule: "constant", or "cosine": up to `learning_rate` in the first tenth of all steps,
+            and down to 0 along half a cosine.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: Schedule
+
+    def optimizer(self, images: int) -> optax.GradientTransformation:
+        """Make the optimizer for a number of training images."""
+        if self.schedule == "constant":
+            return optax.adam(self.learning_rate)
+        steps = self.epochs * steps_per_epoch(images, self.batch_size)
+        return optax.adam(cosine(self.learning_rate, steps))
+
+
+class Contender:
+    """A model and its optimizer, compiled once, on first use, for training images of one shape.
+
+    It trains on one device, or on a mesh of them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        recipe: Recipe,
+        images_shape: tuple[int, ...],
+        mesh: Mesh | None = None,
+    ):
+        self.name, self.model, self.recipe, self.mesh = name, model, recipe, mesh
+        count, *image_shape = images_shape
+        self.image_shape = tuple(image_shape)
+        self.optimizer = recipe.optimizer(count)
+        self.state_like: State = state_like(model, self.optimizer, self.image_shape)
+
+    def parameters(self) -> int:
+        """Count the trained parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.state_like.variables["params"]))
+
+    @functools.cached_property
+    def train_step(self) -> TrainStep:
+        """The compiled training step."""
+        lowered = lower_train_step(
+            self.model,
+            self.optimizer,
+            self.image_shape,
+            batch_size=self.recipe.batch_size,
+            mesh=self.mesh,
+        )
+        train_step = lowered.compile()
+        return_freed_memory()
+        return train_step
+
+    @functools.cached_property
+    def forward(self) -> Forward:
+        """The evaluation pass."""
+        return make_forward(self.model)
+
+    def init_state(self, seed: int) -> State:
+        """Make the state before the first step."""
+        return init_state(self.model, self.optimizer, self.image_shape, seed=seed, mesh=self.mesh)
+
+    def place(self, tree: Any) -> Any:
+        """Put a state, or a part of it, to where the model trains."""
+        return tree if self.mesh is None else place(tree, shardings(tree, self.mesh))
+
+
+def finish(
+    run: Run[Contender],
+    dataset: Dataset,
+    variants: Mapping[str, np.ndarray],
+    *,
+    bar: bool = True,
+) -> dict[str, Any]:
+    """Train and test a contender's run, as far as that is still to be done.
+
+    Args:
+        run: New, stopped at any point, or finished.
+        dataset: What to train on; after each epoch a sample of its test images is tested.
+        variants: Test images, uint8 [n, 28, 28, 1] by name, all with `dataset.test_labels`.
+        bar: Whether to show a progress bar, where stderr is a terminal.
+
+    Returns:
+        As `complete`; of the test there are "variants", loss and accuracy by name.
+
+    Raises:
+        NonFiniteError: Training diverged; names the step and the last good checkpoint.
+        CheckpointError: The run should go on but has no whole checkpoint.
+    """
+    contender, recipe = run.trainee, run.trainee.recipe
+    # A sample will do to see how training goes: all images are tested at its end.
+    stride = -(-len(dataset.test_labels) // _TESTED_EACH_EPOCH)
+    sample = dataset.test_images[::stride], dataset.test_labels[::stride]
+
+    def train_on(start: State) -> Iterator[Passed]:
+        for state, epoch in train(
+            contender.train_step,
+            start,
+            dataset.train_images,
+            dataset.train_labels,
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            seed=run.seed,
+            title=run.title if bar and is_first() else None,
+        ):
+            score = evaluate(contender.forward, state.variables, *sample)
+            yield Passed(epoch.epoch, state, *_told(epoch, recipe.epochs, score))
+
+    def test(variables: Variables) -> Tested:
+        scores = {
+            name: evaluate(contender.forward, variables, images, dataset.test_labels)
+            for name, images in variants.items()
+        }
+        text = ", ".join(f"{name} {score.accuracy:.2%}" for name, score in scores.items())
+        return Tested({"variants": {name: s._asdict() for name, s in scores.items()}}, text)
+
+    return complete(run, train_on, test)
+
+
+def _told(epoch: Epoch, epochs: int, score: Score) -> tuple[dict[str, Any], str]:
+    """An epoch and a test after it, for `metrics.jsonl` and for a reader."""
+    figures = {
+        "step": epoch.step,
+        "train": {"loss": epoch.loss, "accuracy": epoch.accuracy},
+        "test": score._asdict(),
+        "images_per_second": epoch.images_per_second,
+        "seconds": epoch.seconds,
+    }
+    left = tqdm.format_interval((epochs - epoch.epoch) * epoch.seconds)
+    text = (
+        f"epoch {epoch.epoch}/{epochs}"
+        f"  train loss {epoch.loss:.4f} accuracy {epoch.accuracy:6.2%}"
+        f"  test loss {score.loss:.4f} accuracy {score.accuracy:6.2%}"
+        f"  {epoch.images_per_second:,.0f} images/s  {left} left"
+    )
+    return figures, text

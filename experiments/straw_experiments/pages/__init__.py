@@ -1,0 +1,1 @@
+"""The pages of results, from what the studies left."""

@@ -1,0 +1,1 @@
+"""What any study needs: runs, checkpoints, processes, records; it knows no study."""

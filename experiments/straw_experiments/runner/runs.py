@@ -1,0 +1,202 @@
+"""One run: one model, one seed, from its first or last checkpoint to a result on disk."""
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from tqdm import tqdm
+
+from straw_experiments.runner import checkpoints, records
+from straw_experiments.runner.hosts import from_first, is_first
+from straw_experiments.runner.state import State, Variables
+from straw_jax.sharding import to_host
+
+
+class NonFiniteError(FloatingPointError):
+    """Training met a loss or a parameter that is not finite."""
+
+
+class Trainee(Protocol):
+    """What a run trains: a model with its optimizer, such as a `Contender`.
+
+    Attributes:
+        name: Of the run's files, and to a reader.
+        state_like: Shapes and dtypes of its state.
+    """
+
+    name: str
+    state_like: State
+
+    def init_state(self, seed: int) -> State:
+        """Make the state before the first step."""
+
+    def place(self, tree: Any) -> Any:
+        """Put a state, or a part of it, to where the model trains."""
+
+
+class Passed(NamedTuple):
+    """An epoch of training that a run has behind it.
+
+    Attributes:
+        epoch: Counted from 1.
+        state: At its end.
+        figures: What `metrics.jsonl` tells of it beside "model", "seed" and "epoch"; "seconds" of
+            training among them.
+        text: The same for a reader who waits.
+    """
+
+    epoch: int
+    state: State
+    figures: Mapping[str, Any]
+    text: str
+
+
+class Tested(NamedTuple):
+    """What a trained model was tested for.
+
+    Attributes:
+        figures: What `result.json` tells of it beside "seconds".
+        text: The same for a reader, on one line.
+    """
+
+    figures: Mapping[str, Any]
+    text: str
+
+
+T = TypeVar("T", bound=Trainee)
+
+
+class Run(Generic[T]):
+    """A trainee and a seed, and the files they write.
+
+    `runs/NAME-seedN/` is the run's alone, so that several may train at once. It holds
+    `metrics.jsonl`, a line an epoch, and checkpoints of the whole state by epoch while the run
+    trains; then `result.json`, and a checkpoint of the variables alone.
+    """
+
+    def __init__(self, trainee: T, seed: int, out: Path):
+        folder = out / "runs" / f"{trainee.name}-seed{seed}"
+        self.trainee, self.seed = trainee, seed
+        self.metrics = folder / "metrics.jsonl"
+        self.epochs, self.final = folder / "epochs", folder / "final"
+        self.result = folder / "result.json"
+
+    @property
+    def title(self) -> str:
+        """Name the run to a reader."""
+        return f"{self.trainee.name} seed {self.seed}"
+
+    def history(self) -> list[dict[str, Any]]:
+        """Read the run's `metrics.jsonl`."""
+        return records.read_lines(self.metrics)
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop the lines of later epochs, which are to be trained again."""
+        records.write_lines(self.metrics, [x for x in self.history() if x["epoch"] <= epoch])
+
+    def restored(self) -> tuple[int, State] | None:
+        """Return the last epoch that was saved, and its state where the model trains, or None.
+
+        Raises:
+            CheckpointError: There are checkpoints, and none is whole.
+        """
+        like = self.trainee.state_like
+        found = checkpoints.restore(self.epochs, like) if is_first() else None
+        done = int(from_first(lambda: found[0] if found else 0, like=0))
+        if not done:
+            return None
+        return done, self.trainee.place(from_first(lambda: found and found[1], like))
+
+    def placed_variables(self) -> Variables:
+        """Return the variables that a finished run ended with, where the model trains.
+
+        Raises:
+            CheckpointError: They are gone or damaged.
+        """
+        return self.trainee.place(
+            from_first(self.variables, like=self.trainee.state_like.variables)
+        )
+
+    def variables(self) -> Variables:
+        """Read the variables that a finished run ended with.
+
+        Raises:
+            CheckpointError: They are gone or damaged.
+        """
+        restored = checkpoints.restore(self.final, self.trainee.state_like.variables)
+        if restored is None:
+            raise checkpoints.CheckpointError(
+                f"checkpoints: {self.final} is gone. Delete {self.final.parent} and use --resume"
+                " to train this model again"
+            )
+        return restored[1]
+
+
+def complete(
+    run: Run[Any],
+    train: Callable[[State], Iterator[Passed]],
+    test: Callable[[Variables], Tested],
+) -> dict[str, Any]:
+    """Train and test a run, as far as that is still to be done; every epoch is noted and saved.
+
+    Args:
+        run: New, stopped at any point, or finished.
+        train: Goes on from a state at the end of an epoch, or before the first, which it may
+            donate, to the end of training; raises NonFiniteError where it diverges. A state that
+            it gave is donated when it is asked for the next.
+        test: Looks at the variables in the end.
+
+    Returns:
+        The run's result: "seconds" of training, and what `test` found.
+
+    Raises:
+        NonFiniteError: Training diverged; names the step and the last good checkpoint.
+        CheckpointError: The run should go on but has no whole checkpoint.
+    """
+    if not from_first(run.result.exists, like=False):
+        epoch, variables = _train(run, train)
+        tested = test(variables)
+        variables = to_host(variables)
+        if is_first():
+            checkpoints.save(run.final, epoch, variables, keep=1)
+            run.variables()  # Read back before the checkpoints that it replaces go.
+            seconds = sum(line["seconds"] for line in run.history())
+            records.write_json(run.result, {"seconds": seconds, **tested.figures})
+            say(f"{run.title}: finished; {tested.text}")
+    if not is_first():
+        return {}
+    shutil.rmtree(run.epochs, ignore_errors=True)  # Also of a run that was killed just before this.
+    return records.read_json(run.result)
+
+
+def _train(run: Run[Any], train: Callable[[State], Iterator[Passed]]) -> tuple[int, Variables]:
+    """Train a run to its end, noting and saving every epoch; return the last and what came out."""
+    done, start = run.restored() or (0, run.trainee.init_state(run.seed))
+    say(f"{run.title}: {f'continuing after epoch {done}' if done else 'starting'}, compiling")
+    if is_first():
+        run.forget_after(done)
+    state = start
+    try:
+        for done, state, figures, text in train(start):
+            hosted = to_host(state)
+            if is_first():
+                line = {"model": run.trainee.name, "seed": run.seed, "epoch": done, **figures}
+                records.append_line(run.metrics, line)
+                checkpoints.save(run.epochs, done, hosted)
+            say(f"{run.title}: {text}")
+    except NonFiniteError as error:
+        good = checkpoints.latest(run.epochs) or "none, as no epoch was finished"
+        raise NonFiniteError(
+            f"{run.title}: {error}; last good checkpoint: {good}. Try a lower --learning-rate,"
+            " with another --out"
+        ) from None
+    return done, state.variables
+
+
+def say(text: str) -> None:
+    """Tell the reader who waits a line, on stderr; among several processes the first alone does."""
+    if not is_first():
+        return
+    tqdm.write(text, file=sys.stderr)  # Beside a progress bar, should there be one.

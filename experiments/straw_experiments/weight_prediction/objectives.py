@@ -1,0 +1,106 @@
+"""What predictors are trained for: a loss on tasks that were drawn for it, and a score."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from straw_experiments.weight_prediction.models import (
+    OutputKind,
+    OutputPredictor,
+    predict,
+)
+from straw_experiments.weight_prediction.targets import Pairs, compute, draw
+from straw_jax.straw import Straw
+
+Params: TypeAlias = Any
+
+
+class Problem(NamedTuple):
+    """What a predictor is trained for, as pure functions.
+
+    Attributes:
+        init: `(key) -> params`.
+        draw: `(key, tasks) -> drawn`, arrays whose first axis is that of the tasks.
+        outputs: `(params, drawn) -> (predicted, true)`; their mean squared difference is the loss.
+        vectors: that a predictor's hidden layers see of each task.
+    """
+
+    init: Callable[[Array], Params]
+    draw: Callable[[Array, int], Any]
+    outputs: Callable[[Params, Any], tuple[Array, Array]]
+    vectors: int
+
+
+class Score(NamedTuple):
+    """How well outputs are predicted.
+
+    Attributes:
+        loss: mean squared error.
+        explained: share of the variance of the true outputs that the predicted ones explain, 1 -
+            loss / variance; below 0 where their mean would be a better prediction.
+    """
+
+    loss: Any
+    explained: Any
+
+
+def score(predicted: Array, y: Array) -> Score:
+    """Score predicted outputs, over all axes."""
+    loss = jnp.mean((predicted - y) ** 2)
+    return Score(loss, 1 - loss / jnp.var(y))
+
+
+def weights_problem(
+    sizes: tuple[int, ...], pairs: int, *, straw: Straw, fresh: int = 64
+) -> Problem:
+    """Return the problem of predicting weights from pairs, by what they compute.
+
+    Args:
+        sizes: of the target networks, as in `target`.
+        pairs: that the predictor is shown of each.
+        straw: from `weight_predictor`.
+        fresh: other inputs of each target, on which predicted weights are judged.
+
+    References:
+        The weight prediction post, its second part, which judges by one input a network.
+    """
+
+    def drawn(key: Array, tasks: int) -> tuple[Pairs, Pairs]:
+        drawn = draw(sizes, key, tasks, pairs=pairs, fresh=fresh)
+        return drawn.context, drawn.fresh
+
+    def outputs(params: Params, drawn: tuple[Pairs, Pairs]) -> tuple[Array, Array]:
+        context, fresh = drawn
+        return compute(sizes, predict(straw, params, context), fresh.x), fresh.y
+
+    return Problem(straw.init, drawn, outputs, pairs)
+
+
+def outputs_problem(sizes: tuple[int, ...], kind: OutputKind) -> Problem:
+    """Return the problem of predicting outputs from weights and inputs.
+
+    Args:
+        sizes: of the target networks, as in `target`.
+        kind: of predictor, as in `OutputPredictor`.
+
+    References:
+        The weight prediction post, its first part.
+    """
+    module = OutputPredictor(kind, sizes[-1])
+
+    def drawn(key: Array, tasks: int) -> tuple[Array, Array]:
+        drawn = draw(sizes, key, tasks, pairs=0, fresh=1)
+        weights = [leaf.reshape(tasks, -1) for leaf in jax.tree.leaves(drawn.weights)]
+        return jnp.concatenate([drawn.fresh.x[:, 0], *weights], axis=1), drawn.fresh.y[:, 0]
+
+    def outputs(params: Params, drawn: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, y = drawn
+        return cast(Array, module.apply({"params": params}, x)), y
+
+    def init(key: Array) -> Params:
+        return module.init(key, drawn(jax.random.key(0), 1)[0])["params"]
+
+    return Problem(init, drawn, outputs, 1)

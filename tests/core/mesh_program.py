@@ -1,0 +1,96 @@
+"""Train a small STRAW on the devices that the command line gives: for tests/test_sharding.py.
+
+`python mesh_program.py OUT finish|interrupt [DATA MODEL [ADDRESS COUNT INDEX]]`
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from straw_experiments.data import Dataset
+from straw_experiments.image_classification.controls import control_scores
+from straw_experiments.image_classification.models import straw_model
+from straw_experiments.image_classification.train import Contender, Recipe, finish
+from straw_experiments.runner import checkpoints, hosts
+from straw_experiments.runner.runs import Run
+from straw_jax import make_straw
+from straw_jax.sharding import make_mesh
+
+
+class Executor(nn.Module):
+    """A convolution, dropout, and two dense layers, of which one sees one vector a sample."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = nn.relu(nn.Conv(3, (3, 3), strides=2, name="conv")(x))
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        x = nn.relu(nn.Dense(40, name="wide")(x.reshape(x.shape[0], -1)))
+        return nn.Dense(4, name="dense")(x)
+
+
+def straw():
+    """The model: rank 4, which a mesh may deal out over 2 or 4 devices."""
+    return make_straw(Executor(), np.zeros((1, 12, 12, 1), np.float32), rank=4, hidden=8)
+
+
+def dataset():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (44, 12, 12, 1)).astype(np.uint8)
+    labels = np.arange(44, dtype=np.int32) % 4
+    return Dataset("noise", images, labels, images[:22], labels[:22], tuple("abcd"))
+
+
+def main():
+    out = Path(sys.argv[1])
+    if sys.argv[2] == "interrupt":
+        _stop_after_saving()
+    if sys.argv[5:]:
+        hosts.join(sys.argv[5], *map(int, sys.argv[6:]))
+    mesh = make_mesh(*map(int, sys.argv[3:5])) if sys.argv[3:] else None
+    model, data = straw(), dataset()
+    contender = Contender(
+        "straw",
+        straw_model(model),
+        Recipe(2, 16, 1e-3, "constant"),  # Adam's first steps turn rounding into some of the rate
+        data.train_images.shape,
+        mesh,
+    )
+    run = Run(contender, 0, out)
+    variants = {"standard": data.test_images}
+    result = finish(run, data, variants)
+    print(result)
+    variables = run.placed_variables()
+    scores = control_scores(model, variables, data.train_images, variants, data.test_labels)
+    if hosts.is_first():
+        heads = variables["params"]["generator"]
+        shares = {
+            name: head["kernel"].addressable_shards[0].data.shape for name, head in heads.items()
+        }
+        (out / "compiled.txt").write_text(contender.train_step.as_text())
+        np.savez(
+            out / "found.npz",
+            *map(np.asarray, jax.tree.leaves(run.variables())),
+            losses=[line["train"]["loss"] for line in run.history()],
+            result=list(result["variants"]["standard"].values()),
+            controls=[score["standard"]["loss"] for score in scores.values()],
+            share=shares["wide.kernel.B"],
+        )
+
+
+def _stop_after_saving():
+    """End the process after the first epoch's checkpoint, as if it had been killed."""
+    save = checkpoints.save
+
+    def save_and_stop(*arguments, **options):
+        save(*arguments, **options)
+        os._exit(7)
+
+    checkpoints.save = save_and_stop
+
+
+if __name__ == "__main__":
+    main()

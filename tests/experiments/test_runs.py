@@ -1,0 +1,189 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from training_models import CLASSES, MODEL, images_and_labels
+
+from straw_experiments.data import Dataset
+from straw_experiments.image_classification import train as classifiers
+from straw_experiments.image_classification.train import Contender, Recipe, finish
+from straw_experiments.runner import records, runs
+from straw_experiments.runner.checkpoints import CheckpointError
+from straw_experiments.runner.runs import NonFiniteError, Run
+from straw_experiments.runner.tables import over_seeds, statistic
+
+# Orbax reads in threads, and leaves them behind when a read fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+DATASET = Dataset(
+    "stripes", *images_and_labels(20), *images_and_labels(9), tuple(map(str, range(CLASSES)))
+)
+VARIANTS = {"standard": DATASET.test_images, "flipped": DATASET.test_images[:, ::-1]}
+RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=1e-2, schedule="constant")
+CONTENDER = Contender("small", MODEL, RECIPE, DATASET.train_images.shape)
+
+
+class KilledError(Exception):
+    """Stands for whatever may end a process."""
+
+
+def _finish_but_die(monkeypatch, run, call, function):
+    """Let a call of `runs.records.append_line` or `runs.checkpoints.save` end the run."""
+    module = {"append_line": runs.records, "save": runs.checkpoints}[function]
+    original, calls = getattr(module, function), []
+
+    def stopping(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            raise KilledError
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, stopping)
+        with pytest.raises(KilledError):
+            finish(run, DATASET, VARIANTS)
+    assert not run.result.exists()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed, and its result."""
+    run = Run(CONTENDER, 4, tmp_path_factory.mktemp("whole"))
+    return run, finish(run, DATASET, VARIANTS)
+
+
+def _assert_same_end(run, whole):
+    jax.tree.map(np.testing.assert_array_equal, run.variables(), whole[0].variables())
+    untimed = [
+        [{k: v for k, v in line.items() if "second" not in k} for line in r.history()]
+        for r in (run, whole[0])
+    ]
+    assert untimed[0] == untimed[1]
+    assert json.loads(run.result.read_text())["variants"] == whole[1]["variants"]
+
+
+def test_finished_run_keeps_variables_result_and_history(whole):
+    run, result = whole
+    assert not run.epochs.exists()
+    assert result["seconds"] == sum(line["seconds"] for line in run.history())
+    assert [(line["epoch"], line["step"]) for line in run.history()] == [(1, 3), (2, 6), (3, 9)]
+    assert result["variants"]["standard"] == run.history()[-1]["test"]
+    assert result["variants"]["flipped"] != result["variants"]["standard"]
+
+
+@pytest.mark.parametrize("function", ["append_line", "save"])
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_stopped_run_continues_to_the_same_bits(tmp_path, monkeypatch, whole, function, epoch):
+    run = Run(CONTENDER, 4, tmp_path)
+    _finish_but_die(monkeypatch, run, epoch, function)
+    finish(run, DATASET, VARIANTS)
+    _assert_same_end(run, whole)
+
+
+def test_damaged_checkpoint_costs_an_epoch_and_no_more(tmp_path, monkeypatch, whole):
+    run = Run(CONTENDER, 4, tmp_path)
+    _finish_but_die(monkeypatch, run, 3, "append_line")
+    shutil.rmtree(run.epochs / "2" / "tree" / "d")
+    with pytest.warns(UserWarning, match="falling back to step 1"):
+        finish(run, DATASET, VARIANTS)
+    _assert_same_end(run, whole)
+
+
+def test_killed_between_last_save_and_result_repeats_no_epoch(tmp_path, monkeypatch, whole):
+    run = Run(CONTENDER, 4, tmp_path)
+    _finish_but_die(monkeypatch, run, 4, "save")  # That of the final variables.
+    lines = run.history()
+    finish(run, DATASET, VARIANTS)
+    assert run.history() == lines
+    _assert_same_end(run, whole)
+
+
+def test_only_unfinished_seeds_are_trained(tmp_path, whole):
+    shutil.copytree(whole[0].result.parent, tmp_path / "runs" / "small-seed4")
+    group = [Run(CONTENDER, seed, tmp_path) for seed in (4, 5)]
+    results = [finish(run, DATASET, VARIANTS) for run in group]
+    assert results[0] == whole[1]
+    assert results[1]["variants"] != results[0]["variants"]
+    assert [{line["seed"] for line in run.history()} for run in group] == [{4}, {5}]
+
+
+def test_epochs_are_tested_on_a_sample_of_the_images(tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(classifiers, "_TESTED_EACH_EPOCH", 5)
+    few = DATASET._replace(
+        test_images=DATASET.test_images[::2], test_labels=DATASET.test_labels[::2]
+    )
+    run, run_few = Run(CONTENDER, 4, tmp_path / "all"), Run(CONTENDER, 4, tmp_path / "few")
+    result = finish(run, DATASET, VARIANTS)
+    result_few = finish(run_few, few, {"standard": few.test_images})
+    assert result["variants"] == whole[1]["variants"]  # these are of all images
+    assert run.history()[-1]["test"] == result_few["variants"]["standard"]
+
+
+def test_divergence_names_step_and_checkpoint(tmp_path, monkeypatch):
+    def poisoned(state, *batch):
+        if state.step == 4:
+            state = jax.tree.map(lambda leaf: leaf * np.nan if leaf.ndim else leaf, state)
+        return CONTENDER.train_step(state, *batch)
+
+    contender = Contender("small", MODEL, RECIPE, DATASET.train_images.shape)
+    monkeypatch.setattr(contender, "train_step", poisoned)
+    run = Run(contender, 4, tmp_path)
+    good = run.epochs / "1"
+    with pytest.raises(NonFiniteError, match=f"small seed 4: the loss is nan at step 5; .*{good}"):
+        finish(run, DATASET, VARIANTS)
+    assert list(run.epochs.iterdir()) == [good]
+
+
+def test_lost_variables_say_what_to_do(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is gone. Delete .* --resume"):
+        Run(CONTENDER, 0, tmp_path).variables()
+
+
+def test_cut_off_line_is_dropped(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    records.append_line(path, {"epoch": 1})
+    with path.open("a") as file:
+        file.write('{"epoch": 2')
+    assert records.read_lines(path) == [{"epoch": 1}]
+
+
+def _rates(recipe, images):
+    """The learning rate of each step: Adam's steps, where the gradient is always 1."""
+    optimizer = recipe.optimizer(images)
+    state = optimizer.init(jnp.zeros(()))
+    rates = []
+    for _ in range(recipe.epochs * -(-images // recipe.batch_size)):
+        with jax.numpy_dtype_promotion("standard"):
+            change, state = optimizer.update(jnp.ones(()), state)
+        rates.append(-float(change))
+    return np.array(rates)
+
+
+def test_schedules_of_the_learning_rate():
+    np.testing.assert_allclose(_rates(RECIPE, 20), 9 * [1e-2], rtol=1e-4)
+    recipe = RECIPE._replace(schedule="cosine", epochs=10, batch_size=10, learning_rate=0.5)
+    rates = _rates(recipe, 95)  # 100 steps
+    np.testing.assert_allclose(rates[:11], np.linspace(0, 0.5, 11), rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(
+        rates[10:], 0.25 * (1 + np.cos(np.pi * np.arange(90) / 90)), rtol=1e-3
+    )
+    assert np.isfinite(_rates(recipe._replace(epochs=1), 3)).all()  # one step
+
+
+def test_over_seeds_gives_mean_and_sample_deviation():
+    scores = [{"standard": {"loss": 1.0, "accuracy": a}} for a in (0.5, 0.7)]
+    spread = over_seeds(scores)["standard"]
+    assert spread["accuracy"]["mean"] == pytest.approx(0.6)
+    assert spread["accuracy"]["std"] == pytest.approx(0.02**0.5)
+    assert spread["accuracy"]["seeds"] == [0.5, 0.7]
+    assert over_seeds(scores[:1])["standard"]["loss"] == {"mean": 1.0, "std": None, "seeds": [1.0]}
+
+
+def test_over_seeds_sums_up_each_of_a_list():
+    found = over_seeds([{"by angle": [0.5, 1.0]}, {"by angle": [0.7, 1.0]}])["by angle"]
+    assert found == [statistic([0.5, 0.7]), statistic([1.0, 1.0])]
+    with pytest.raises(ValueError, match="shorter"):
+        over_seeds([[0.5, 1.0], [0.7]])
