@@ -31,7 +31,7 @@ from jax.custom_batching import custom_vmap
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from straw_jax.lowrank import Generated, _accumulator, apply_factor
+from straw_jax.lowrank import Generated, accumulator_dtype, apply_factor
 
 _REGISTERS = 2**13  # numbers in the arrays that a kernel computes with, between products
 _TPU_REGISTERS = 2**15
@@ -247,7 +247,7 @@ def _prepare(device: _Device, x: Array, hidden: Array, kernel: Array, bias: Arra
     columns = pl.align_to(n, tiles.columns)
     kernel = _grow(kernel, (m, columns, _pad(h)))
     # Of 32 bits, since a TPU cannot take single rows out of an array of 16.
-    bias = _grow(bias.astype(_accumulator(x.dtype)), (m, columns))
+    bias = _grow(bias.astype(accumulator_dtype(x.dtype)), (m, columns))
     x = _tile(x, tiles).swapaxes(1, 2)
     position_steps, column_steps = len(x) // len(hidden), columns // tiles.columns
     return _Problem(tiles, x, hidden, kernel, bias, len(x), position_steps, column_steps)
@@ -474,7 +474,7 @@ def _product(
         right,
         (((axes[0],), (axes[1],)), ((), ())),
         precision=precision,
-        preferred_element_type=_accumulator(left.dtype),
+        preferred_element_type=accumulator_dtype(left.dtype),
     )
 
 

@@ -9,7 +9,7 @@ from jax import Array
 
 from straw_jax.factors import FactorTree, all_axes, matrix_axes, matrix_shape, named_leaves
 from straw_jax.geometry import Posed
-from straw_jax.lowrank import Factor, Factors, Generated, factor_shape
+from straw_jax.lowrank import Factor, Factors, FusedApply, Generated, factor_shape
 from straw_jax.rules import LowRank, PosedKernel, apply_generated_kernels, is_generated
 
 
@@ -52,6 +52,10 @@ def modulate(
     References:
         The STRAW article, "The Adaptive Forward Pass".
     """
+    kernel: FusedApply | None = None
+    if fused:
+        # Only here, so that users of plain products do not wait for Pallas to be imported.
+        from straw_jax.fused import apply_generated as kernel
 
     def modulated(params: Any, factors: FactorTree, x: Any, /, **kwargs: Any) -> Any:
         axes = _sample_axes(params, factors)
@@ -60,7 +64,7 @@ def modulate(
         keys = {i: _split(leaf, batch) for i, leaf in enumerate(options) if _is_key(leaf)}
 
         def one_sample(factors: FactorTree, x: Any, keys: dict[int, Array]) -> Any:
-            weights = _substitute(params, factors, scale, allow_materialise, fused)
+            weights = _substitute(params, factors, scale, allow_materialise, kernel)
             leaves, structure = jax.tree.flatten(weights, is_leaf=is_generated)
             drawn = [keys.get(i, leaf) for i, leaf in enumerate(options)]
             batch_of_one = jax.tree.map(lambda leaf: leaf[None], x)
@@ -113,7 +117,11 @@ def materialize(params: Any, factors: FactorTree, *, scale: float = 1.0) -> Any:
 
 
 def _substitute(
-    params: Any, factors: FactorTree, scale: float, allow_materialise: bool, fused: bool = False
+    params: Any,
+    factors: FactorTree,
+    scale: float,
+    allow_materialise: bool,
+    fused: FusedApply | None = None,
 ) -> Any:
     """Return `params` with factors in the place of leaves; factors have no sample axis."""
 

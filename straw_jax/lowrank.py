@@ -11,6 +11,7 @@ axis. What users call, with checks and sample axes, is in `functional.py` and `l
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -85,17 +86,21 @@ class ConvGeometry(NamedTuple):
     input_dilation: tuple[int, ...] | None = None
 
 
+FusedApply: TypeAlias = Callable[[Array, Generated, lax.PrecisionLike], Array]
+
+
 def apply_factor(
-    x: Array, factor: Factor, precision: lax.PrecisionLike = None, *, fused: bool = False
+    x: Array,
+    factor: Factor,
+    precision: lax.PrecisionLike = None,
+    *,
+    fused: FusedApply | None = None,
 ) -> Array:
     """Multiply `x [..., m]` by a factor `[m, n]`, in the cheaper order; sums are in float32."""
     if not isinstance(factor, Generated):
         return _dot(x, factor, precision)
-    if fused:
-        # Imported here, so that who does not use it does not wait for Pallas to be imported.
-        from straw_jax.fused import apply_generated
-
-        return apply_generated(x, factor, precision)
+    if fused is not None:
+        return fused(x, factor, precision)
     m, n, h = factor.kernel.shape
     one_vector = math.prod(x.shape[:-1]) == 1
     if not one_vector or h >= m:
@@ -117,7 +122,7 @@ def lowrank_dot(
     *,
     scale: ArrayLike,
     precision: lax.PrecisionLike,
-    fused: bool = False,
+    fused: FusedApply | None = None,
 ) -> Array:
     """Compute `x @ kernel + scale * (x @ B) @ A`, of the accumulator's dtype."""
     xB = apply_factor(x, B, precision, fused=fused)
@@ -134,7 +139,7 @@ def lowrank_conv(
     *,
     scale: ArrayLike,
     precision: lax.PrecisionLike,
-    fused: bool = False,
+    fused: FusedApply | None = None,
 ) -> Array:
     """Compute `conv(x, kernel + scale * B @ A)`, of the accumulator's dtype."""
     xB = _apply_to_windows(x, B, geometry, precision, fused)
@@ -156,7 +161,7 @@ def _conv(x: Array, kernel: Array, geometry: ConvGeometry, precision: lax.Precis
         geometry.dilation,
         (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         precision=precision,
-        preferred_element_type=_accumulator(x.dtype),
+        preferred_element_type=accumulator_dtype(x.dtype),
     )
 
 
@@ -166,7 +171,7 @@ def _update(
     scale: ArrayLike,
     precision: lax.PrecisionLike,
     dtype: DTypeLike,
-    fused: bool,
+    fused: FusedApply | None,
 ) -> Array:
     # Scaled at rank r, where it is cheapest.
     xB = xB * jnp.asarray(scale, xB.dtype)
@@ -174,14 +179,18 @@ def _update(
 
 
 def _apply_to_windows(
-    x: Array, B: Factor, geometry: ConvGeometry, precision: lax.PrecisionLike, fused: bool = False
+    x: Array,
+    B: Factor,
+    geometry: ConvGeometry,
+    precision: lax.PrecisionLike,
+    fused: FusedApply | None = None,
 ) -> Array:
     """Compute `conv(x, B)`, `B [prod(window) * in, r]` read as a kernel, with the fewer copies."""
     size, stride, dilation = geometry.window[0], geometry.strides[0], geometry.dilation[0]
     rest = math.prod(geometry.window[1:]) * x.shape[-1]
     r = factor_shape(B)[-1]
-    fused = fused and isinstance(B, Generated)
-    if fused or size * rest <= stride * (rest + size * r):
+    is_fused = fused is not None and isinstance(B, Generated)
+    if is_fused or size * rest <= stride * (rest + size * r):
         return apply_factor(patches(x, geometry), B, precision, fused=fused)
     # Patches of one row of the window only, multiplied by all its rows at once; the products that
     # belong together lie some rows apart, and are added.
@@ -227,9 +236,12 @@ def patches(x: Array, geometry: ConvGeometry) -> Array:
 def _dot(x: Array, matrix: Array, precision: lax.PrecisionLike) -> Array:
     # As plain matrices: XLA would transpose `x` to join several axes over which a gradient sums.
     rows = x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x
-    y = jnp.matmul(rows, matrix, precision=precision, preferred_element_type=_accumulator(x.dtype))
+    y = jnp.matmul(
+        rows, matrix, precision=precision, preferred_element_type=accumulator_dtype(x.dtype)
+    )
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _accumulator(dtype: DTypeLike) -> DTypeLike:
+def accumulator_dtype(dtype: DTypeLike) -> DTypeLike:
+    """Return the dtype in which products of a floating dtype are summed: float32 or wider."""
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

@@ -25,8 +25,9 @@ from straw_jax.geometry import composed, resample
 from straw_jax.lowrank import (
     ConvGeometry,
     Factor,
+    FusedApply,
     Generated,
-    _accumulator,
+    accumulator_dtype,
     factor_shape,
     form,
     lowrank_conv,
@@ -53,7 +54,7 @@ class LowRank:
         scale: of the update.
         path: the leaf's name, for errors.
         allow_materialise: whether an operation without a rule may form the kernel.
-        fused: whether to apply `Generated` factors with the kernel of `straw_jax.fused`.
+        fused: applies `Generated` factors, in place of the plain products; or None.
     """
 
     base: Array | None
@@ -65,7 +66,7 @@ class LowRank:
     scale: float = field(metadata={"static": True})
     path: str = field(metadata={"static": True})
     allow_materialise: bool = field(metadata={"static": True})
-    fused: bool = field(metadata={"static": True})
+    fused: FusedApply | None = field(metadata={"static": True})
 
     @property
     def ndim(self) -> int:
@@ -338,10 +339,9 @@ def _einsum(
     out_axes: list[int],
     precision: lax.PrecisionLike,
 ) -> Array:
-    accumulator = _accumulator(x.dtype)
     return jnp.einsum(
         x, x_axes, y, y_axes, out_axes,
-        precision=precision, preferred_element_type=accumulator,
+        precision=precision, preferred_element_type=accumulator_dtype(x.dtype),
     )  # fmt: skip
 
 
