@@ -102,7 +102,8 @@ class PoseEstimate(NamedTuple):
         >>> from straw_jax import PoseEncoder, linen
         >>> images = jnp.ones((2, 8, 8, 1))
         >>> encoder = linen(PoseEncoder(features=(8, 8)))
-        >>> estimate = encoder.apply(encoder.init(jax.random.key(0), images), images)
+        >>> params = jax.jit(encoder.init)(jax.random.key(0), images)
+        >>> estimate = jax.eval_shape(encoder.apply, params, images)
         >>> estimate.angles.shape, estimate.others, estimate.style
         ((2, 31), None, None)
     """
@@ -126,7 +127,8 @@ class PoseEncoder(nn.Module):
         >>> import jax, jax.numpy as jnp
         >>> from straw_jax import PoseEncoder, PoseRange
         >>> encoder = PoseEncoder(PoseRange(degrees=30.0, scale=1.2), features=(8, 8), style=16)
-        >>> estimate, _ = encoder.init_with_output(jax.random.key(0), jnp.ones((2, 8, 8, 1)))
+        >>> init = jax.jit(encoder.init_with_output)
+        >>> estimate, _ = init(jax.random.key(0), jnp.ones((2, 8, 8, 1)))
         >>> [part.shape for part in estimate]
         [(2, 19), (2, 19, 4), (2, 16)]
     """
@@ -145,8 +147,9 @@ class PoseEncoder(nn.Module):
         least = 2 ** len(self.features)
         if min(x.shape[1:3]) < least:
             raise ValueError(
-                f"PoseEncoder: expected images [batch, h, w, c] of at least {least} x {least} pixels"
-                f" for {len(self.features)} max-pools, got {x.shape}. Give it fewer features."
+                f"PoseEncoder: expected images [batch, h, w, c] of at least {least} x {least}"
+                f" pixels for {len(self.features)} max-pools, got {x.shape}. Give it fewer"
+                " features, or larger images."
             )
         for i, features in enumerate(self.features, start=1):
             init = nn.initializers.he_normal()
@@ -215,11 +218,11 @@ class Geometric(NamedTuple):
         >>> from straw_jax import CompactCNN, make_geometric
         >>> images = jnp.ones((2, 8, 8, 1))
         >>> model = make_geometric(CompactCNN(10, stages=((8,),)), images, kernel="conv1/kernel")
-        >>> params = model.straw.init(jax.random.key(0))
-        >>> model.pose_loss(params, images, jax.random.key(1)).shape
+        >>> params = jax.jit(model.straw.init)(jax.random.key(0))
+        >>> sorted(params)
+        ['encoder', 'executor']
+        >>> jax.eval_shape(model.pose_loss, params, images, jax.random.key(1)).shape
         (2,)
-        >>> model.apply_detached(params, images).shape
-        (2, 10)
     """
 
     straw: Straw
@@ -289,8 +292,8 @@ def make_geometric(
         >>> from straw_jax import CompactCNN, make_geometric
         >>> images = jnp.ones((2, 8, 8, 1))
         >>> model = make_geometric(CompactCNN(10, stages=((8,),)), images, kernel="conv1/kernel")
-        >>> params = model.straw.init(jax.random.key(0))
-        >>> model.straw.apply(params, images).shape
+        >>> params = jax.jit(model.straw.init)(jax.random.key(0))
+        >>> jax.jit(model.straw.apply)(params, images).shape
         (2, 10)
     """
     executor = as_network(executor)
@@ -402,8 +405,9 @@ def pose_loss(
         >>> from straw_jax.pose import pose_loss
         >>> images, poses = jnp.ones((2, 8, 8, 1)), PoseRange(degrees=30.0)
         >>> encoder = linen(PoseEncoder(poses, features=(8, 8)))
-        >>> params = encoder.init(jax.random.key(0), images)
-        >>> pose_loss(encoder, params, images, poses, jax.random.key(1)).shape
+        >>> params = jax.jit(encoder.init)(jax.random.key(0), images)
+        >>> loss = jax.jit(lambda params, key: pose_loss(encoder, params, images, poses, key))
+        >>> loss(params, jax.random.key(1)).shape
         (2,)
     """
     angles = angles_of(poses)
@@ -435,7 +439,8 @@ def in_random_poses(images: Array, poses: PoseRange, key: Array) -> tuple[Array,
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from straw_jax.pose import ANGLES, in_random_poses
-        >>> images, poses = in_random_poses(jnp.ones((2, 8, 8, 1)), ANGLES, jax.random.key(0))
+        >>> resampled = jax.jit(lambda images, key: in_random_poses(images, ANGLES, key))
+        >>> images, poses = resampled(jnp.ones((2, 8, 8, 1)), jax.random.key(0))
         >>> images.shape, poses.shape
         ((2, 8, 8, 1), (2, 5))
     """

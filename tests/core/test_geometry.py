@@ -714,7 +714,7 @@ def test_a_specification_refuses_what_is_no_pose_of_its_own():
     [
         (
             {"dense/kernel": "pose"},
-            r"posed leaf to be a convolution's kernel of four axes, got dens",
+            r"rank 'pose' to be a convolution's kernel of four axes, got dens",
         ),
         ({"*": "pose"}, r"kernel of four axes, got conv/bias of shape \(3,\)"),
         ({"conv/kernel": "posed"}, r"of at least 1, or 'whole', or 'pose', got 'posed'"),
