@@ -1,4 +1,4 @@
-"""A Linen transformer with weights of each sequence's own: it finds the token that is asked for."""
+"""A Linen transformer with per-sequence weights: it finds the token that the first one names."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from straw_jax import make_straw
 LENGTH, TOKENS = 5, 8
 
 
-class Transformer(nn.Module):  # the executor: it knows nothing of what follows
+class Transformer(nn.Module):  # the executor: an ordinary model
     @nn.compact
     def __call__(self, tokens):
         x = nn.Embed(TOKENS, 32)(tokens) + nn.Embed(LENGTH, 32)(jnp.arange(LENGTH))[None]
@@ -28,11 +28,11 @@ class Encoder(nn.Module):  # from a sequence to its style vector
 
 def batch(key):
     tokens = jax.random.randint(key, (64, LENGTH), 0, TOKENS)
-    which = 1 + tokens[:, :1] % (LENGTH - 1)  # as the first token says
+    which = 1 + tokens[:, :1] % (LENGTH - 1)  # named by the first token
     return tokens, jnp.take_along_axis(tokens, which, 1)[:, 0]
 
 
-# The kernels of query, key and value are [d, heads, d_head], and summed over the first axis.
+# The kernels of query, key and value are [d, heads, d_head]; products sum over the first axis.
 axes = {f"attention/{name}/kernel": "rcc" for name in ("query", "key", "value")}
 tokens, _ = batch(jax.random.key(0))
 straw = make_straw(Transformer(), tokens, rank=2, axes=axes, base="trained", encoder=Encoder())
@@ -41,7 +41,7 @@ optimizer = optax.adam(3e-3)
 
 
 def loss_of(params, tokens, answers):
-    logits = straw.apply(params, tokens)  # every sequence runs through weights of its own
+    logits = straw.apply(params, tokens)  # with weights generated for each sequence
     return optax.softmax_cross_entropy_with_integer_labels(logits, answers).mean()
 
 

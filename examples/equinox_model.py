@@ -1,4 +1,4 @@
-"""An Equinox model with weights of each curve's own: it becomes the sine wave that was seen."""
+"""An Equinox model with per-curve weights: it predicts a sine wave from ten of its points."""
 
 import equinox as eqx
 import jax
@@ -9,13 +9,13 @@ from flax import linen as nn
 from straw_jax import Network, make_straw
 
 
-class Encoder(nn.Module):  # from the seen points to a style vector
+class Encoder(nn.Module):  # from ten points of a curve to its style vector
     @nn.compact
     def __call__(self, points):
         return nn.tanh(nn.Dense(16)(nn.relu(nn.Dense(64)(points))))
 
 
-def model(key):  # the executor: it knows nothing of what follows
+def model(key):  # the executor: an ordinary model
     return eqx.nn.MLP(1, 1, 32, 2, jnp.tanh, key=key)
 
 
@@ -24,8 +24,8 @@ def batch(key):
     height = jax.random.uniform(keys[0], (64, 1), minval=0.5, maxval=2)
     start = jax.random.uniform(keys[1], (64, 1), maxval=jnp.pi)
     at = jax.random.uniform(keys[2], (64, 10), minval=-3, maxval=3)
-    seen = height * jnp.sin(jnp.linspace(-3, 3, 10)[None] + start)
-    return at[..., None], (height * jnp.sin(at + start))[..., None], seen
+    points = height * jnp.sin(jnp.linspace(-3, 3, 10)[None] + start)
+    return at[..., None], (height * jnp.sin(at + start))[..., None], points
 
 
 _, static = eqx.partition(model(jax.random.key(0)), eqx.is_array)
@@ -33,14 +33,16 @@ executor = Network(
     init=lambda key, at: eqx.filter(model(key), eqx.is_array),
     apply=lambda params, at: jax.vmap(jax.vmap(eqx.combine(params, static)))(at),
 )
-at, _, seen = batch(jax.random.key(0))
-straw = make_straw(executor, at, rank=4, base="trained", encoder=Encoder(), context=seen, hidden=32)
+at, _, points = batch(jax.random.key(0))
+straw = make_straw(
+    executor, at, rank=4, base="trained", encoder=Encoder(), context=points, hidden=32
+)
 params = straw.init(jax.random.key(1))
 optimizer = optax.adam(3e-3)
 
 
-def loss_of(params, at, values, seen):
-    return jnp.mean((straw.apply(params, at, context=seen) - values) ** 2)
+def loss_of(params, at, values, points):
+    return jnp.mean((straw.apply(params, at, context=points) - values) ** 2)
 
 
 @jax.jit

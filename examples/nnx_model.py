@@ -1,4 +1,4 @@
-"""An NNX model with weights of each image's own: it tells the directions of stripes under noise."""
+"""An NNX model with per-image weights: it classifies the direction of noisy stripes."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import nnx
 from straw_jax import Network, NormEncoder, make_straw
 
 
-class Model(nnx.Module):  # the executor: it knows nothing of what follows
+class Model(nnx.Module):  # the executor: an ordinary model
     def __init__(self, rngs):
         self.conv = nnx.Conv(1, 8, (3, 3), strides=2, rngs=rngs)
         self.norm = nnx.GroupNorm(8, num_groups=2, rngs=rngs)

@@ -1,8 +1,8 @@
 """Per-sample low-rank weights for JAX and Flax.
 
-A modulator looks at one sample and writes, for this sample alone, low-rank updates of an
-executor's weights; the executor applies them in factored form,
-`x @ W0 + scale * (x @ B) @ A`, where `B` is `[in, r]` and `A` is `[r, out]`.
+For each sample a modulator (an encoder and a generator) generates low-rank updates of an executor's
+weights. The executor applies them in factored form, `x @ W0 + scale * (x @ B) @ A`, where `B` is
+`[in, r]` and `A` is `[r, out]`.
 """
 
 import importlib

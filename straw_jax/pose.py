@@ -247,7 +247,7 @@ class Geometric(NamedTuple):
         return self.straw.apply_styles(params, styles, images, **kwargs)
 
     def pose_loss(self, params: Params, images: Array, key: Array) -> Array:
-        """Return the loss `[batch]` that trains the pose encoder, see `pose_loss`."""
+        """Return the pose encoder's loss `[batch]`, see `straw_jax.pose.pose_loss`."""
         return pose_loss(self.encoder, params["encoder"], images, self.poses, key)
 
 
