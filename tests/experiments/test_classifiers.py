@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from straw_experiments.image_classification import models as contenders
-from straw_experiments.image_classification.models import contender, parameters, sample_cost
+from straw_experiments.image_classification import models
+from straw_experiments.image_classification.models import build_model
+from straw_experiments.image_classification.networks import parameters, sample_cost
 
 
 def _contender(name, rank=4, base="none"):
-    return contender(name, classes=47, rank=rank, base=base)
+    return build_model(name, classes=47, rank=rank, base=base)
 
 
 def test_article_contenders_have_their_sizes():
@@ -47,7 +48,7 @@ def test_compact_contenders_have_their_sizes():
 
 def test_vit_contenders_have_their_sizes():
     static, wide, straw = (
-        contender(name, classes=47, rank=4, base="trained", executor="vit")
+        build_model(name, classes=47, rank=4, base="trained", executor="vit")
         for name in ("standalone", "wide", "straw")
     )
     assert parameters(static) == 225_071
@@ -56,21 +57,21 @@ def test_vit_contenders_have_their_sizes():
     assert parameters(straw) == 225_071 + encoder + generator
     assert parameters(wide) == pytest.approx(parameters(straw), rel=0.05)
     with pytest.raises(ValueError, match=r"standalone, wide, straw, .* got 'compact' with 'vit'"):
-        contender("compact", classes=47, rank=4, base="trained", executor="vit")
+        build_model("compact", classes=47, rank=4, base="trained", executor="vit")
 
 
 def test_straw_may_look_with_the_trm_encoder():
-    straw = contender("straw", classes=47, rank=16, base="none", encoder="trm")
+    straw = build_model("straw", classes=47, rank=16, base="none", encoder="trm")
     eye, trm = 9 * 16 + 9 * 16 * 32 + 48 + (1568 + 1) * 64, 94_464
     assert parameters(straw) == 20_606_863 - eye + trm
-    wide = contender("wide", classes=47, rank=16, base="none", encoder="trm")
+    wide = build_model("wide", classes=47, rank=16, base="none", encoder="trm")
     assert parameters(wide) == pytest.approx(parameters(straw), rel=0.01)
     for name, executor in (("straw", "vit"), ("compact", "cnn")):
         options = {"classes": 47, "rank": 4, "base": "trained", "executor": executor}
-        usual, other = (contender(name, **options, encoder=e) for e in ("conv", "trm"))
+        usual, other = (build_model(name, **options, encoder=e) for e in ("conv", "trm"))
         assert parameters(other) != parameters(usual)
     with pytest.raises(ValueError, match=r"expected an encoder of conv, trm, got 'eye'"):
-        contender("straw", classes=47, rank=4, base="none", encoder="eye")
+        build_model("straw", classes=47, rank=4, base="none", encoder="eye")
 
 
 def test_widened_executors_keep_their_proportions():
@@ -86,9 +87,9 @@ def test_widened_executors_keep_their_proportions():
     assert wide["fc1"][1] == pytest.approx(4 * wide["conv1"][3], abs=2)
 
 
-@pytest.mark.parametrize("name", contenders.NAMES)
+@pytest.mark.parametrize("name", models.MODELS)
 def test_only_straws_write_weights(name):
-    straw = contenders.straw_of(name, classes=47, rank=1, base="none")
+    straw = models.straw_of(name, classes=47, rank=1, base="none")
     writers = ("straw", "compact", "compact_context")
     assert (straw is not None) == (name in writers or name.startswith("geometric"))
 
@@ -113,7 +114,7 @@ def test_unknown_contender_lists_the_known():
 )
 def test_kernels_of_one_generator_take_the_place_of_free_ones(name, plain, generated):
     free, narrow, written = (
-        parameters(contender(name + form, classes=10, rank=4, base="none"))
+        parameters(build_model(name + form, classes=10, rank=4, base="none"))
         for form in ("", "_narrow", "_generated")
     )
     assert free - plain == written - generated  # all else is the same
@@ -122,7 +123,7 @@ def test_kernels_of_one_generator_take_the_place_of_free_ones(name, plain, gener
 
 def test_wide_residual_networks_have_about_the_sizes_of_the_papers():
     free, written = (
-        parameters(contender(f"wrn_40_2{form}", classes=10, rank=4, base="none"))
+        parameters(build_model(f"wrn_40_2{form}", classes=10, rank=4, base="none"))
         for form in ("", "_generated")
     )
     assert free == pytest.approx(2.236e6, rel=0.01)  # with BatchNorm and three channels
@@ -131,7 +132,7 @@ def test_wide_residual_networks_have_about_the_sizes_of_the_papers():
 
 @pytest.mark.parametrize("name", ["conv7_generated", "wrn_16_1_generated"])
 def test_generated_kernels_are_trained_through_their_generator(name):
-    model = contender(name, classes=3, rank=4, base="none")
+    model = build_model(name, classes=3, rank=4, base="none")
     images = jax.random.normal(jax.random.key(0), (2, 28, 28, 1))
     variables = model.init(jax.random.key(1), images)
 
@@ -148,7 +149,7 @@ def test_generated_kernels_are_trained_through_their_generator(name):
 def test_images_may_be_larger_and_in_colour(name):
     image = (32, 32, 3)
     base = "trained" if name == "compact" else "none"
-    model = contender(name, classes=3, rank=1, base=base, image=image)
+    model = build_model(name, classes=3, rank=1, base=base, image=image)
     images = jax.ShapeDtypeStruct((2, *image), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     logits, _ = jax.eval_shape(lambda v, x: model.apply(v, x, None), variables, images)

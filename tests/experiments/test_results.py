@@ -25,7 +25,8 @@ from summaries import (
 
 from straw_experiments.image_classification import published
 from straw_experiments.image_classification.config import parse
-from straw_experiments.image_classification.models import contender, parameters, sample_cost
+from straw_experiments.image_classification.models import build_model
+from straw_experiments.image_classification.networks import parameters, sample_cost
 from straw_experiments.pages import figures as results_figures
 from straw_experiments.pages import page as results_page
 from straw_experiments.pages.write import write
@@ -203,7 +204,7 @@ def test_studies_size_their_controls_for_the_straw_beside_them(study):
     counts = {"wide_dense": parameters, "wide": parameters, "wide_compute": sample_cost}
     for name in set(settings.models) & set(counts):
         count = counts[name]
-        straw, control = (count(contender(model, **sizes)) for model in ("straw", name))
+        straw, control = (count(build_model(model, **sizes)) for model in ("straw", name))
         assert control == pytest.approx(straw, rel=0.03)
 
 

@@ -13,8 +13,7 @@ from summaries import UNOFFICIAL
 
 from straw_experiments.data import normalise
 from straw_experiments.image_classification import analysis as modulator
-from straw_experiments.image_classification import analysis_figures
-from straw_experiments.image_classification import models as contenders
+from straw_experiments.image_classification import analysis_figures, models, networks
 from straw_experiments.runner.tables import statistic
 from straw_jax import CNN, factor_spec, make_straw
 
@@ -102,17 +101,17 @@ def test_movements_and_their_yardsticks():
 
 @pytest.mark.parametrize("base", ["none", "trained"])
 def test_costs_add_up_to_the_models_own(base):
-    straw = contenders.article_straw(classes=47, rank=16, base=base)
+    straw = networks.article_straw(classes=47, rank=16, base=base)
     rows = modulator.costs(straw, CNN(), base)
     layers = ["encoder", "hidden", "conv1", "conv2", "fc1", "fc2", "total"]
     assert [row["layer"] for row in rows] == layers
-    total, model = rows[-1], contenders.straw_model(straw)
-    assert total["factors"]["multiply_adds"] == contenders.sample_cost(model)
-    assert total["factors"]["parameters"] == contenders.parameters(model)
+    total, model = rows[-1], networks.straw_model(straw)
+    assert total["factors"]["multiply_adds"] == networks.sample_cost(model)
+    assert total["factors"]["parameters"] == networks.parameters(model)
     assert total["factors"]["bytes"] == 4 * total["generated_numbers"] == 4 * 158_863
-    executor = contenders.contender("standalone", classes=47, rank=16, base=base)
-    assert total["static"]["multiply_adds"] == contenders.sample_cost(executor)
-    assert total["static"]["parameters"] == contenders.parameters(executor) == 1_204_655
+    executor = models.build_model("standalone", classes=47, rank=16, base=base)
+    assert total["static"]["multiply_adds"] == networks.sample_cost(executor)
+    assert total["static"]["parameters"] == networks.parameters(executor) == 1_204_655
     assert total["dense_numbers"] == 1_204_655
     fc1 = rows[4]
     assert fc1["static"] == {
@@ -123,11 +122,11 @@ def test_costs_add_up_to_the_models_own(base):
 
 
 def test_costs_of_another_executor_add_up():
-    straw = contenders.compact_straw(classes=47)
-    total = modulator.costs(straw, contenders.executor_of("compact", 47), "trained")[-1]
-    model = contenders.straw_model(straw)
-    assert total["factors"]["multiply_adds"] == contenders.sample_cost(model)
-    assert total["factors"]["parameters"] == contenders.parameters(model) == 342_702
+    straw = networks.compact_straw(classes=47)
+    total = modulator.costs(straw, models.executor_of("compact", 47), "trained")[-1]
+    model = networks.straw_model(straw)
+    assert total["factors"]["multiply_adds"] == networks.sample_cost(model)
+    assert total["factors"]["parameters"] == networks.parameters(model) == 342_702
 
 
 def test_ranks_say_what_is_possible():

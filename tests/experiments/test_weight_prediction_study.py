@@ -17,25 +17,28 @@ from straw_experiments.runner.runs import NonFiniteError, Run
 from straw_experiments.runner.state import training_key
 from straw_experiments.runner.tables import over_seeds, statistic
 from straw_experiments.weight_prediction import config as weight_arguments
-from straw_experiments.weight_prediction import figures, report, train, weight_predictor
-from straw_experiments.weight_prediction.objectives import outputs_problem, score, weights_problem
+from straw_experiments.weight_prediction import evaluate, figures, report, train, weight_predictor
+from straw_experiments.weight_prediction.config import Config
+from straw_experiments.weight_prediction.evaluate import score
+from straw_experiments.weight_prediction.networks import output_predictor
+from straw_experiments.weight_prediction.objectives import outputs_objective, weights_objective
 from straw_experiments.weight_prediction.published import EXPLAINED
-from straw_experiments.weight_prediction.study import Config, Study
-from straw_experiments.weight_prediction.train import Predictor, Recipe, finish
+from straw_experiments.weight_prediction.study import Study
+from straw_experiments.weight_prediction.train import Recipe, Trainer, train_and_test
 
 # Orbax reads in threads, and leaves them behind when a read fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 SCRIPT = scripts.EXPERIMENTS / "weight_prediction.py"
 RECIPE = Recipe(steps=47, batch_size=16, learning_rate=1e-2, optimizer="muon")
-SMALL = weights_problem((2, 2, 1), 4, straw=weight_predictor((2, 2, 1), embedding=8), fresh=4)
+SMALL = weights_objective((2, 2, 1), 4, straw=weight_predictor((2, 2, 1), embedding=8), fresh=4)
 
 
 @pytest.fixture(autouse=True)
 def few_tasks(monkeypatch):
     monkeypatch.setattr(train, "TESTED", 64)
     monkeypatch.setattr(train, "_TESTED_EACH_EPOCH", 32)
-    monkeypatch.setattr(train, "_BATCH", 32)
+    monkeypatch.setattr(evaluate, "_BATCH", 32)
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -43,11 +46,11 @@ def few_tasks(monkeypatch):
 
 @pytest.fixture(scope="module")
 def predictor():
-    return Predictor("small", SMALL, RECIPE)
+    return Trainer("small", SMALL, RECIPE)
 
 
 def _finish(run):
-    return finish(run, lambda params: {"leaves": len(jax.tree.leaves(params))})
+    return train_and_test(run, lambda params: {"leaves": len(jax.tree.leaves(params))})
 
 
 def _untimed(run):
@@ -72,8 +75,8 @@ def test_gradient_of_a_batch_is_that_of_its_parts(predictor):
     [(30, 128, 128), (30, 1024, 64), (150, 128, 32), (1, 8192, 8192), (30, 1021, 1021)],
 )
 def test_parts_are_of_some_tens_of_tasks_that_fit_the_cache(vectors, batch, part):
-    problem = SMALL._replace(vectors=vectors)
-    parts = train._parts(problem, batch)
+    objective = SMALL._replace(vectors=vectors)
+    parts = train._parts(objective, batch)
     assert parts * part == batch if jax.default_backend() == "cpu" else parts == 1
 
 
@@ -146,16 +149,24 @@ def test_many_steps_at_once_are_the_same_as_one_by_one(predictor):
 
 
 def test_divergence_names_the_step(tmp_path):
-    wild = Predictor("wild", SMALL, RECIPE._replace(learning_rate=1e30, optimizer="adam"))
+    wild = Trainer("wild", SMALL, RECIPE._replace(learning_rate=1e30, optimizer="adam"))
     with pytest.raises(NonFiniteError, match=r"wild seed 0: the loss is not finite at step \d+;"):
         _finish(Run(wild, 0, tmp_path))
     with pytest.raises(ValueError, match=r"expected an optimizer of .* got 'sgd'"):
-        Predictor("x", SMALL, RECIPE._replace(optimizer="sgd"))
+        Trainer("x", SMALL, RECIPE._replace(optimizer="sgd"))
 
 
 def test_predictors_of_outputs_learn(tmp_path):
     recipe = Recipe(steps=150, batch_size=128, learning_rate=3e-3, optimizer="adam")
-    found = finish(Run(Predictor("plain", outputs_problem((1, 1), "plain"), recipe), 0, tmp_path))
+    found = train_and_test(
+        Run(
+            Trainer(
+                "plain", outputs_objective((1, 1), output_predictor((1, 1), kind="plain")), recipe
+            ),
+            0,
+            tmp_path,
+        )
+    )
     assert found["explained"] > 0.9
     assert "examined" not in found
 
