@@ -8,7 +8,10 @@ executor's weights; the executor applies them in factored form,
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.2.0"
+
 if TYPE_CHECKING:
+    from straw_jax.costs import multiply_adds
     from straw_jax.encoders import ConvEncoder, NormEncoder, RecursiveEncoder, SetEncoder
     from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
     from straw_jax.functional import hyperlora, hyperlora_conv
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from straw_jax.lift import materialize, modulate
     from straw_jax.lowrank import Factors, Generated, form
     from straw_jax.models import CNN, CompactCNN, ResNet34, ViT
-    from straw_jax.pose import Geometric, PoseEncoder, PoseRange, make_geometric
+    from straw_jax.pose import Geometric, PoseEncoder, PoseEstimate, PoseRange, make_geometric
     from straw_jax.straw import Network, Straw, linen, make_straw
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "Network",
     "NormEncoder",
     "PoseEncoder",
+    "PoseEstimate",
     "PoseRange",
     "Posed",
     "RecursiveEncoder",
@@ -53,12 +57,14 @@ __all__ = [
     "make_straw",
     "materialize",
     "modulate",
+    "multiply_adds",
     "predictor",
     "resample",
     "save_exported",
 ]
 
 _MODULES = {
+    "costs": ["multiply_adds"],
     "encoders": ["ConvEncoder", "NormEncoder", "RecursiveEncoder", "SetEncoder"],
     "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],
     "functional": ["hyperlora", "hyperlora_conv"],
@@ -68,14 +74,14 @@ _MODULES = {
     "lift": ["materialize", "modulate"],
     "lowrank": ["Factors", "Generated", "form"],
     "models": ["CNN", "CompactCNN", "ResNet34", "ViT"],
-    "pose": ["Geometric", "PoseEncoder", "PoseRange", "make_geometric"],
+    "pose": ["Geometric", "PoseEncoder", "PoseEstimate", "PoseRange", "make_geometric"],
     "straw": ["Network", "Straw", "linen", "make_straw"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    # Imported at first use, so that `import straw_jax` is light, and command lines answer at once.
+    # Modules are imported at first use, so that `import straw_jax` does not wait for JAX.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

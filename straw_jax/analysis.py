@@ -1,14 +1,14 @@
-"""What per-sample updates do: how large they are, how far apart, of which rank, and why they vary.
+"""Analysis of per-sample updates: norms, distances, ranks, and how they vary over samples.
 
-Functions here take trees of factors, as `FactorSpec` describes them and `Straw.factors` returns
-them, in which every factor has a sample axis: `Factors` with `B [n, in, r]` and `A [n, r, out]`,
-or an array `[n, ...]` where a leaf is generated whole. They return plain dicts by path.
+The functions take trees of factors, as `FactorSpec` describes and `Straw.factors` returns them, in
+which every factor has a sample axis: `Factors` with `B [n, in, r]` and `A [n, r, out]`, or an array
+`[n, ...]` where a leaf is generated whole. They return plain dicts by path.
 
 A sample's update `U = B @ A` is never formed: norms and inner products come from `r x r` Gram
-matrices, singular values from an `r x r` core. Kernels of stacked layers (axes "s" of
-`factor_spec`) must first be taken apart by `by_layer`, since factors do not tell how many layers
-they are of. All is of the update as such, without the `scale`
-with which a layer applies it: norms grow with it, ranks and shares do not change.
+matrices, singular values from an `r x r` core. Split the kernels of stacked layers (axes "s" of
+`factor_spec`) with `by_layer` first: their factors do not show the number of layers. All results
+are for the update without the `scale` with which a layer applies it: norms are proportional to the
+scale; ranks and shares do not depend on it.
 """
 
 import math
@@ -25,7 +25,7 @@ from straw_jax.lowrank import Factors, form
 
 
 class _Pair(NamedTuple):
-    """The factors of one leaf, formed: `Factors` whose parts are known to be arrays."""
+    """The factors of one leaf as arrays, formed."""
 
     B: Array
     A: Array
@@ -35,17 +35,25 @@ _Formed: TypeAlias = dict[str, _Pair | Array]
 
 
 class Variance(NamedTuple):
-    """How the updates of one leaf vary over samples that come in groups.
+    """How the updates of one leaf vary over samples in groups.
 
     Attributes:
         total: the variance `E|U|^2 - |E U|^2`, the mean squared distance from the mean update.
         mean_norm: `|E U|`, the norm of the mean update.
-        between: share of `total` that lies between the groups' means, 0 to 1 (eta squared). Not
-            corrected for chance: groups that mean nothing have `chance` on average.
-        chance: `(groups - 1) / (n - 1)`, what a random split of the same sizes gives on average.
-        corrected: `(between - chance) / (1 - chance)` (epsilon squared): 0 on average where the
-            groups mean nothing, and then as often below; 1 where a group's updates are all the
-            same. NaN where every group has one sample.
+        between: share of `total` between the means of groups, 0 to 1 (eta squared). Not corrected
+            for chance: random groups have `chance` on average.
+        chance: `(groups - 1) / (n - 1)`, the mean of `between` over random groups of these sizes.
+        corrected: `(between - chance) / (1 - chance)` (epsilon squared): 0 on average for random
+            groups, and about as often below; 1 where all updates of a group are the same. NaN where
+            every group has one sample.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import analysis
+        >>> groups = [{"bias": jnp.array([[1.0], [2.0]])}, {"bias": jnp.array([[4.0], [5.0]])}]
+        >>> total, mean_norm, between, chance, corrected = analysis.variance(groups)["bias"]
+        >>> total, mean_norm, round(between, 2), round(chance, 2), round(corrected, 2)
+        (2.5, 3.0, 0.9, 0.33, 0.85)
     """
 
     total: float
@@ -56,18 +64,26 @@ class Variance(NamedTuple):
 
 
 def by_layer(spec: FactorSpec, updates: FactorTree) -> dict[str, Update]:
-    """Take the updates of stacked layers apart, so that each layer's has an entry of its own.
+    """Split the updates of stacked layers: one entry per layer.
 
     Args:
-        spec: what the updates were generated for.
-        updates: see the module, or those of one sample, without a sample axis.
+        spec: the specification of the updates.
+        updates: a tree of factors, with or without a sample axis.
 
     Returns:
-        A tree of factors in which `"path[0]"`, `"path[1]"`, ... stand in place of each low-rank
-        leaf `"path"` whose axes begin with "s", in C order if it is stacked along several axes.
+        A tree of factors in which `"path[0]"`, `"path[1]"`, ... replace each low-rank leaf `"path"`
+        whose axes begin with "s", in C order if it is stacked along several axes.
 
     Raises:
-        ValueError: if the updates are not of this specification.
+        ValueError: if the updates do not fit the specification.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import analysis, factor_spec
+        >>> spec = factor_spec({"W": jnp.zeros((2, 6, 5))}, 4, axes={"W": "src"})
+        >>> layers = analysis.by_layer(spec, spec.unpack(jnp.zeros((8, spec.size))))
+        >>> {path: factors.A.shape for path, factors in layers.items()}
+        {'W[0]': (8, 4, 5), 'W[1]': (8, 4, 5)}
     """
     spec.check(updates)
     apart: dict[str, Update] = {}
@@ -88,14 +104,21 @@ def inner_products(left: FactorTree, right: FactorTree) -> dict[str, Array]:
     """Compute the inner products `sum(U * V)` of paired samples' updates.
 
     Args:
-        left: the updates `U`; see the module for the form of both.
-        right: the updates `V`, for the same leaves and of as many samples; ranks may differ.
+        left: the updates `U`, a tree of factors with a sample axis.
+        right: the updates `V`, of the same leaves and number of samples; ranks may differ.
 
     Returns:
-        Float `[n]` by path.
+        `[n]` by path, float32 or wider.
 
     Raises:
         ValueError: if a factor has no sample axis, or the two do not fit together.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Factors, analysis
+        >>> updates = {"W": Factors(jnp.ones((8, 3, 2)), jnp.ones((8, 2, 4)))}
+        >>> analysis.inner_products(updates, updates)["W"].shape
+        (8,)
     """
     u, v = _formed(left), _formed(right)
     _check_pair("inner_products", u, v)
@@ -106,15 +129,22 @@ def squared_norms(updates: FactorTree) -> dict[str, Array]:
     """Compute the squared Frobenius norm of each sample's update.
 
     Args:
-        updates: see the module.
+        updates: a tree of factors with a sample axis.
 
     Returns:
-        Float `[n]` by path.
+        `[n]` by path, float32 or wider.
 
     Raises:
         ValueError: if a factor has no sample axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Factors, analysis
+        >>> updates = {"W": Factors(jnp.ones((8, 3, 2)), jnp.ones((8, 2, 4)))}
+        >>> analysis.squared_norms(updates)["W"].tolist()  # 3 x 4 matrices of twos
+        [48.0, 48.0, 48.0, 48.0, 48.0, 48.0, 48.0, 48.0]
     """
-    # The product of two Gram matrices may round to a hair below zero.
+    # The product of two Gram matrices may round to slightly below zero.
     return {
         path: jnp.maximum(product, 0) for path, product in inner_products(updates, updates).items()
     }
@@ -123,18 +153,26 @@ def squared_norms(updates: FactorTree) -> dict[str, Array]:
 def differences(left: FactorTree, right: FactorTree) -> dict[str, Factors | Array]:
     """Return the differences `U - V` of paired samples' updates, as factors of twice the rank.
 
-    The distance of two updates is `jnp.sqrt(squared_norms(differences(left, right))[path])`,
-    which is also right for two that hardly differ: `B A - D C = (B - D) A + D (A - C)`.
+    The distance between two updates is `jnp.sqrt(squared_norms(differences(left, right))[path])`.
+    It is accurate for nearly equal updates too, since `B A - D C = (B - D) A + D (A - C)`.
 
     Args:
-        left: the updates `U = B A`; see the module for the form of both.
-        right: the updates `V = D C`, of as many samples and from the same specification.
+        left: the updates `U = B A`, a tree of factors with a sample axis.
+        right: the updates `V = D C`, of the same specification and number of samples.
 
     Returns:
         A tree of factors, of rank `2 r` where they are low-rank.
 
     Raises:
         ValueError: if a factor has no sample axis, or the two do not fit together.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Factors, analysis
+        >>> updates = {"W": Factors(jnp.ones((8, 3, 2)), jnp.ones((8, 2, 4)))}
+        >>> difference = analysis.differences(updates, updates)
+        >>> difference["W"].B.shape, float(analysis.squared_norms(difference)["W"].max())
+        ((8, 3, 4), 0.0)
     """
     u, v = _formed(left), _formed(right)
     _check_pair("differences", u, v, same_rank=True)
@@ -145,13 +183,20 @@ def singular_values(updates: FactorTree) -> dict[str, Array]:
     """Compute the singular values of each sample's update.
 
     Args:
-        updates: see the module; leaves that are generated whole are left out.
+        updates: a tree of factors with a sample axis; leaves generated whole are left out.
 
     Returns:
-        Float `[n, min(in, r, out)]` by path, the largest first.
+        `[n, min(in, r, out)]` by path, float32 or wider, the largest first.
 
     Raises:
         ValueError: if a factor has no sample axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Factors, analysis
+        >>> updates = {"W": Factors(jnp.ones((8, 3, 2)), jnp.ones((8, 2, 4)))}
+        >>> analysis.singular_values(updates)["W"].shape
+        (8, 2)
     """
     return {
         path: _singular_values(factor)
@@ -163,20 +208,27 @@ def singular_values(updates: FactorTree) -> dict[str, Array]:
 def effective_ranks(updates: FactorTree) -> dict[str, Array]:
     """Compute the effective rank of each sample's update.
 
-    This is `exp(entropy)` of the singular values divided by their sum: `k` for `k` equal ones, and
-    less the more unequal they are.
+    This is `exp(entropy)` of the singular values divided by their sum: `k` for `k` equal values,
+    and less the more they differ.
 
     Args:
-        updates: see the module; leaves that are generated whole are left out.
+        updates: a tree of factors with a sample axis; leaves generated whole are left out.
 
     Returns:
-        Float `[n]` by path, from 1 to `min(in, r, out)`; 0 for an update of zero.
+        `[n]` by path, float32 or wider, from 1 to `min(in, r, out)`; 0 for an update of zero.
 
     Raises:
         ValueError: if a factor has no sample axis.
 
     References:
         Roy and Vetterli, "The effective rank: a measure of effective dimensionality" (2007).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Factors, analysis
+        >>> updates = {"W": Factors(jnp.ones((8, 3, 2)), jnp.ones((8, 2, 4)))}
+        >>> analysis.effective_ranks(updates)["W"].round(2).tolist()
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
 
     def effective(values: Array) -> Array:
@@ -189,38 +241,54 @@ def effective_ranks(updates: FactorTree) -> dict[str, Array]:
 
 
 def means(updates: FactorTree) -> dict[str, Array]:
-    """Compute the mean update over samples, as a dense matrix: there is one, whatever `n` is.
+    """Compute the mean update over samples, as one dense matrix.
 
     Args:
-        updates: see the module.
+        updates: a tree of factors with a sample axis.
 
     Returns:
-        By path `[in, out]` where the leaf is low-rank, `[...]` where it is generated whole.
+        By path `[in, out]` where the leaf is low-rank, `[...]` where it is generated whole; float32
+        or wider.
 
     Raises:
         ValueError: if a factor has no sample axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Factors, analysis
+        >>> updates = {"W": Factors(jnp.ones((8, 3, 2)), jnp.ones((8, 2, 4)))}
+        >>> analysis.means(updates)["W"].shape
+        (3, 4)
     """
     return {path: _mean(factor) for path, factor in _formed(updates).items()}
 
 
 def variance(groups: Iterable[FactorTree]) -> dict[str, Variance]:
-    """Compute how updates vary over samples, and how much of it lies between groups of samples.
+    """Compute the variance of updates over samples, and its share between groups of samples.
 
-    Groups are for example classes. They are gone through once, one at a time, so a generator that
-    makes each group's factors when its turn comes keeps memory small. Of factors that are there,
-    `jax.tree.map(lambda leaf: leaf[labels == label], factors)` is one class's.
+    Groups are, for example, classes. Each is used once, one after the other: to save memory, pass a
+    generator that makes the factors of one group at a time. The factors of one class are
+    `jax.tree.map(lambda leaf: leaf[labels == label], factors)`.
 
-    Both a plain share and one corrected for chance are returned, see `Variance`. Sums are in
-    float32: a variance below some 1e-5 of the mean squared norm is rounding.
+    Sums are in float32: a variance below about 1e-5 of the mean squared norm is rounding.
 
     Args:
-        groups: one tree of factors for each group, of one sample or more; see the module.
+        groups: one tree of factors for each group, with a sample axis of 1 or more.
 
     Returns:
-        Variances by path.
+        Variances by path, see `Variance`: the share as it is and corrected for chance.
 
     Raises:
         ValueError: if there is no group, or a factor has no sample axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Factors, analysis
+        >>> updates = {"W": Factors(jnp.ones((8, 3, 2)), jnp.ones((8, 2, 4)))}
+        >>> other = {"W": Factors(-jnp.ones((8, 3, 2)), jnp.ones((8, 2, 4)))}
+        >>> found = analysis.variance([updates, other])["W"]
+        >>> found.total, found.between
+        (48.0, 1.0)
     """
     # By path: samples, squared norms, squared norms of the groups' means times their samples.
     sums: dict[str, tuple[int, float, float]] = {}
@@ -296,7 +364,7 @@ def _samples(factor: Any) -> int:
 
 
 def _formed(updates: FactorTree) -> _Formed:
-    """Form what is `Generated`, in float32 or wider, and check that every factor has samples."""
+    """Form all factors, in float32 or wider, and check that every one has a sample axis."""
 
     def wide(array: Array) -> Array:
         return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array

@@ -1,4 +1,4 @@
-"""What a model costs: multiply-adds, counted in its jaxpr."""
+"""The cost of a model in multiply-adds, counted in its jaxpr."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,17 +9,28 @@ from jax.extend import core
 
 
 def multiply_adds(function: Callable[..., Any], *args: Any) -> int:
-    """Count the multiply-adds of matrix products and convolutions.
+    """Count the multiply-adds of a function's matrix products and convolutions.
 
-    Nothing is computed. A loop of known length counts as often as it runs, a `while` loop's body
-    once, a branch as its dearest case.
+    Traces the function and computes nothing. The body of a loop of known length counts once for
+    each iteration, that of a `while` loop once in all, and of a branch the most expensive case.
 
     Args:
         function: any JAX function.
-        args: what it takes: arrays, or `jax.ShapeDtypeStruct` in their place.
+        *args: its arguments, or `jax.ShapeDtypeStruct` in place of arrays.
 
     Returns:
         Multiply-adds of one call.
+
+    Example:
+        A product of 2 x 3 and 3 x 4 matrices, without and with a second one of rank 1:
+
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import hyperlora, multiply_adds
+        >>> x, W = jnp.ones((2, 3)), jnp.ones((3, 4))
+        >>> multiply_adds(jnp.matmul, x, W)
+        24
+        >>> multiply_adds(hyperlora, x, jnp.ones((3, 1)), jnp.ones((1, 4)), W)
+        38
     """
     return _in_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 

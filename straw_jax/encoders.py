@@ -1,4 +1,4 @@
-"""Context to style vector: of an image, or of a set."""
+"""Encoders: from a context, an image or a set, to a style vector."""
 
 import math
 from collections.abc import Sequence
@@ -16,13 +16,23 @@ Pooling: TypeAlias = Literal["mean", "attention"]
 
 
 class ConvEncoder(nn.Module):
-    """Encode an image as a style vector: the article's "eye".
+    """Encode an image as a style vector, by two convolutions and a dense layer.
+
+    The article calls this encoder the "eye".
 
     Attributes:
         style: length of the style vector.
 
     References:
         The STRAW article, "Context Encoding", and its released code.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import ConvEncoder
+        >>> init = jax.jit(ConvEncoder(style=16).init_with_output)
+        >>> styles, _ = init(jax.random.key(0), jnp.ones((2, 28, 28, 1)))
+        >>> styles.shape
+        (2, 16)
     """
 
     style: int = 64
@@ -40,7 +50,7 @@ class NormEncoder(nn.Module):
     """Encode an image as a style vector, with GroupNorm between the convolutions.
 
     3x3 convolutions of stride 2, each followed by GroupNorm and ReLU, then a dense layer over all
-    positions: means over positions would be nearly the same for every image after GroupNorm.
+    positions. (After GroupNorm, means over positions are almost the same for every image.)
 
     Attributes:
         style: length of the style vector.
@@ -48,6 +58,14 @@ class NormEncoder(nn.Module):
 
     References:
         Wu and He, "Group Normalization" (2018).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import NormEncoder
+        >>> init = jax.jit(NormEncoder(style=16).init_with_output)
+        >>> styles, _ = init(jax.random.key(0), jnp.ones((2, 28, 28, 1)))
+        >>> styles.shape
+        (2, 16)
     """
 
     style: int = 32
@@ -72,25 +90,34 @@ class NormEncoder(nn.Module):
 
 
 class RecursiveEncoder(nn.Module):
-    """Encode an image as a style vector by one small transformer block, applied again and again.
+    """Encode an image as a style vector, by one small transformer block, applied repeatedly.
 
-    The TRM encoder: two convolutions of stride 2 make tokens; a state, a vector for each token,
-    goes through the block twice a step, the first time with the tokens added. All steps but the
-    last run without gradient, so that the backward pass costs as much as that of two blocks,
-    however many steps there are. (The initial state thus learns only where there is one step.)
+    The encoder "TRM". Two convolutions of stride 2 make tokens. A state, one vector per token, goes
+    through the block twice per step, the first time with the tokens added. Only the last step has a
+    gradient, so that the backward pass costs that of two blocks, whatever the number of steps. (So
+    the initial state is trained only if there is one step.)
 
     Attributes:
         style: length of the style vector.
-        width: of a token's vector; a multiple of twice `heads`.
-        heads: of the attention.
+        width: length of a token's vector; a multiple of twice `heads`.
+        heads: number of attention heads.
         steps: of the recursion, 1 or more.
 
     Raises:
-        ValueError: if the width is not a multiple of twice `heads`, or there is no step.
+        ValueError: (when called) if the width is not a multiple of twice `heads`, or `steps` is
+            below 1.
 
     References:
         The released code of the STRAW article, its second modulator.
         Jolicoeur-Martineau, "Less is More: Recursive Reasoning with Tiny Networks" (2025).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import RecursiveEncoder
+        >>> init = jax.jit(RecursiveEncoder(style=16, width=8, heads=2, steps=2).init_with_output)
+        >>> styles, _ = init(jax.random.key(0), jnp.ones((2, 8, 8, 1)))
+        >>> styles.shape
+        (2, 16)
     """
 
     style: int = 64
@@ -142,17 +169,25 @@ class _RotaryBlock(nn.Module):
 
 
 def rotary(x: Array) -> Array:
-    """Turn queries or keys by their positions, so that products depend on differences of these.
+    """Rotate queries or keys by their positions: products depend on differences of positions.
+
+    Each number `i` of a vector's first half is rotated with number `i` of its second half, by
+    `position / 10000 ** (2 * i / size)` radians.
 
     Args:
-        x: `[batch, positions, heads, size]`, `size` even. Numbers `i` of a vector's first half and
-            of its second are turned together by `position / 10000 ** (2 * i / size)` radians.
+        x: `[batch, positions, heads, size]`, `size` even.
 
     Returns:
-        As `x`.
+        Of the shape and dtype of `x`.
 
     References:
-        Su et al., "RoFormer" (2021), equation 34, its pairs taken from the two halves.
+        Su et al., "RoFormer" (2021), equation 34, with pairs from the two halves.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.encoders import rotary
+        >>> rotary(jnp.ones((2, 5, 4, 8))).shape
+        (2, 5, 4, 8)
     """
     _, positions, _, size = x.shape
     angle = np.arange(positions)[None, :, None, None] / 10_000.0 ** (np.arange(0, size, 2) / size)
@@ -164,23 +199,32 @@ def rotary(x: Array) -> Array:
 class SetEncoder(nn.Module):
     """Encode a set of vectors, of any size and in any order, as one style vector.
 
-    An MLP encodes each element by itself, the set is pooled, and an MLP decodes the result. The
-    last layer on the elements is linear, and so it comes after the pool: for one vector, not for
-    each element. Attention is that of a learned query in each head: its products with the keys are
-    a linear function of the elements, and its values are projected after the pool.
+    An MLP encodes each element, the set is pooled, and an MLP decodes the result. The last layer on
+    the elements is linear, so it is applied after pooling, to one vector in place of each element.
+    Attention has one learned query per head: its scores are a linear function of the elements, and
+    its values are projected after pooling.
 
     Attributes:
         element: widths of the MLP on each element: ReLU between its layers, none after the last.
         decoder: widths of the MLP on the pooled vector, ReLU after each layer; may be empty.
         pooling: "mean", or "attention".
-        heads: of the attention.
+        heads: number of attention heads.
 
     Raises:
-        ValueError: if the pooling is unknown.
+        ValueError: (when called) if the pooling is unknown.
 
     References:
         Zaheer et al., "Deep Sets" (2017). Lee et al., "Set Transformer" (2019), section 3.2, for
         pooling by attention.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import SetEncoder
+        >>> pairs, mask = jnp.ones((2, 5, 3)), jnp.arange(5)[None] < jnp.array([[5], [2]])
+        >>> init = jax.jit(SetEncoder(element=(16, 8), decoder=(4,)).init_with_output)
+        >>> styles, _ = init(jax.random.key(0), (pairs, mask))
+        >>> styles.shape
+        (2, 4)
     """
 
     element: Sequence[int] = (128, 256, 128)
@@ -193,8 +237,8 @@ class SetEncoder(nn.Module):
         """Return style vectors `[batch, style]` of sets.
 
         Args:
-            x: elements `[batch, n, d]`; or these and a mask `[batch, n]` that is true where there
-                is an element, at least once in each set, for sets of different sizes in one batch.
+            x: elements `[batch, n, d]`; or, for sets of different sizes, a tuple of these and a
+                boolean mask `[batch, n]`, true where there is an element. No set may be empty.
         """
         x, mask = x if isinstance(x, tuple) else (x, None)
         *hidden, last = self.element

@@ -1,4 +1,4 @@
-"""Which leaves of a parameter tree are generated: shapes, counts, packing, and a table."""
+"""Which leaves of a parameter tree are generated, with their shapes, sizes and packing."""
 
 import itertools
 import math
@@ -20,13 +20,37 @@ FactorTree: TypeAlias = Mapping[str, Update]
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Return a parameter tree's leaves by path, such as `"Dense_0/kernel"`, in tree order."""
+    """Return a parameter tree's leaves by path.
+
+    Args:
+        tree: any tree.
+
+    Returns:
+        Leaves in tree order; paths are joined by "/".
+
+    Example:
+        >>> from straw_jax.factors import named_leaves
+        >>> named_leaves({"Dense_0": {"kernel": 1.0, "bias": 2.0}})
+        {'Dense_0/bias': 2.0, 'Dense_0/kernel': 1.0}
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def all_axes(ndim: int) -> list[str]:
-    """Return every reading of a kernel as matrices, as in `factor_spec`, the usual one first."""
+    """Return every way to read a kernel as a matrix, the default first.
+
+    Args:
+        ndim: number of the kernel's axes.
+
+    Returns:
+        One letter per axis, as for the argument `axes` of `factor_spec`.
+
+    Example:
+        >>> from straw_jax.factors import all_axes
+        >>> all_axes(3)
+        ['rrc', 'rcc', 'src']
+    """
     return [
         "s" * stacked + "r" * rows + "c" * (ndim - stacked - rows)
         for stacked in range(ndim - 1)
@@ -35,7 +59,19 @@ def all_axes(ndim: int) -> list[str]:
 
 
 def matrix_axes(axes: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return which of a kernel's axes its factor B has, and which A."""
+    """Return which of a kernel's axes belong to factor B, and which to A.
+
+    Args:
+        axes: one letter per axis, as in `factor_spec`.
+
+    Returns:
+        Two tuples of axes. A stacked axis ("s") belongs to both.
+
+    Example:
+        >>> from straw_jax.factors import matrix_axes
+        >>> matrix_axes("src")
+        ((0, 1), (0, 2))
+    """
     rows, columns = (
         tuple(i for i, letter in enumerate(axes) if letter in kind) for kind in ("sr", "sc")
     )
@@ -43,7 +79,20 @@ def matrix_axes(axes: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def matrix_shape(shape: Sequence[int], axes: str) -> tuple[int, int]:
-    """Return the rows of a kernel's factor B, and the columns of A."""
+    """Return the number of rows of a kernel's factor B, and of columns of A.
+
+    Args:
+        shape: of the kernel.
+        axes: one letter per axis, as in `factor_spec`.
+
+    Returns:
+        Rows and columns.
+
+    Example:
+        >>> from straw_jax.factors import matrix_shape
+        >>> matrix_shape((3, 3, 8, 16), "rrrc")
+        (72, 16)
+    """
     rows, columns = (math.prod(shape[i] for i in part) for part in matrix_axes(axes))
     return rows, columns
 
@@ -55,9 +104,18 @@ class GeneratedLeaf:
     Attributes:
         path: its name in the tree.
         shape: of the leaf.
-        rank: of the update `B @ A`; or "whole" where every number is generated, or "pose" where the
-            kernel is composed with a resampling of the images that its layer sees.
-        axes: how it is read as a matrix, as in `factor_spec`; empty: all but the last are rows.
+        rank: of the update `B @ A`; or "whole", where every number of the leaf is generated; or
+            "pose", where the kernel is composed with a resampling of its layer's input images.
+        axes: how the leaf is read as a matrix, as in `factor_spec`; if empty, all axes but the last
+            are rows.
+
+    Example:
+        >>> from straw_jax import GeneratedLeaf
+        >>> leaf = GeneratedLeaf("conv/kernel", (3, 3, 8, 16), rank=2)
+        >>> leaf.parts
+        {'B': (72, 2), 'A': (2, 16)}
+        >>> leaf.dense_size, leaf.generated_size
+        (1152, 176)
     """
 
     path: str
@@ -86,7 +144,7 @@ class GeneratedLeaf:
 
     @property
     def parts(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what is generated: `B` and `A`, the whole leaf, or the pose."""
+        """Names and shapes of the generated arrays: `B` and `A`, the whole leaf, or the pose."""
         if self.rank == "whole":
             return {"whole": self.shape}
         if self.rank == "pose":
@@ -95,11 +153,18 @@ class GeneratedLeaf:
 
     @property
     def generated_size(self) -> int:
-        """Numbers that a generator writes for one sample."""
+        """Numbers generated per sample."""
         return sum(map(math.prod, self.parts.values()))
 
     def assemble(self, parts: Mapping[str, Any]) -> Any:
-        """Return the generated parts, by name, as this leaf's entry in a tree of factors."""
+        """Return this leaf's entry in a tree of factors.
+
+        Args:
+            parts: the generated arrays by name, as in `parts`; leading axes are kept.
+
+        Returns:
+            `Factors`, `Posed`, or the whole leaf.
+        """
         if self.rank == "pose":
             return Posed(parts["pose"])
         return parts["whole"] if self.rank == "whole" else Factors(**parts)
@@ -109,9 +174,24 @@ class GeneratedLeaf:
 class FactorSpec:
     """The generated leaves of a parameter tree, in the tree's order.
 
-    A tree of factors is a plain dict from path to `Factors` where a leaf is low-rank, to an array
-    of the leaf's shape where it is generated whole, to `Posed` where it is posed; each with a
-    sample axis in front where samples have their own. `str(spec)` is a table.
+    A tree of factors is a plain dict by path. It holds `Factors` for a low-rank leaf, an array of
+    the leaf's shape for one generated whole, and `Posed` for one of rank "pose"; per-sample ones
+    have a sample axis in front. `str(spec)` is a table.
+
+    Attributes:
+        leaves: the generated leaves.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import factor_spec
+        >>> spec = factor_spec({"W": jnp.zeros((64, 32)), "bias": jnp.zeros(32)}, 4)
+        >>> print(spec)
+        leaf   shape   rank  dense  generated  ratio
+        W      64x32      4  2,048        384  0.188
+        bias   32     whole     32         32  1.000
+        total                2,080        416  0.200
+        >>> spec.unpack(jnp.zeros((8, spec.size)))["W"].A.shape
+        (8, 4, 32)
     """
 
     leaves: tuple[GeneratedLeaf, ...]
@@ -124,7 +204,7 @@ class FactorSpec:
 
     @property
     def size(self) -> int:
-        """Numbers that a generator writes for one sample."""
+        """Numbers generated per sample."""
         return sum(leaf.generated_size for leaf in self)
 
     def unpack(self, vector: Array) -> dict[str, Update]:
@@ -134,7 +214,7 @@ class FactorSpec:
             vector: `[..., size]`, of any dtype; leading axes, such as a sample axis, are kept.
 
         Returns:
-            Factors by path, of the same dtype.
+            A tree of factors, of the same dtype.
 
         Raises:
             ValueError: if the last axis is not `size` long.
@@ -162,7 +242,7 @@ class FactorSpec:
         """Join factors into one flat vector: the inverse of `unpack`.
 
         Args:
-            factors: by path, of one dtype, all with the same leading axes or none.
+            factors: a tree of factors, of one dtype, all with the same leading axes or none.
 
         Returns:
             `[..., size]`, of the same dtype.
@@ -179,7 +259,14 @@ class FactorSpec:
         return jnp.concatenate(flat, axis=-1)
 
     def check(self, factors: FactorTree) -> None:
-        """Raise a ValueError unless `factors` has this specification's paths and shapes."""
+        """Check that a tree of factors has this specification's paths and shapes.
+
+        Args:
+            factors: a tree of factors; leading axes are not checked.
+
+        Raises:
+            ValueError: if a factor is missing, unknown, or does not fit.
+        """
         missing = [leaf.path for leaf in self if leaf.path not in factors]
         unknown = sorted(set(factors) - {leaf.path for leaf in self})
         if missing or unknown:
@@ -237,26 +324,34 @@ def factor_spec(
         params: any tree of arrays or `jax.ShapeDtypeStruct`.
         ranks: one rank for all kernels (leaves of at least two axes that are not called "bias");
             all other leaves are then generated whole. Or a mapping from path patterns, as in
-            `fnmatch` (`"*/kernel"`, `"Dense_?/bias"`), to a rank, or "whole", or, of a convolution
-            over two axes, "pose"; of the patterns that match a leaf the first counts, and a leaf
-            that none matches is not generated.
-        axes: how a kernel is read as a matrix, where the usual reading `"r...rc"`, all axes but
-            the last as rows, is not the economical one. Path patterns to one letter for each axis:
-            "r" for those of the rows, then "c" for those of the columns; "s" in front for layers
-            that are stacked, of which each has factors of its own. For instance `"rcc"` for a
-            kernel `[d, heads, d_head]` that is summed over `d`, as Linen's attention has them, and
-            `"src"` for the kernels `[layers, in, out]` of `nn.scan`. `B` is
-            `[stacked * rows, r]`, `A` is `[r, stacked * columns]`, and the update of layer `i` the
-            `i`-th block on the diagonal of `B @ A`. Any reading works with any use of a kernel,
-            but the one that it is used by has the fewest numbers and operations.
+            `fnmatch` (`"*/kernel"`, `"Dense_?/bias"`), to a rank, to "whole", or, for the kernel
+            of a convolution over two axes, to "pose". The first pattern that matches a leaf
+            counts; a leaf that no pattern matches is not generated.
+        axes: path patterns to how a kernel is read as a matrix: one letter per axis, "r" for rows,
+            then "c" for columns. The default `"r...rc"` takes all axes but the last as rows. Any
+            reading computes the right result; the one that separates summed axes (rows) from the
+            others (columns) needs the fewest numbers and operations. For example `"rcc"` for a
+            kernel `[d, heads, d_head]` that is summed over `d`, as in Linen's attention. Leading
+            letters "s" are for stacked layers, each with its own factors: `"src"` for kernels
+            `[layers, in, out]` of `nn.scan`. Then `B` is `[stacked * rows, r]`, `A` is
+            `[r, stacked * columns]`, and the update of layer `i` is the `i`-th block on the
+            diagonal of `B @ A`.
 
     Returns:
         The specification, in the order of the tree's leaves.
 
     Raises:
         ValueError: if a rank is below 1, a pattern matches no leaf, a low-rank leaf has fewer than
-            two axes, a posed one is no kernel `[h, w, in, out]`, axes are not of this form, or
-            nothing is generated.
+            two axes, a leaf of rank "pose" is not a kernel `[h, w, in, out]`, axes are not of this
+            form, or nothing is generated.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import factor_spec
+        >>> params = {"query": jnp.zeros((32, 4, 8)), "bias": jnp.zeros(32)}
+        >>> spec = factor_spec(params, {"query": 2}, axes={"query": "rcc"})
+        >>> [(leaf.path, leaf.parts) for leaf in spec]
+        [('query', {'B': (32, 2), 'A': (2, 32)})]
     """
     leaves = named_leaves(params)
     axes = axes or {}
@@ -284,9 +379,9 @@ def factor_spec(
             _check_lowrank(leaf)
         elif leaf.rank == "pose" and len(leaf.shape) != 4:
             raise ValueError(
-                f"factor_spec: expected a posed leaf to be a convolution's kernel of four axes, got"
-                f" {leaf.path} of shape {leaf.shape}. Give `modulate` a `Posed` with a grid, or"
-                " pose the layer that sees images."
+                f"factor_spec: expected a leaf of rank 'pose' to be a convolution's kernel of four"
+                f" axes, got {leaf.path} of shape {leaf.shape}. Choose a convolution of images, or"
+                " give `modulate` a `Posed` with a grid."
             )
     return spec
 
@@ -327,7 +422,7 @@ def _check_lowrank(leaf: GeneratedLeaf) -> None:
 
 
 def _parts(factor: Update) -> list[Factor]:
-    if isinstance(factor, Posed):  # with an update it has more parts than a specification
+    if isinstance(factor, Posed):  # an update adds parts, which no specification has
         return [factor.matrix, *([] if factor.update is None else _parts(factor.update))]
     return list(factor) if isinstance(factor, Factors) else [factor]
 

@@ -1,4 +1,4 @@
-"""Style vector to factors."""
+"""The generator: from a style vector to factors."""
 
 import math
 from typing import Any
@@ -13,21 +13,30 @@ from straw_jax.lowrank import Generated
 
 
 class Generator(nn.Module):
-    """Write a tree of factors from each style vector: dense, ReLU, one linear head a factor.
+    """Generate a tree of factors from each style vector: dense, ReLU, one linear head per factor.
 
-    The heads together are the one wide dense layer of the article (as many parameters, the same
-    distribution of initial values), cut at the factors' borders, so that no flat vector has to be
-    joined or cut.
+    The heads together are the one wide dense layer of the article, cut at the borders of the
+    factors: the same number of parameters, the same distribution of initial values, and no flat
+    vector to cut.
 
     Attributes:
-        spec: what to generate.
+        spec: the leaves to generate.
         hidden: length of the hidden vector.
-        start_at_base: start with `A = 0` and whole updates of zero, so that an untrained generator
-            leaves the executor as it is; else with all heads as PyTorch starts a dense layer. Poses
-            always start as the one that changes nothing.
+        start_at_base: initialise `A` and whole updates with 0, so that an untrained generator does
+            not change the executor; otherwise all heads as PyTorch initialises a dense layer. Poses
+            always start as the identity.
 
     References:
         The STRAW article, "Weight Generation", and its released code.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import Generator, factor_spec, form
+        >>> spec = factor_spec({"W": jnp.zeros((6, 5)), "bias": jnp.zeros(5)}, 2)
+        >>> init = jax.jit(Generator(spec).init_with_output)
+        >>> factors, _ = init(jax.random.key(0), jnp.ones((8, 16)))
+        >>> form(factors["W"].B).shape, factors["bias"].shape
+        ((8, 6, 2), (8, 5))
     """
 
     spec: FactorSpec
@@ -36,9 +45,13 @@ class Generator(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array) -> dict[str, Any]:
-        """Return factors by path, with a sample axis, of style vectors `[batch, style]`.
+        """Generate factors.
 
-        Factors of kernels are `Generated`: carried as what generates them.
+        Args:
+            z: style vectors `[batch, style]`.
+
+        Returns:
+            A tree of factors with a sample axis; the factors of kernels are `Generated`.
         """
         hidden = nn.relu(dense(self.hidden, z.shape[-1], "hidden")(z))
         return {
@@ -69,7 +82,7 @@ class Generator(nn.Module):
 
 
 class _FactorHead(nn.Module):
-    """One dense layer from the hidden vector to a factor `[m, n]`, not applied yet."""
+    """A dense layer from the hidden vector to a factor `[m, n]`, returned without applying it."""
 
     shape: tuple[int, ...]
     zero: bool

@@ -1,4 +1,4 @@
-"""Affine maps of the image plane, and kernels that are composed with them."""
+"""Affine maps of the image plane, and kernels composed with them."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,26 +8,35 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-_SHARP = 1e6  # In place of infinity, which is not a number times 0.
+_SHARP = 1e6  # stands for infinity, whose product with 0 is not a number
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Posed:
-    """A geometric update: the kernel is composed with a resampling of what its layer sees.
+    """A geometric update: compose a kernel with a resampling of its layer's input.
 
     The layer computes `kernel(R x)`, where `R` is `resample` with a matrix, linear in `x`. The
-    kernel is the layer's own, or with an update as any other; `kernel` after `R`, which would be
-    another kernel at every position, is never formed. To a convolution `x` is its own operand: a
-    model that pads an image itself ("CIRCULAR" and "REFLECT" do, too) has the padded one resampled.
+    composition, which differs from position to position, is never formed. `x` is the operand of the
+    convolution itself: where a model pads images before it (as the paddings "CIRCULAR" and
+    "REFLECT" do), the padded images are resampled.
 
     Attributes:
-        matrix: `[2, 3]`, as from `affine`, or from `invert` to undo it; or `[batch, 2, 3]` with
-            one a sample.
-        update: what is added to the kernel: `Factors`, an array of its shape, or None.
-        grid: height and width of the image, where it is a vector to the layer, as of a dense layer
-            on all pixels `[h, w, c]`; a convolution sees them. Where the composition is formed
-            after all (`materialize`), such a kernel is taken for `[h * w * c, out]`.
+        matrix: `[2, 3]`, as from `affine`, or from `invert` to undo it; or `[batch, 2, 3]` with one
+            per sample.
+        update: added to the kernel: `Factors`, an array of its shape, or None.
+        grid: height and width of the image for a dense layer whose input vector is a flat image
+            `[h, w, c]`; None for a convolution. `materialize` can form the composition of such a
+            dense kernel, `[h * w * c, out]`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Posed, affine, modulate
+        >>> layer = modulate(lambda params, x: x @ params["W"])
+        >>> images = jnp.arange(8.0).reshape(2, 4)  # 2 x 2 pixels each
+        >>> posed = Posed(affine(jnp.array([0.0, 90.0])), grid=(2, 2))  # one per sample
+        >>> layer({"W": jnp.eye(4)}, {"W": posed}, images).round().astype(int).tolist()
+        [[0, 1, 2, 3], [5, 7, 4, 6]]
     """
 
     matrix: Array
@@ -42,31 +51,53 @@ def affine(
     down: ArrayLike = 0.0,
     right: ArrayLike = 0.0,
 ) -> Array:
-    """Return the matrix by which `resample` scales, then slants, then turns, then moves an image.
+    """Return the matrix with which `resample` scales, then shears, rotates and shifts an image.
 
     Args:
-        degrees: counter-clockwise, as seen.
-        scale: above 1 what is seen gets larger.
-        shear: by which part of its height above the centre a point moves to the right.
-        down: a move, in halves of the image's height, like the next.
-        right: another.
+        degrees: counter-clockwise rotation. All arguments are numbers, or arrays `[...]`.
+        scale: factor; above 1 the image is enlarged.
+        shear: shift to the right of a point above the centre, per unit of its height there.
+        down: shift, in halves of the image's height.
+        right: shift, in halves of the image's height too.
 
     Returns:
-        `[..., 2, 3]`: where each point of the result, (down, right, 1), comes from. Both are
-        measured from the centre, in halves of the height. Arguments are arrays `[...]`, or numbers.
+        float32 `[..., 2, 3]`: maps each point of the result, (down, right, 1), to its source.
+        Points are measured from the centre, in halves of the image's height.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import affine
+        >>> affine(0.0, scale=2.0, down=0.5, right=1.0).tolist()
+        [[0.5, 0.0, -0.25], [0.0, 0.5, -0.5]]
+        >>> affine(jnp.array([0.0, 15.0, 30.0])).shape
+        (3, 2, 3)
     """
     degrees, scale, shear, down, right = jnp.broadcast_arrays(
         *(jnp.asarray(value, jnp.float32) for value in (degrees, scale, shear, down, right))
     )
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
-    first = jnp.stack([cos, sin], -1)  # turned back
-    second = jnp.stack([shear * cos - sin, shear * sin + cos], -1)  # and made upright
+    first = jnp.stack([cos, sin], -1)  # rotated back
+    second = jnp.stack([shear * cos - sin, shear * sin + cos], -1)  # and sheared back
     linear = jnp.stack([first, second], -2) / scale[..., None, None]
     return _with_offset(linear, -_times(linear, jnp.stack([down, right], -1)))
 
 
 def invert(matrix: Array) -> Array:
-    """Return the matrix that undoes another, `[..., 2, 3]` both."""
+    """Return the inverse of an affine map.
+
+    Args:
+        matrix: `[..., 2, 3]`.
+
+    Returns:
+        `[..., 2, 3]`.
+
+    Example:
+        >>> from straw_jax import affine, invert
+        >>> from straw_jax.geometry import compose
+        >>> matrix = affine(30.0, scale=2.0, down=0.5)
+        >>> compose(matrix, invert(matrix)).round().astype(int).tolist()
+        [[1, 0, 0], [0, 1, 0]]
+    """
     (a, b, x), (c, d, y) = (
         tuple(matrix[..., row, column] for column in range(3)) for row in range(2)
     )
@@ -77,9 +108,21 @@ def invert(matrix: Array) -> Array:
 
 
 def compose(matrix: Array, then: Array) -> Array:
-    """Return the matrix by which `resample` does what it does with one, `then` with another.
+    """Return the matrix of one resampling followed by another.
 
-    All are `[..., 2, 3]`.
+    Args:
+        matrix: `[..., 2, 3]`, of the first.
+        then: `[..., 2, 3]`, of the second.
+
+    Returns:
+        `[..., 2, 3]`.
+
+    Example:
+        >>> from straw_jax import affine
+        >>> from straw_jax.geometry import compose
+        >>> both = compose(affine(0.0, scale=2.0), affine(0.0, down=0.5, right=1.0))
+        >>> both.tolist()
+        [[0.5, 0.0, -0.25], [0.0, 0.5, -0.5]]
     """
     linear, offset = matrix[..., :2], matrix[..., 2]
     columns = [_times(linear, then[..., column]) for column in range(3)]
@@ -88,22 +131,30 @@ def compose(matrix: Array, then: Array) -> Array:
 
 
 def resample(x: Array, matrix: Array, *, sharpness: ArrayLike = 1.0) -> Array:
-    """Look an image up at other places: linear in it, and each result a mean of four pixels.
+    """Resample an image by an affine map; each result is a weighted mean of four pixels.
+
+    Linear in the image, and differentiable in the matrix too. Beyond the image its edge repeats.
 
     Args:
-        x: `[..., h, w, c]`; axes in front are resampled alike.
-        matrix: `[2, 3]`, as from `affine`; for one a sample, `jax.vmap(resample)(x, matrices)`.
-        sharpness: from 1, where the mean is weighted linearly by nearness, to infinity, where the
-            nearest pixel is taken.
+        x: `[..., h, w, c]`, floating; leading axes are resampled alike.
+        matrix: `[2, 3]`, as from `affine`; for one per sample, `jax.vmap(resample)(x, matrices)`.
+        sharpness: from 1, bilinear interpolation, to infinity, the nearest pixel.
 
     Returns:
-        As `x`. Beyond the image its edge goes on.
+        Of the shape and dtype of `x`.
 
     Raises:
-        ValueError: if pixels are integers, of which there are no means, or shapes are others.
+        ValueError: if pixels are not floating-point numbers, or shapes do not fit.
 
     References:
         Jaderberg et al., "Spatial Transformer Networks" (2015), equations 1 and 5.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import affine, resample
+        >>> image = jnp.arange(4.0).reshape(2, 2, 1)
+        >>> resample(image, affine(90.0))[..., 0].round().astype(int).tolist()
+        [[1, 3], [0, 2]]
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
@@ -122,7 +173,7 @@ def resample(x: Array, matrix: Array, *, sharpness: ArrayLike = 1.0) -> Array:
     down, right = jnp.meshgrid(down, right, indexing="ij")
 
     def source(row: Array, size: int) -> tuple[Array, Array, Array]:
-        """Return the two nearest places along an axis, and how near the second is."""
+        """Return the two nearest pixels along an axis, and the weight of the second."""
         place = (row[0] * down + row[1] * right + row[2]) * half + (size - 1) / 2
         place = jnp.clip(place, 0, size - 1).reshape(-1)
         first = jnp.floor(jax.lax.stop_gradient(place))
@@ -148,18 +199,26 @@ def resample(x: Array, matrix: Array, *, sharpness: ArrayLike = 1.0) -> Array:
 
 
 def composed(kernel: Array, matrix: Array, grid: tuple[int, int]) -> Array:
-    """Return a dense layer's kernel on all pixels composed with `resample`, formed.
+    """Return the composition of a dense layer's kernel with `resample`, formed.
 
     Args:
-        kernel: `[h * w * c, out]`.
+        kernel: `[h * w * c, out]`, of a layer on flat images.
         matrix: `[2, 3]`.
         grid: height and width.
 
     Returns:
-        As `kernel`.
+        `[h * w * c, out]`.
 
     Raises:
-        ValueError: if the kernel has not a row for each pixel and channel.
+        ValueError: if the kernel does not have one row for each pixel and channel.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import affine
+        >>> from straw_jax.geometry import composed
+        >>> kernel = composed(jnp.arange(4.0)[:, None], affine(90.0), (2, 2))
+        >>> kernel.round().astype(int).ravel().tolist()
+        [2, 0, 3, 1]
     """
     rows = kernel.shape[0]
     if rows % (grid[0] * grid[1]):

@@ -1,7 +1,7 @@
-"""Prediction with a trained model: few compilations, and one file that holds the whole model.
+"""Prediction with a trained model: few compilations, and the whole model in one file.
 
-A model is a pure function `apply(params, x, **kwargs) -> y` that maps a batch to a batch sample by
-sample, such as `Straw.apply`. To run a saved model, neither Flax nor the model's code is needed.
+A model is a pure function `apply(params, x, **kwargs) -> y` that maps a batch to a batch, sample by
+sample, such as `Straw.apply`. A saved model runs without Flax and without the model's code.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from jax import Array, export
 BATCH_SIZES = (1, 8, 32, 128, 512)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
-# A saved model is a zip archive, not compressed: header, program, and a file for each parameter,
-# little-endian as on every machine that runs JAX. Zip keeps a CRC-32 of each, and checks it.
+# A saved model is an uncompressed zip archive: header, program, and one file for each parameter,
+# little-endian, as on every machine that runs JAX. Zip stores and checks a CRC-32 of each.
 _FORMAT, _VERSION = "straw_jax exported model", 1
 _HEADER, _PROGRAM = "header.json", "program"
 
@@ -31,25 +31,32 @@ _HEADER, _PROGRAM = "header.json", "program"
 def predictor(
     apply: Callable[..., Any], params: Any, *, batch_sizes: Sequence[int] = BATCH_SIZES
 ) -> Callable[..., Any]:
-    """Jit a model for any number of samples: it compiles at most once for each batch size.
+    """Compile a model for any number of samples, at most once for each of a few batch sizes.
 
-    A batch is filled up to the next of the sizes with copies of a sample, whose results are
-    dropped; more samples than the largest size are taken in chunks of it. Predictors of the same
-    function share what is compiled.
+    A batch is padded to the next of the sizes with copies of a sample, whose results are dropped;
+    more samples than the largest size are processed in chunks. Predictors of the same function
+    share compiled programs.
 
     Args:
         apply: `(params, x, **kwargs) -> y`, batch to batch, sample by sample.
         params: its first argument, any tree.
-        batch_sizes: sizes to compile for, each when it is first needed.
+        batch_sizes: sizes to compile for, each at its first use.
 
     Returns:
         `predict(x, **kwargs) -> y`. `x` and each keyword argument is an array `[n, ...]` (of JAX or
-        NumPy) or a tree of them, with one `n >= 0`; `y` is a JAX array `[n, ...]` or a tree of
-        them. `predict` is a function like any other to `jit` and `grad`.
+        NumPy) or a tree of them, all with the same `n >= 0`; `y` is a JAX array `[n, ...]` or a
+        tree of them. `predict` can be used in `jax.jit` and `jax.grad`.
 
     Raises:
         ValueError: if the sizes are not positive numbers; by `predict`, if inputs or outputs are
             not batches of one size.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import predictor
+        >>> predict = predictor(lambda params, x: x @ params, jnp.ones((3, 2)), batch_sizes=(1, 4))
+        >>> predict(jnp.ones((7, 3))).shape  # as batches of 4 and 3
+        (7, 2)
     """
     sizes = sorted(batch_sizes)
     if not sizes or sizes[0] < 1:
@@ -85,28 +92,41 @@ def save_exported(
     platforms: Sequence[str] | None = None,
     **kwargs: Any,
 ) -> None:
-    """Write a model as one file, which `load_exported` runs without the model's code.
+    """Write a model to one file, which `load_exported` runs without the model's code.
 
-    The file holds the program, for any batch size, and the parameters; its header says what is in
-    it (`unzip -p FILE header.json`). It loads in the version of JAX that made it and in later ones,
-    not in earlier ones. The program names the source files that it was traced from, unless
+    The file has the program, for any batch size, and the parameters; its header lists them
+    (`unzip -p FILE header.json`). It loads in the version of JAX that wrote it and in later ones.
+    The program contains the names of the source files that it was traced from, unless
     `jax_traceback_in_locations_limit` is 0.
 
     Args:
-        path: of the file. A file there is replaced once the new one is whole.
+        path: of the file. An existing file is replaced once the new one is complete.
         apply: `(params, x, **kwargs) -> y`, batch to batch, sample by sample.
         params: its first argument, any tree of arrays.
         sample: an input `[n, ...]`, or a tree of them in dicts, lists and tuples; only shapes and
             dtypes are used.
-        platforms: where the file can run, of "cpu", "cuda", "rocm" and "tpu"; by default there
-            where this process runs. Choices of this library that depend on the device (how
-            convolutions are computed) are those for the exporting one: export where it shall run.
+        platforms: where the file can run, of "cpu", "cuda", "rocm" and "tpu"; by default the
+            platform of this process. This library computes convolutions differently on different
+            platforms, and chooses by the exporting one: for full speed, export on the platform
+            that runs the file.
         **kwargs: samples of the keyword arguments that `predict` will take, such as `context`.
 
     Raises:
         ValueError: if a parameter is not an array of numbers, inputs or outputs are not batches,
-            or a platform is unknown. What `apply` raises when it is traced for any batch size gets
-            a note that says why it is.
+            or a platform is unknown. An error that `apply` raises while it is traced for any batch
+            size gets a note with the usual causes.
+        ImportError: if flatbuffers is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import load_exported, save_exported
+        >>> params, sample = jnp.ones((3, 2)), jnp.ones((1, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_exported(f"{folder}/model.zip", lambda params, x: x @ params, params, sample)
+        ...     predict = load_exported(f"{folder}/model.zip")
+        >>> predict(jnp.ones((5, 3))).shape
+        (5, 2)
     """
     _need_flatbuffers("save_exported")
     if platforms is not None and not (platforms and set(platforms) <= set(PLATFORMS)):
@@ -131,21 +151,33 @@ def load_exported(
 ) -> Callable[..., Any]:
     """Read a model that `save_exported` wrote.
 
-    Load only files that you trust: a program can do whatever JAX's compiled programs can.
+    Load only files that you trust: the program runs with all rights of this process.
 
     Args:
         path: of the file.
         batch_sizes: as for `predictor`.
 
     Returns:
-        `predict(x, **kwargs) -> y`, as from `predictor`, for inputs of the saved samples' shapes
-        and dtypes, any number of them. `jit` may contain it; it has no gradient and no `vmap`.
+        `predict(x, **kwargs) -> y`, as from `predictor`, for any number of inputs of the saved
+        samples' shapes and dtypes. It can be used in `jax.jit`, not in `jax.grad` or `jax.vmap`.
 
     Raises:
-        ValueError: if the file is damaged, of another kind, of a newer format, made with a later
-            JAX, for another platform, or for 64-bit numbers that are off here; by `predict`, if an
-            input is not what the model expects.
+        ValueError: if the file is damaged, of another kind, of a newer format, from a later version
+            of JAX, for another platform, or needs 64-bit numbers that are off in this process; by
+            `predict`, if an input does not have the expected names, shapes and dtypes.
         OSError: if the file cannot be opened.
+        ImportError: if flatbuffers is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import load_exported, save_exported
+        >>> params, sample = jnp.ones((3, 2)), jnp.ones((1, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_exported(f"{folder}/model.zip", lambda params, x: x @ params, params, sample)
+        ...     predict = load_exported(f"{folder}/model.zip", batch_sizes=(4,))
+        >>> predict(jnp.ones((7, 3))).shape
+        (7, 2)
     """
     _need_flatbuffers("load_exported")
     header, program, leaves = _read(Path(path))
@@ -172,7 +204,7 @@ def _call(apply: Callable[..., Any], params: Any, inputs: dict[str, Any]) -> Any
 
 
 def _inputs(where: str, x: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return all inputs as one tree of arrays, which have one batch size."""
+    """Return all inputs as one tree of arrays, and check that they have one batch size."""
     inputs = dict(x=x, **kwargs)
     inputs = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), inputs)
     batches = {leaf.shape[:1] for leaf in jax.tree.leaves(inputs)}
@@ -191,19 +223,19 @@ def _specs(inputs: dict[str, Any], batch: Any) -> dict[str, Any]:
 
 
 def _dtype_here(dtype: Any) -> Any:
-    """Return what JAX makes of a dtype: 64 bits become 32, unless it is set otherwise."""
+    """Return the dtype that JAX uses for another: 32 bits for 64, unless `jax_enable_x64` is on."""
     return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
 
 
 def _cut(inputs: dict[str, Any], start: int, stop: int, size: int) -> dict[str, Any]:
-    """Return samples `start` to `stop`, filled up to `size` with copies of the first of them."""
+    """Return samples `start` to `stop`, padded to `size` with copies of the first of them."""
 
     def cut(leaf: Any) -> Any:
         leaf = leaf[start:stop] if stop - start < leaf.shape[0] else leaf
         if leaf.shape[0] == size:
             return leaf
-        # A real sample, not zeros, of which a model may make NaN. NumPy's arrays are filled up on
-        # the host, where there is nothing to compile.
+        # With a real sample: zeros may give NaN. NumPy arrays are padded on the host, where nothing
+        # is compiled.
         library: Any = np if isinstance(leaf, np.ndarray) else jnp
         fill = library.broadcast_to(leaf[:1], (size - leaf.shape[0], *leaf.shape[1:]))
         return library.concatenate([leaf, fill])
@@ -222,7 +254,7 @@ def _first(y: Any, count: int, size: int) -> Any:
 
 
 def _as_expected(expected: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return inputs in the expected tree, if they have the expected names, shapes and dtypes."""
+    """Return inputs in the expected tree; raise unless names, shapes and dtypes are as expected."""
     want, got = _named(expected), _named(inputs)
     if [name for name, _ in want] != [name for name, _ in got]:
         raise ValueError(
@@ -244,7 +276,7 @@ def _as_expected(expected: dict[str, Any], inputs: dict[str, Any]) -> dict[str, 
 def _export(
     apply: Callable[..., Any], params: Any, inputs: Any, platforms: Sequence[str] | None
 ) -> tuple[export.Exported, bytes]:
-    """Export a model as a program of a flat list of parameters, whatever their tree is made of."""
+    """Export a model as a program of a flat list of parameters, so that any tree works."""
     leaves, treedef = jax.tree.flatten(params)
 
     def program(leaves: list[Array], inputs: dict[str, Any]) -> Any:
@@ -274,10 +306,10 @@ def _export(
 
 
 def _deserialize(path: Any, header: dict[str, Any], program: bytes) -> export.Exported:
-    """Return a program that can run here."""
+    """Return the program of a file, and check that it can run in this process."""
     try:
         exported = export.deserialize(bytearray(program))
-        exported.mlir_module()  # reads all of it, as the first call would
+        exported.mlir_module()  # reads the whole program, as the first call would
     except Exception as error:
         raise ValueError(
             f"load_exported: {path} was made with jax {header['jax']}, and jax {jax.__version__} "
@@ -304,14 +336,14 @@ def _outputs(exported: export.Exported) -> dict[str, Any]:
 
 
 def _parameters(params: Any) -> Any:
-    """Return the parameters as JAX arrays, if all are arrays of numbers."""
+    """Return the parameters as JAX arrays; raise unless all are arrays of numbers."""
 
     def array(name: str, leaf: Any) -> Array:
         try:
             number = jax.device_put(leaf)
             if not jnp.issubdtype(number.dtype, jax.dtypes.prng_key):
                 return number
-        except TypeError:  # what is no array, or an array of strings
+        except TypeError:  # not an array, or an array of strings
             pass
         raise ValueError(
             f"save_exported: expected parameters to be arrays of numbers, got {name}: "
@@ -352,7 +384,7 @@ def _write(path: Path, header: dict[str, Any], program: bytes, leaves: Sequence[
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes, list[np.ndarray]]:
-    """Return header, program and parameters, all of them verified."""
+    """Return header, program and parameters, with checksums verified."""
     with open(path, "rb") as file:
         with _damage_named(path):
             archive = zipfile.ZipFile(file)
@@ -379,7 +411,7 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes, list[np.ndarray]]:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    # Damage can surface in any layer below: zip's structure, its checksums, JSON, a missing part.
+    # Damage can show in any layer: the zip structure, its checksums, JSON, a missing part.
     except Exception as error:
         raise ValueError(
             f"load_exported: {path} is damaged, or not a file of save_exported "

@@ -1,16 +1,17 @@
 """Low-rank weights, applied in factored form.
 
-Everywhere in this package a kernel is `[in, out]` (a convolution's `[*window, in, out]`, read as
-the matrix `[prod(window) * in, out]`), `B` is `[in, r]`, `A` is `[r, out]`, and the update of the
-kernel is `scale * B @ A`. The product `B @ A` is never formed: `x @ B` comes first.
+Throughout this package a kernel is `[in, out]`, `B` is `[in, r]`, `A` is `[r, out]`, and the update
+of the kernel is `scale * B @ A`. The kernel `[*window, in, out]` of a convolution is read as the
+matrix `[prod(window) * in, out]`. The product `B @ A` is never formed: `x @ B` comes first.
 
-Functions here take the factors of one sample, and arrays that fit; `jax.vmap` gives them a sample
-axis. What users call, with checks and sample axes, is in `functional.py` and `lift.py`.
+The functions here take the factors of one sample and do not check shapes; `jax.vmap` adds a sample
+axis. `straw_jax.functional` and `straw_jax.lift` have the versions with checks and sample axes.
 """
 
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -20,16 +21,23 @@ from jax.typing import ArrayLike, DTypeLike
 
 
 class Generated(NamedTuple):
-    """A factor `[m, n]` of one sample, carried as what generates it.
+    """A factor `[m, n]`, stored as the output layer of a generator that is not applied yet.
 
     Its value is `bias + sum_h hidden[h] * kernel[:, :, h]`. Contracting `x` with `kernel` before
-    the sum over `h` needs no per-sample factor in memory, which is cheaper where a layer sees one
-    vector a sample (`apply_factor` chooses).
+    the sum over `h` needs no per-sample factor in memory. This is cheaper for a layer with a single
+    input vector per sample (`apply_factor` chooses).
 
     Attributes:
         hidden: the generator's hidden vector, `[h]`, or `[batch, h]` for a batch of factors.
         kernel: `[m, n, h]`, shared by all samples; the long axis last, for element-wise updates.
         bias: `[m, n]`, shared by all samples.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Generated, form
+        >>> factor = Generated(jnp.ones((8, 4)), jnp.ones((3, 2, 4)), jnp.zeros((3, 2)))
+        >>> form(factor).shape
+        (8, 3, 2)
     """
 
     hidden: Array
@@ -44,8 +52,15 @@ class Factors(NamedTuple):
     """The low-rank update `B @ A` of one kernel.
 
     Attributes:
-        B: `[in, r]`, or `[batch, in, r]` with one update a sample.
+        B: `[in, r]`, or `[batch, in, r]` with one update per sample.
         A: `[r, out]`, or `[batch, r, out]`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Factors, materialize
+        >>> update = Factors(B=jnp.ones((3, 2)), A=jnp.ones((2, 4)))
+        >>> materialize({"W": jnp.zeros((3, 4))}, {"W": update})["W"][0].tolist()
+        [2.0, 2.0, 2.0, 2.0]
     """
 
     B: Factor
@@ -53,7 +68,21 @@ class Factors(NamedTuple):
 
 
 def factor_shape(factor: Factor) -> tuple[int, ...]:
-    """Return the shape that a factor has once formed: `(m, n)`, or `(batch, m, n)`."""
+    """Return the shape of a factor once it is formed.
+
+    Args:
+        factor: an array, or a `Generated` factor.
+
+    Returns:
+        `(m, n)`, or `(batch, m, n)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Generated
+        >>> from straw_jax.lowrank import factor_shape
+        >>> factor_shape(Generated(jnp.ones((8, 4)), jnp.ones((3, 2, 4)), jnp.zeros((3, 2))))
+        (8, 3, 2)
+    """
     if not isinstance(factor, Generated):
         return factor.shape
     m, n, _ = factor.kernel.shape
@@ -68,6 +97,12 @@ def form(factor: Factor) -> Array:
 
     Returns:
         `[m, n]`, or `[batch, m, n]` where the factor has a sample axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Generated, form
+        >>> form(Generated(jnp.ones(4), jnp.ones((3, 2, 4)), jnp.zeros((3, 2)))).tolist()
+        [[4.0, 4.0], [4.0, 4.0], [4.0, 4.0]]
     """
     if not isinstance(factor, Generated):
         return factor
@@ -76,7 +111,22 @@ def form(factor: Factor) -> Array:
 
 
 class ConvGeometry(NamedTuple):
-    """How a convolution's window moves over its input; every field has one entry an axis."""
+    """How a convolution's window moves over its input; one entry per spatial axis in each field.
+
+    Attributes:
+        window: spatial shape of the kernel.
+        strides: of the window.
+        pads: zeros before and after the input.
+        dilation: of the window (atrous convolution).
+        input_dilation: of the input (transposed convolution); None for none.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.lowrank import ConvGeometry, patches
+        >>> geometry = ConvGeometry((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1))
+        >>> patches(jnp.ones((2, 8, 8, 5)), geometry).shape
+        (2, 4, 4, 45)
+    """
 
     window: tuple[int, ...]
     strides: tuple[int, ...]
@@ -85,23 +135,46 @@ class ConvGeometry(NamedTuple):
     input_dilation: tuple[int, ...] | None = None
 
 
+FusedApply: TypeAlias = Callable[[Array, Generated, lax.PrecisionLike], Array]
+"""Multiplies `x [..., m]` by a `Generated` factor, as `straw_jax.fused.apply_generated`."""
+
+
 def apply_factor(
-    x: Array, factor: Factor, precision: lax.PrecisionLike = None, *, fused: bool = False
+    x: Array,
+    factor: Factor,
+    precision: lax.PrecisionLike = None,
+    *,
+    fused: FusedApply | None = None,
 ) -> Array:
-    """Multiply `x [..., m]` by a factor `[m, n]`, in the cheaper order; sums are in float32."""
+    """Multiply by a factor, in the cheaper order of operations.
+
+    Args:
+        x: `[..., m]`, all vectors of one sample.
+        factor: `[m, n]`, an array or `Generated`, of the dtype of `x`.
+        precision: of the matrix products, as in `jax.lax.dot_general`.
+        fused: used for `Generated` factors in place of the plain products.
+
+    Returns:
+        `[..., n]`, summed in float32 or wider and returned so.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Generated
+        >>> from straw_jax.lowrank import apply_factor
+        >>> factor = Generated(jnp.ones(4), jnp.ones((3, 2, 4)), jnp.zeros((3, 2)))
+        >>> apply_factor(jnp.ones((5, 3)), factor).shape
+        (5, 2)
+    """
     if not isinstance(factor, Generated):
         return _dot(x, factor, precision)
-    if fused:
-        # Imported here, so that who does not use it does not wait for Pallas to be imported.
-        from straw_jax.fused import apply_generated
-
-        return apply_generated(x, factor, precision)
+    if fused is not None:
+        return fused(x, factor, precision)
     m, n, h = factor.kernel.shape
     one_vector = math.prod(x.shape[:-1]) == 1
     if not one_vector or h >= m:
         return _dot(x, form(factor), precision)
-    # As many operations as forming the factor, but `[n, h]` numbers a sample in place of `[m, n]`.
-    # As plain vector and matrix: XLA's CPU compiler turns other shapes into copies.
+    # As many operations as forming the factor, but `[n, h]` numbers per sample, not `[m, n]`.
+    # As plain vector and matrix: XLA's CPU compiler copies arrays of other shapes.
     vector = x.reshape(m)
     xk = _dot(vector, factor.kernel.reshape(m, n * h), precision).reshape(n, h)
     hidden = jnp.broadcast_to(factor.hidden.astype(xk.dtype), xk.shape)
@@ -117,9 +190,29 @@ def lowrank_dot(
     *,
     scale: ArrayLike,
     precision: lax.PrecisionLike,
-    fused: bool = False,
+    fused: FusedApply | None = None,
 ) -> Array:
-    """Compute `x @ kernel + scale * (x @ B) @ A`, of the accumulator's dtype."""
+    """Compute `x @ kernel + scale * (x @ B) @ A`.
+
+    Args:
+        x: `[..., in]`, all vectors of one sample.
+        B: `[in, r]`.
+        A: `[r, out]`.
+        kernel: `[in, out]`, or None for the update alone.
+        scale: of the update.
+        precision: of the matrix products, as in `jax.lax.dot_general`.
+        fused: used for `Generated` factors in place of the plain products.
+
+    Returns:
+        `[..., out]`, of dtype `accumulator_dtype(x.dtype)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.lowrank import lowrank_dot
+        >>> x, B, A = jnp.ones((5, 3)), jnp.ones((3, 2)), jnp.ones((2, 4))
+        >>> lowrank_dot(x, B, A, None, scale=1.0, precision=None).shape
+        (5, 4)
+    """
     xB = apply_factor(x, B, precision, fused=fused)
     update = _update(xB, A, scale, precision, x.dtype, fused)
     return update if kernel is None else _dot(x, kernel, precision) + update
@@ -134,16 +227,38 @@ def lowrank_conv(
     *,
     scale: ArrayLike,
     precision: lax.PrecisionLike,
-    fused: bool = False,
+    fused: FusedApply | None = None,
 ) -> Array:
-    """Compute `conv(x, kernel + scale * B @ A)`, of the accumulator's dtype."""
+    """Compute `conv(x, kernel + scale * B @ A)`.
+
+    Args:
+        x: `[n, *spatial, in]`, all images of one sample.
+        B: `[prod(window) * in, r]`.
+        A: `[r, out]`.
+        kernel: `[*window, in, out]`, or None for the update alone.
+        geometry: of the convolution.
+        scale: of the update.
+        precision: of the products, as in `jax.lax.dot_general`.
+        fused: used for `Generated` factors in place of the plain products.
+
+    Returns:
+        `[n, *spatial_out, out]`, of dtype `accumulator_dtype(x.dtype)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.lowrank import ConvGeometry, lowrank_conv
+        >>> x, B, A = jnp.ones((1, 6, 6, 3)), jnp.ones((27, 2)), jnp.ones((2, 4))
+        >>> geometry = ConvGeometry((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1))
+        >>> lowrank_conv(x, B, A, None, geometry, scale=1.0, precision=None).shape
+        (1, 4, 4, 4)
+    """
     xB = _apply_to_windows(x, B, geometry, precision, fused)
     update = _update(xB, A, scale, precision, x.dtype, fused)
     return update if kernel is None else _conv(x, kernel, geometry, precision) + update
 
 
 def _conv(x: Array, kernel: Array, geometry: ConvGeometry, precision: lax.PrecisionLike) -> Array:
-    """Compute `conv(x, kernel)` with a kernel that all samples share."""
+    """Compute `conv(x, kernel)` with a shared kernel."""
     if jax.default_backend() == "cpu":  # where the gradient of XLA's convolution is slow
         return _apply_to_windows(x, kernel.reshape(-1, kernel.shape[-1]), geometry, precision)
     spatial = "".join(chr(ord("0") + axis) for axis in range(x.ndim - 2))
@@ -156,7 +271,7 @@ def _conv(x: Array, kernel: Array, geometry: ConvGeometry, precision: lax.Precis
         geometry.dilation,
         (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         precision=precision,
-        preferred_element_type=_accumulator(x.dtype),
+        preferred_element_type=accumulator_dtype(x.dtype),
     )
 
 
@@ -166,7 +281,7 @@ def _update(
     scale: ArrayLike,
     precision: lax.PrecisionLike,
     dtype: DTypeLike,
-    fused: bool,
+    fused: FusedApply | None,
 ) -> Array:
     # Scaled at rank r, where it is cheapest.
     xB = xB * jnp.asarray(scale, xB.dtype)
@@ -174,17 +289,21 @@ def _update(
 
 
 def _apply_to_windows(
-    x: Array, B: Factor, geometry: ConvGeometry, precision: lax.PrecisionLike, fused: bool = False
+    x: Array,
+    B: Factor,
+    geometry: ConvGeometry,
+    precision: lax.PrecisionLike,
+    fused: FusedApply | None = None,
 ) -> Array:
-    """Compute `conv(x, B)`, `B [prod(window) * in, r]` read as a kernel, with the fewer copies."""
+    """Compute `conv(x, B)`, `B [prod(window) * in, r]` read as a kernel, with fewer copies."""
     size, stride, dilation = geometry.window[0], geometry.strides[0], geometry.dilation[0]
     rest = math.prod(geometry.window[1:]) * x.shape[-1]
     r = factor_shape(B)[-1]
-    fused = fused and isinstance(B, Generated)
-    if fused or size * rest <= stride * (rest + size * r):
+    is_fused = fused is not None and isinstance(B, Generated)
+    if is_fused or size * rest <= stride * (rest + size * r):
         return apply_factor(patches(x, geometry), B, precision, fused=fused)
-    # Patches of one row of the window only, multiplied by all its rows at once; the products that
-    # belong together lie some rows apart, and are added.
+    # Patches of one row of the window, multiplied by all its rows at once. The products of one
+    # window are then some rows apart; shift and add them.
     row = geometry._replace(window=(1, *geometry.window[1:]), strides=(1, *geometry.strides[1:]))
     matrix = form(B).reshape(size, rest, r).swapaxes(0, 1).reshape(rest, size * r)
     products = _dot(patches(x, row), matrix, precision)
@@ -197,10 +316,24 @@ def _apply_to_windows(
 
 
 def patches(x: Array, geometry: ConvGeometry) -> Array:
-    """Gather each window: `[n, *spatial, c]` to `[n, *spatial_out, prod(window) * c]`.
+    """Gather the input of each window position.
 
-    Slices, since the patches of `lax.conv_general_dilated_patches` are a convolution themselves,
-    which is slow on CPU and forms a kernel.
+    Uses slices: `lax.conv_general_dilated_patches` computes a convolution, which is slow on CPU and
+    forms a kernel.
+
+    Args:
+        x: `[n, *spatial, c]`.
+        geometry: of the convolution.
+
+    Returns:
+        `[n, *spatial_out, prod(window) * c]`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.lowrank import ConvGeometry, patches
+        >>> geometry = ConvGeometry((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1))
+        >>> patches(jnp.ones((2, 8, 8, 5)), geometry).shape
+        (2, 6, 6, 45)
     """
     window, strides, pads, dilation, input_dilation = geometry
     interior = [d - 1 for d in input_dilation or [1] * len(window)]
@@ -227,9 +360,25 @@ def patches(x: Array, geometry: ConvGeometry) -> Array:
 def _dot(x: Array, matrix: Array, precision: lax.PrecisionLike) -> Array:
     # As plain matrices: XLA would transpose `x` to join several axes over which a gradient sums.
     rows = x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x
-    y = jnp.matmul(rows, matrix, precision=precision, preferred_element_type=_accumulator(x.dtype))
+    y = jnp.matmul(
+        rows, matrix, precision=precision, preferred_element_type=accumulator_dtype(x.dtype)
+    )
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _accumulator(dtype: DTypeLike) -> DTypeLike:
+def accumulator_dtype(dtype: DTypeLike) -> DTypeLike:
+    """Return the dtype in which products are summed.
+
+    Args:
+        dtype: of the factors, floating.
+
+    Returns:
+        float32, or `dtype` where it is wider.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.lowrank import accumulator_dtype
+        >>> jnp.dtype(accumulator_dtype(jnp.bfloat16))
+        dtype('float32')
+    """
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype

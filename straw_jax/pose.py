@@ -1,8 +1,9 @@
-"""An eye that sees how an image is turned, and an executor whose first weights turn with it.
+"""Pose encoders, and executors whose first kernel is composed with an estimated pose.
 
-The eye learns from images alone: turn one by a known angle, ask for the angle. An image may look
-upright in several ways, so it names its likeliest poses, each with a confidence; the executor's
-first kernel is composed with each, and what it says is averaged by confidence.
+A pose encoder learns from images alone: resample an image by a random pose, predict this pose. An
+image may look upright in several poses, so the encoder predicts several, each with a confidence.
+The executor's first kernel is composed with the inverse of each, and the probabilities that result
+are averaged, weighted by confidence.
 """
 
 from collections.abc import Sequence
@@ -20,26 +21,33 @@ from straw_jax.layers import max_pool
 from straw_jax.lift import modulate
 from straw_jax.straw import Network, Params, Straw, as_network, zeros_like
 
-_STEP = 5.0  # degrees from one angle that the eye tells apart to the next
-_MARGIN = 15.0  # degrees beyond the largest: an image is not upright to begin with
-_WIDTH = 4.0  # degrees, of the distribution that the eye is to give around the true angle
-_DOUBT = 15.0  # degrees, of that which it gives at the start, around 0
-_NEAR = 2  # neighbours on each side that belong to one hypothesis
+_STEP = 5.0  # degrees between neighbouring angles of a pose encoder's distribution
+_MARGIN = 15.0  # degrees of that distribution beyond the range: images are not quite upright
+_WIDTH = 4.0  # degrees, standard deviation of the target distribution around the true angle
+_INITIAL_WIDTH = 15.0  # degrees, standard deviation of an untrained encoder's, around 0
+_NEIGHBOURS = 2  # angles on each side of a maximum that belong to its hypothesis
 
 NUMBERS = 6
-"""Of a hypothesis: logarithm of its confidence, degrees, and four more of a pose."""
+"""Numbers per hypothesis: logarithm of its confidence, degrees, and four more of a pose."""
 
 
 class PoseRange(NamedTuple):
-    """From which poses training draws, uniformly and independently.
+    """The poses that training draws, uniformly and independently.
 
     Attributes:
-        degrees: of the angle, to both sides; above 0, at most 165.
-        scale: at most so many times as large, or as small; from 1.
-        shear: at most, to both sides, as in `affine`.
-        shift: at most, in halves of the image's height, in each direction.
-        upright: share of images that are left in their own pose, from 0 to 1. The eye then takes an
-            image that may be seen in several ways for an upright one, as most are.
+        degrees: largest angle in either direction, in degrees; above 0, at most 165.
+        scale: largest factor by which an image is enlarged or shrunk; from 1.
+        shear: largest shear in either direction, as in `affine`.
+        shift: largest shift in each direction, in halves of the image's height.
+        upright: share of images that keep their own pose, from 0 to 1. With a share above 0 the
+            encoder prefers "upright" for an image that looks upright in several poses.
+
+    Example:
+        >>> import jax
+        >>> from straw_jax import PoseRange
+        >>> poses = PoseRange(degrees=30.0, scale=1.2)
+        >>> poses.draw(jax.random.key(0), 4).shape
+        (4, 5)
     """
 
     degrees: float = 60.0
@@ -50,7 +58,7 @@ class PoseRange(NamedTuple):
 
     @property
     def more_than_angles(self) -> bool:
-        """Whether anything but the angle is drawn."""
+        """Whether scale, shear or shift is drawn too."""
         return (self.scale, self.shear, self.shift) != (1.0, 0.0, 0.0)
 
     @property
@@ -60,11 +68,19 @@ class PoseRange(NamedTuple):
         return np.asarray(numbers, np.float32)
 
     def draw(self, key: Array, count: int) -> Array:
-        """Return poses `[count, 5]`: degrees, logarithm of scale, shear, shift down and right."""
-        turned, numbers = jax.random.split(key)
-        drawn = jax.random.uniform(numbers, (count, 5), minval=-1.0, maxval=1.0)
+        """Draw poses.
+
+        Args:
+            key: typed random key.
+            count: number of poses.
+
+        Returns:
+            float32 `[count, 5]`: degrees, logarithm of the scale, shear, shift down, shift right.
+        """
+        of_change, of_numbers = jax.random.split(key)
+        drawn = jax.random.uniform(of_numbers, (count, 5), minval=-1.0, maxval=1.0)
         drawn *= self.largest[None]
-        changed = jax.random.bernoulli(turned, 1 - self.upright, (count, 1))
+        changed = jax.random.bernoulli(of_change, 1 - self.upright, (count, 1))
         return jnp.where(changed, drawn, 0.0)
 
 
@@ -72,14 +88,24 @@ ANGLES = PoseRange()
 """Angles alone, up to 60 degrees."""
 
 
-class Seen(NamedTuple):
-    """What an eye makes of images.
+class PoseEstimate(NamedTuple):
+    """What a pose encoder returns for a batch of images.
 
     Attributes:
-        angles: logits `[batch, bins]` of the angle, by `angles_of`.
-        others: `[batch, bins, 4]`: were the angle that one, the logarithm of the scale, the shear,
-            and the shift down and right; or None where only angles are seen.
-        style: style vectors `[batch, style]`, or None where the eye writes none.
+        angles: logits `[batch, bins]` of the angles `angles_of(poses)`.
+        others: `[batch, bins, 4]`, for each angle, if it is the true one: logarithm of the scale,
+            shear, shift down, shift right. None where the range has angles only.
+        style: style vectors `[batch, style]`, or None where the encoder has none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import PoseEncoder, linen
+        >>> images = jnp.ones((2, 8, 8, 1))
+        >>> encoder = linen(PoseEncoder(features=(8, 8)))
+        >>> params = jax.jit(encoder.init)(jax.random.key(0), images)
+        >>> estimate = jax.eval_shape(encoder.apply, params, images)
+        >>> estimate.angles.shape, estimate.others, estimate.style
+        ((2, 31), None, None)
     """
 
     angles: Array
@@ -88,14 +114,23 @@ class Seen(NamedTuple):
 
 
 class PoseEncoder(nn.Module):
-    """Look at images for their pose: 3x3 convolutions with GroupNorm, ReLU and 2x2 max-pools.
+    """Estimate the poses of images: 3x3 convolutions with GroupNorm, ReLU and 2x2 max-pools.
 
-    At the start it sees every image upright.
+    Untrained, it estimates that every image is upright.
 
     Attributes:
-        poses: that there are.
+        poses: the range of poses.
         features: output channels of the convolutions; multiples of 8.
-        style: length of a style vector that is written beside; 0 for none.
+        style: length of the style vector that it returns besides; 0 for none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import PoseEncoder, PoseRange
+        >>> encoder = PoseEncoder(PoseRange(degrees=30.0, scale=1.2), features=(8, 8), style=16)
+        >>> init = jax.jit(encoder.init_with_output)
+        >>> estimate, _ = init(jax.random.key(0), jnp.ones((2, 8, 8, 1)))
+        >>> [part.shape for part in estimate]
+        [(2, 19), (2, 19, 4), (2, 16)]
     """
 
     poses: PoseRange = ANGLES
@@ -103,17 +138,18 @@ class PoseEncoder(nn.Module):
     style: int = 0
 
     @nn.compact
-    def __call__(self, x: Array) -> Seen:
-        """Return what is seen in images `[batch, h, w, c]`.
+    def __call__(self, x: Array) -> PoseEstimate:
+        """Return the poses of images `[batch, h, w, c]`.
 
         Raises:
-            ValueError: if max-pools leave nothing of them.
+            ValueError: if the images are too small for the max-pools.
         """
         least = 2 ** len(self.features)
         if min(x.shape[1:3]) < least:
             raise ValueError(
-                f"PoseEncoder: expected images [batch, h, w, c] of at least {least}x{least} pixels"
-                f" for {len(self.features)} max-pools, got {x.shape}. Give it fewer features."
+                f"PoseEncoder: expected images [batch, h, w, c] of at least {least} x {least}"
+                f" pixels for {len(self.features)} max-pools, got {x.shape}. Give it fewer"
+                " features, or larger images."
             )
         for i, features in enumerate(self.features, start=1):
             init = nn.initializers.he_normal()
@@ -122,7 +158,7 @@ class PoseEncoder(nn.Module):
             x = max_pool(x)
         x = x.reshape(x.shape[0], -1)
         angles, zeros = angles_of(self.poses), nn.initializers.zeros
-        upright = -0.5 * (angles / _DOUBT) ** 2
+        upright = -0.5 * (angles / _INITIAL_WIDTH) ** 2
         logits = nn.Dense(
             len(angles), kernel_init=zeros, bias_init=lambda *_: jnp.asarray(upright), name="angles"
         )(x)
@@ -133,46 +169,70 @@ class PoseEncoder(nn.Module):
         if self.style:
             known = jnp.concatenate([x, nn.softmax(logits)], axis=-1)
             style = nn.tanh(nn.Dense(self.style, name="style")(known))
-        return Seen(logits, others, style)
+        return PoseEstimate(logits, others, style)
 
 
 def angles_of(poses: PoseRange) -> np.ndarray:
-    """Return the angles that an eye tells apart, in degrees, float32 `[bins]`.
+    """Return the angles over which a pose encoder returns a distribution.
+
+    Args:
+        poses: the range of poses.
+
+    Returns:
+        float32 `[bins]`, in degrees: steps of 5, from somewhat below the range to somewhat above.
 
     Raises:
-        ValueError: if the range is not one of angles below a half turn, or not one of poses.
+        ValueError: if a number of the range is out of its bounds, see `PoseRange`.
+
+    Example:
+        >>> from straw_jax import PoseRange
+        >>> from straw_jax.pose import angles_of
+        >>> angles_of(PoseRange(degrees=5.0)).tolist()
+        [-20.0, -15.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0]
     """
     within = 0 < poses.degrees <= 180 - _MARGIN and poses.scale >= 1 and 0 <= poses.upright <= 1
     if not within or min(poses.shear, poses.shift) < 0:
         raise ValueError(
             f"PoseRange: expected degrees above 0 and at most {180 - _MARGIN:g}, a scale from 1,"
             " shear and shift from 0, a share of upright ones from 0 to 1, got"
-            f" {poses}. Angles of a whole turn have no two ends."
+            f" {poses}. Larger angles would wrap around: choose a smaller range."
         )
     count = int(np.ceil((poses.degrees + _MARGIN) / _STEP))
     return _STEP * np.arange(-count, count + 1, dtype=np.float32)
 
 
 class Geometric(NamedTuple):
-    """A model whose modulator sees poses, and what teaches it to.
+    """A model whose modulator predicts poses, and the loss that trains its pose encoder.
 
     Attributes:
-        straw: the model; its style vectors are hypotheses, `[batch, hypotheses * 6]`: of each the
-            logarithm of its confidence, degrees, logarithm of the scale, shear, shift down and
-            right, of what is seen. Zeros are an upright image. What it applies gives the logarithm
-            of probabilities. `factors` are those of the likeliest pose; `merge` is refused.
-        eye: images to `Seen`, as `Network`, of the parameters "encoder".
-        poses: that there are.
+        straw: the model. Its style vectors are hypotheses, `[batch, hypotheses * 6]`: per
+            hypothesis the logarithm of its confidence, degrees, logarithm of the scale, shear,
+            shift down and shift right, of the image as it is. Zeros mean an upright image. `apply`
+            returns logarithms of probabilities. `factors` are those of the likeliest pose; `merge`
+            raises a ValueError.
+        encoder: images to `PoseEstimate`, a `Network` of the parameters "encoder".
+        poses: the range of poses.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import CompactCNN, make_geometric
+        >>> images = jnp.ones((2, 8, 8, 1))
+        >>> model = make_geometric(CompactCNN(10, stages=((8,),)), images, kernel="conv1/kernel")
+        >>> params = jax.jit(model.straw.init)(jax.random.key(0))
+        >>> sorted(params)
+        ['encoder', 'executor']
+        >>> jax.eval_shape(model.pose_loss, params, images, jax.random.key(1)).shape
+        (2,)
     """
 
     straw: Straw
-    eye: Network
+    encoder: Network
     poses: PoseRange
 
     def apply_detached(self, params: Params, images: Array, **kwargs: Any) -> Array:
-        """Apply the model, to train its executor alone: no gradient reaches the eye.
+        """Apply the model so that only its executor is trained: the encoder gets no gradient.
 
-        The executor learns by the likeliest pose: other hypotheses would only add to the cost.
+        Uses the likeliest pose only: other hypotheses would add cost and no benefit in training.
 
         Args:
             params: the model's.
@@ -180,15 +240,15 @@ class Geometric(NamedTuple):
             **kwargs: for the executor.
 
         Returns:
-            Logarithm of probabilities `[batch, classes]`.
+            Logarithms of probabilities `[batch, classes]`.
         """
         likeliest = self.straw.styles(params, images)[:, :NUMBERS]
         styles = jax.lax.stop_gradient(likeliest)
         return self.straw.apply_styles(params, styles, images, **kwargs)
 
     def pose_loss(self, params: Params, images: Array, key: Array) -> Array:
-        """Return the loss by which the eye learns, `[batch]`, see `pose_loss`."""
-        return pose_loss(self.eye, params["encoder"], images, self.poses, key)
+        """Return the loss `[batch]` that trains the pose encoder, see `pose_loss`."""
+        return pose_loss(self.encoder, params["encoder"], images, self.poses, key)
 
 
 def make_geometric(
@@ -198,48 +258,59 @@ def make_geometric(
     kernel: str,
     poses: PoseRange = ANGLES,
     hypotheses: int = 3,
-    eye: nn.Module | Network | None = None,
+    encoder: nn.Module | Network | None = None,
 ) -> Geometric:
-    """Compose an eye for poses with an executor whose weights it turns.
+    """Compose a pose encoder with an executor whose first kernel follows the estimated pose.
 
-    For each image the eye names its likeliest poses. For each of these the executor's first kernel
-    is composed with the resampling that undoes it, as `Posed`, and the probabilities that result
-    are averaged by confidence. All is differentiable. To be trained with `Geometric.pose_loss`
-    beside the executor's own loss on `Geometric.apply_detached`, so that the eye learns from images
-    alone; or on `straw.apply`, so that what the executor is to say refines the eye, too.
+    For each image the encoder predicts its likeliest poses. For each pose the executor's first
+    kernel is composed with the resampling that undoes it, as `Posed`, and the probabilities that
+    result are averaged, weighted by confidence. All of it is differentiable.
+
+    Two ways to train it: `Geometric.pose_loss` plus the executor's loss on
+    `Geometric.apply_detached`, so that the encoder learns from images alone; or `pose_loss` plus
+    the executor's loss on `straw.apply`, so that labels refine the encoder too.
 
     Args:
-        executor: an ordinary classifier that knows nothing of this: images to logits.
+        executor: an ordinary classifier, images to logits.
         sample: images `[n, h, w, c]`; only shapes and dtypes are used.
-        kernel: path of the executor's first kernel, that of a convolution. A later one would have
-            its features resampled, which is not refused.
-        poses: that there are.
-        hypotheses: poses that are tried of each image.
-        eye: images to `Seen`, by default `PoseEncoder(poses)`.
+        kernel: path of the executor's first kernel, that of a convolution. A later convolution is
+            not refused; its input features would be resampled.
+        poses: the range of poses.
+        hypotheses: number of poses per image.
+        encoder: images to `PoseEstimate`, by default `PoseEncoder(poses)`.
 
     Returns:
         Pure functions, see `Geometric`.
 
     Raises:
-        ValueError: if there are fewer hypotheses than 1 or more than angles, a range is none, the
-            sample is no batch of images, the kernel is no leaf or no convolution's, or the eye
-            gives something else.
+        ValueError: if `hypotheses` is below 1 or above the number of angles, the range is out of
+            bounds, the sample is not a batch of images, `kernel` is not a convolution's kernel, or
+            the encoder's output does not fit the range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import CompactCNN, make_geometric
+        >>> images = jnp.ones((2, 8, 8, 1))
+        >>> model = make_geometric(CompactCNN(10, stages=((8,),)), images, kernel="conv1/kernel")
+        >>> params = jax.jit(model.straw.init)(jax.random.key(0))
+        >>> jax.jit(model.straw.apply)(params, images).shape
+        (2, 10)
     """
     executor = as_network(executor)
     sample = zeros_like(sample)
     angles = angles_of(poses)
     if not 1 <= hypotheses <= len(angles):
         raise ValueError(
-            f"make_geometric: expected 1 to {len(angles)} hypotheses, as many as there are angles"
-            f" to tell apart, got {hypotheses}."
+            f"make_geometric: expected 1 to {len(angles)} hypotheses, at most one for each angle of"
+            f" the range, got {hypotheses}."
         )
     if np.ndim(sample) != 4:
         raise ValueError(
             "make_geometric: expected a sample of images [n, h, w, c], got"
             f" {jax.tree.map(np.shape, sample)}. One image needs an axis in front."
         )
-    looking = as_network(PoseEncoder(poses) if eye is None else eye)
-    _check_eye(looking, sample, poses)
+    encoder = as_network(PoseEncoder(poses) if encoder is None else encoder)
+    _check_encoder(encoder, sample, poses)
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
     if kernel not in (leaves := named_leaves(shapes)):
         kernels = ", ".join(path for path, leaf in leaves.items() if leaf.ndim == 4)
@@ -248,22 +319,22 @@ def make_geometric(
     executor_apply = modulate(executor.apply)
 
     def init(key: Array) -> Params:
-        of_eye, of_executor = jax.random.split(key)
+        of_encoder, of_executor = jax.random.split(key)
         return {
-            "encoder": looking.init(of_eye, sample),
+            "encoder": encoder.init(of_encoder, sample),
             "executor": executor.init(of_executor, sample),
         }
 
     def styles(params: Params, context: Any) -> Array:
-        seen = looking.apply(params["encoder"], context)
-        return likeliest(seen, angles, hypotheses).reshape(-1, hypotheses * NUMBERS)
+        estimate = encoder.apply(params["encoder"], context)
+        return likeliest(estimate, angles, hypotheses).reshape(-1, hypotheses * NUMBERS)
 
     def numbers_of(styles: Array) -> Array:
-        """Return the hypotheses, `[batch, hypotheses, 6]`; one is enough, see `apply_detached`."""
+        """Return hypotheses `[batch, hypotheses, 6]`; `apply_detached` passes only the first."""
         return styles.reshape(-1, styles.shape[1] // NUMBERS, NUMBERS)
 
     def matrices(styles: Array) -> Array:
-        """Return what undoes each pose, `[batch, hypotheses, 2, 3]`."""
+        """Return the inverse of each pose, `[batch, hypotheses, 2, 3]`."""
         _, degrees, size, shear, down, right = jnp.moveaxis(numbers_of(styles), -1, 0)
         return invert(affine(degrees, jnp.exp(size), shear, down, right))
 
@@ -273,8 +344,8 @@ def make_geometric(
 
         logits = jax.vmap(one, in_axes=1, out_axes=1)(matrices(styles))
         confidence = nn.log_softmax(numbers_of(styles)[..., 0])
-        said = nn.log_softmax(logits) + confidence[..., None].astype(logits.dtype)
-        return jax.nn.logsumexp(said, axis=1)
+        weighted = nn.log_softmax(logits) + confidence[..., None].astype(logits.dtype)
+        return jax.nn.logsumexp(weighted, axis=1)
 
     def apply(params: Params, x: Any, *, context: Any = None, **kwargs: Any) -> Any:
         return apply_styles(params, styles(params, x if context is None else context), x, **kwargs)
@@ -284,86 +355,109 @@ def make_geometric(
 
     def merge(params: Params, context: Any) -> Params:
         raise ValueError(
-            "make_geometric: no ordinary kernel of a convolution is one that is composed with a"
-            " pose. Resample the image instead."
+            "make_geometric: a convolution composed with a pose has no kernel of its own, so it"
+            " cannot be merged. Resample the image instead."
         )
 
     straw = Straw(spec, init, apply, styles, apply_styles, factors, merge)
-    return Geometric(straw, looking, poses)
+    return Geometric(straw, encoder, poses)
 
 
-def _check_eye(eye: Network, sample: Any, poses: PoseRange) -> None:
-    """Compare what an eye gives with what is needed of it."""
-    seen = jax.eval_shape(lambda: eye.apply(eye.init(jax.random.key(0), sample), sample))
+def _check_encoder(encoder: Network, sample: Any, poses: PoseRange) -> None:
+    """Raise a ValueError unless an encoder returns estimates for this range of poses."""
+    estimate = jax.eval_shape(
+        lambda: encoder.apply(encoder.init(jax.random.key(0), sample), sample)
+    )
     shape = len(sample), len(angles_of(poses))
     others = (*shape, 4) if poses.more_than_angles else None
-    found = [getattr(getattr(seen, name, None), "shape", None) for name in ("angles", "others")]
-    if found != [shape, others]:
+    got = [getattr(getattr(estimate, name, None), "shape", None) for name in ("angles", "others")]
+    if got != [shape, others]:
         raise ValueError(
-            f"make_geometric: expected an eye that gives `Seen` with angles {shape} and others"
-            f" {others}, got {found[0]} and {found[1]}. `PoseEncoder(poses)` is one for its range."
+            f"make_geometric: expected an encoder that returns a `PoseEstimate` with angles {shape}"
+            f" and others {others}, got {got[0]} and {got[1]}. `PoseEncoder(poses)` is one."
         )
 
 
-def pose_loss(eye: Network, params: Params, images: Array, poses: PoseRange, key: Array) -> Array:
-    """Return how far an eye is from seeing the poses into which images are brought.
+def pose_loss(
+    encoder: Network, params: Params, images: Array, poses: PoseRange, key: Array
+) -> Array:
+    """Compute the self-supervised loss of a pose encoder.
 
-    Each image is resampled by a pose that is drawn; no label has to do with it. Images should be
-    square and empty towards the border: what is turned out of the frame is lost, and where its edge
-    goes on an eye may see by this that it was turned.
+    Resamples each image by a random pose, which the encoder is to predict; no labels. Images should
+    be square and empty towards the border: what leaves the frame is lost, and pixels beyond the
+    frame repeat its edge, from which an encoder may infer that the image was resampled.
 
     Args:
-        eye: images to `Seen`.
+        encoder: images to `PoseEstimate`.
         params: its parameters.
-        images: `[batch, h, w, c]`, as they are.
-        poses: from which to draw.
-        key: typed; decides the poses.
+        images: `[batch, h, w, c]`, upright.
+        poses: the range to draw from.
+        key: typed random key.
 
     Returns:
-        `[batch]`: the cross-entropy of the angle seen, in nats, beside a Gaussian around the true
-        one; and of the other numbers, where there are any, the squared error of each in parts of
-        its range, at angles as likely as that Gaussian says.
+        float32 `[batch]`, in nats: the cross-entropy between the predicted angles and a Gaussian
+        around the true one. Where the range has more than angles, plus the squared error of each
+        other number, relative to its range, averaged over angles with the weights of that Gaussian.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import PoseEncoder, PoseRange, linen
+        >>> from straw_jax.pose import pose_loss
+        >>> images, poses = jnp.ones((2, 8, 8, 1)), PoseRange(degrees=30.0)
+        >>> encoder = linen(PoseEncoder(poses, features=(8, 8)))
+        >>> params = jax.jit(encoder.init)(jax.random.key(0), images)
+        >>> loss = jax.jit(lambda params, key: pose_loss(encoder, params, images, poses, key))
+        >>> loss(params, jax.random.key(1)).shape
+        (2,)
     """
     angles = angles_of(poses)
     images, drawn = in_random_poses(images, poses, key)
     degrees, others = drawn[:, 0], drawn[:, 1:]
-    seen = eye.apply(params, images)
+    estimate = encoder.apply(params, images)
     distance = (jnp.asarray(angles)[None] - degrees[:, None]) / _WIDTH
     target = nn.softmax(-0.5 * distance**2)
-    loss = -jnp.sum(target * nn.log_softmax(seen.angles.astype(jnp.float32)), axis=-1)
-    if seen.others is not None:
+    loss = -jnp.sum(target * nn.log_softmax(estimate.angles.astype(jnp.float32)), axis=-1)
+    if estimate.others is not None:
         ranges = poses.largest[1:]
         unit = np.where(ranges > 0, ranges, np.float32(1))
-        error = (seen.others.astype(jnp.float32) - others[:, None]) / unit[None, None]
+        error = (estimate.others.astype(jnp.float32) - others[:, None]) / unit[None, None]
         loss += jnp.sum(target[..., None] * error**2, axis=(1, 2))
     return loss
 
 
 def in_random_poses(images: Array, poses: PoseRange, key: Array) -> tuple[Array, Array]:
-    """Bring images into poses that are drawn, and hide that they were resampled.
+    """Resample images by random poses, without traces of the resampling.
 
     Args:
-        images: `[batch, h, w, c]`.
-        poses: from which to draw.
-        key: typed.
+        images: `[batch, h, w, c]`, floating.
+        poses: the range to draw from.
+        key: typed random key.
 
     Returns:
         The images, and their poses `[batch, 5]` as from `PoseRange.draw`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax.pose import ANGLES, in_random_poses
+        >>> resampled = jax.jit(lambda images, key: in_random_poses(images, ANGLES, key))
+        >>> images, poses = resampled(jnp.ones((2, 8, 8, 1)), jax.random.key(0))
+        >>> images.shape, poses.shape
+        ((2, 8, 8, 1), (2, 5))
     """
-    of_poses, of_looks = jax.random.split(key)
+    of_poses, of_traces = jax.random.split(key)
     drawn = poses.draw(of_poses, len(images))
     degrees, size, shear, down, right = drawn.T
     matrices = affine(degrees, jnp.exp(size), shear, down, right)
-    return _in_poses(images, matrices, of_looks), drawn
+    return _in_poses(images, matrices, of_traces), drawn
 
 
 def _in_poses(images: Array, matrices: Array, key: Array) -> Array:
-    """Bring images `[batch, h, w, c]` into poses, and hide that they were resampled.
+    """Resample images `[batch, h, w, c]` by poses, without traces of the resampling.
 
-    Else an eye goes by smooth or ragged strokes, and takes a blurred image for a turned one. So
-    half of the images are turned before, by any angle, and go the rest of the way; pixels are mixed
-    linearly, or the nearest is taken, or something between; and then each image is blurred, more or
-    less.
+    Otherwise an encoder uses smooth or ragged strokes as a cue, and mistakes a blurred image for a
+    rotated one. So half of the images are first rotated by any angle, then by the difference to
+    their pose; each resampling is linear, nearest-neighbour, or between the two; and at the end
+    each image is blurred by a random amount.
     """
     before, angle, sharpness, softness = jax.random.split(key, 4)
     count = len(images)
@@ -378,7 +472,7 @@ def _in_poses(images: Array, matrices: Array, key: Array) -> Array:
 
 
 def _blurred(images: Array, side: Array) -> Array:
-    """Mix in each pixel's neighbours along both axes, a share of each; the edge goes on."""
+    """Mix a share of each neighbour into every pixel, along both axes; the edge repeats."""
     for axis in (1, 2):
         pads = [(int(axis == other),) * 2 for other in range(images.ndim)]
         padded = jnp.pad(images, pads, mode="edge")
@@ -390,22 +484,39 @@ def _blurred(images: Array, side: Array) -> Array:
     return images
 
 
-def likeliest(seen: Seen, angles: np.ndarray, count: int) -> Array:
-    """Return the likeliest poses of each image, `[batch, count, 6]`, as in `Geometric`.
+def likeliest(estimate: PoseEstimate, angles: np.ndarray, count: int) -> Array:
+    """Return the likeliest poses of each image.
 
-    A hypothesis is a local maximum of the angles' distribution, with two neighbours on each side:
-    its confidence is their sum, its numbers are their means. Of angles that are as likely the one
-    nearest upright is the maximum. Fewer maxima than `count` leave hypotheses of next to no
-    confidence.
+    A hypothesis is a local maximum of the distribution over angles, with two neighbouring angles on
+    each side: its confidence is the sum of their probabilities, its numbers are their means. Among
+    equal neighbours the angle nearest 0 is the maximum. Where there are fewer maxima than `count`,
+    the remaining hypotheses have almost no confidence.
+
+    Args:
+        estimate: of a batch of images.
+        angles: `[bins]`, from `angles_of`.
+        count: number of hypotheses per image.
+
+    Returns:
+        float32 `[batch, count, 6]`, as in `Geometric`, the most confident first.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.pose import ANGLES, PoseEstimate, angles_of, likeliest
+        >>> angles = angles_of(ANGLES)
+        >>> logits = jnp.where(angles == 20.0, 10.0, 0.0)[None]
+        >>> hypotheses = likeliest(PoseEstimate(logits, None, None), angles, 3)
+        >>> hypotheses.shape, hypotheses[0, 0, 1].round().item()
+        ((1, 3, 6), 20.0)
     """
-    likely = nn.softmax(seen.angles.astype(jnp.float32))
+    likely = nn.softmax(estimate.angles.astype(jnp.float32))
     around = _with_neighbours(likely, 0.0)  # [batch, bins, neighbours]
-    before, after = around[..., _NEAR - 1], around[..., _NEAR + 1]
+    before, after = around[..., _NEIGHBOURS - 1], around[..., _NEIGHBOURS + 1]
     highest = jnp.where(angles > 0, likely > before, likely >= before)
     highest &= jnp.where(angles < 0, likely > after, likely >= after)
     confidence, chosen = jax.lax.top_k(jnp.where(highest, around.sum(axis=-1), 0.0), count)
     numbers = jnp.broadcast_to(jnp.asarray(angles)[None, :, None], (*likely.shape, 1))
-    others = seen.others
+    others = estimate.others
     if others is None:
         others = jnp.zeros((*likely.shape, 4))
     numbers = jnp.concatenate([numbers, others.astype(jnp.float32)], axis=-1)
@@ -422,15 +533,15 @@ def likeliest(seen: Seen, angles: np.ndarray, count: int) -> Array:
 
 
 def _with_neighbours(values: Array, beyond: float | None) -> Array:
-    """Give each of `[batch, bins]` its neighbours, itself in the middle: `[batch, bins, 5]`.
+    """Return each of `[batch, bins]` between its neighbours, `[batch, bins, 5]`.
 
-    Beyond the ends there is a number, or None for the last one there.
+    Beyond the ends stands the number `beyond`, or where it is None the last value.
     """
-    pads = ((0, 0), (_NEAR, _NEAR))
+    pads = ((0, 0), (_NEIGHBOURS, _NEIGHBOURS))
     padded = (
         jnp.pad(values, pads, mode="edge")
         if beyond is None
         else jnp.pad(values, pads, constant_values=beyond)
     )
     bins = values.shape[1]
-    return jnp.stack([padded[:, i : i + bins] for i in range(2 * _NEAR + 1)], axis=-1)
+    return jnp.stack([padded[:, i : i + bins] for i in range(2 * _NEIGHBOURS + 1)], axis=-1)

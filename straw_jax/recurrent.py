@@ -1,9 +1,10 @@
-"""Recurrent cells whose weights change at every step; they go wherever `nn.RNN` takes a cell.
+"""Recurrent cells for `nn.RNN` whose weights change at every step.
 
-All that a cell writes at a step comes from its small LSTM's state. That is sown as "seen" into the
-collection "intermediates", and as "written" what comes of it; where the collection "replaced" has
-"seen", this is read in its place. `nn.RNN(cell, variable_axes={"intermediates": 1, "replaced": 1})`
-hands both through, for all steps of a sequence `[batch, time, ...]`.
+All generated numbers of a step are a function of a small LSTM's state. A cell sows this state as
+"seen" and the generated numbers as "written" into the collection "intermediates". Where the
+collection "replaced" has an entry "seen", the cell uses it in place of the state. To pass both
+collections for all steps of a sequence `[batch, time, ...]`, use
+`nn.RNN(cell, variable_axes={"intermediates": 1, "replaced": 1})`.
 """
 
 from collections.abc import Callable
@@ -24,25 +25,34 @@ _GATES = 4  # along an axis of their own: input, candidate, forget, output
 
 
 class LSTMCell(nn.RNNCellBase):
-    """An LSTM, with or without layer norm: what the cells below modulate, and are measured by.
+    """An LSTM, with or without layer norm: the baseline of the cells below, and what they modulate.
 
-    At the start each gate's matrix, of input and state joined, is orthogonal.
+    Each gate's matrix, for input and state joined, is initialised as orthogonal.
 
     Attributes:
         features: length of the state.
-        layer_norm: normalise each gate by itself before its non-linearity, as the sum of what comes
-            of input, state and bias, and the memory before the output.
+        layer_norm: normalise each gate's pre-activation (the sum of input, state and bias terms),
+            and the memory before the output.
         dropout: share of the candidates that is dropped in training.
-        deterministic: do not drop any; else an rng "dropout" is needed, which `nn.RNN` hands on
+        deterministic: drop nothing. Otherwise an rng "dropout" is needed, which `nn.RNN` passes on
             with `split_rngs={"params": False, "dropout": True}`.
         forget_bias: added before the forget gate's sigmoid.
         dtype: of computation and state; by default the one to which input and weights promote.
 
     References:
-        Hochreiter and Schmidhuber (1997). Ba et al., "Layer Normalization" (2016), which normalises
-        what comes of input and of state each by itself; of their sum it is Ha et al.,
-        "HyperNetworks" (2016), appendix A.2.2, equation 10. Semeniuta et al., "Recurrent Dropout
-        without Memory Loss" (2016).
+        Hochreiter and Schmidhuber (1997). Ba et al., "Layer Normalization" (2016), normalise the
+        terms of input and state separately; Ha et al., "HyperNetworks" (2016), appendix A.2.2,
+        equation 10, normalise their sum, as here. Semeniuta et al., "Recurrent Dropout without
+        Memory Loss" (2016).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> from straw_jax.recurrent import LSTMCell
+        >>> init = jax.jit(nn.RNN(LSTMCell(16, layer_norm=True)).init_with_output)
+        >>> states, _ = init(jax.random.key(0), jnp.ones((2, 5, 3)))  # [batch, time, in]
+        >>> states.shape
+        (2, 5, 16)
     """
 
     features: int
@@ -54,7 +64,7 @@ class LSTMCell(nn.RNNCellBase):
 
     @nn.compact
     def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
-        """Take a step.
+        """Compute one step.
 
         Args:
             carry: memory and state, `[..., features]` each.
@@ -71,7 +81,7 @@ class LSTMCell(nn.RNNCellBase):
         return self._step(memory, gates)
 
     def _step(self, memory: Array, gates: Array) -> tuple[Carry, Array]:
-        """Go from gates before their non-linearities, `[..., 4 * features]`, to the next carry."""
+        """Return the next carry for the gates' pre-activations `[..., 4 * features]`."""
         gates = gates.reshape(*gates.shape[:-1], _GATES, self.features)
         if self.layer_norm:
             gates = nn.LayerNorm(
@@ -89,31 +99,30 @@ class LSTMCell(nn.RNNCellBase):
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Carry:
-        """Return memory and state of zeros for inputs of a shape."""
+        """Return memory and state of zeros for inputs of shape `input_shape`."""
         del rng
         zeros = jnp.zeros((*input_shape[:-1], self.features), self.dtype or jnp.float32)
         return zeros, zeros
 
     @property
     def num_feature_axes(self) -> int:
-        """How many axes of the input are features."""
+        """Number of the input's feature axes."""
         return 1
 
 
 class HyperLSTMCell(LSTMCell):
-    """An LSTM the columns of whose kernels a smaller LSTM scales anew at every step.
+    """An LSTM whose kernel columns are scaled at every step by a smaller LSTM.
 
-    The small LSTM sees input and state. For each gate it writes three short embeddings; from two,
-    linear layers make a factor for each of the gate's units, one for what comes of the input and
-    one for what comes of the state; from the third the gate's bias. Embeddings come from the small
-    LSTM's state of the same step, as the paper has it in words (section 3.2); its equation 11
-    prints the state of the step before.
+    The input of the small LSTM is the cell's input and state. For each gate, linear layers make
+    three short embeddings from the small LSTM's state. Two of them give a factor for each unit of
+    the gate, one for the input term and one for the state term; the third gives the gate's bias.
+    Embeddings use the small LSTM's state of the same step, as the paper's section 3.2 describes;
+    its equation 11 prints the state of the step before.
 
-    At the start all factors are 0.1, as in the paper; but there the weights that make a factor of
-    an embedding start equal, too, so that an embedding's numbers have the same gradients and stay
-    copies of one. Here these weights differ, and their sum is the paper's. Each gate's matrices of
-    input and of state are orthogonal, each by itself; those of the small LSTM joined, as in
-    `LSTMCell`.
+    All factors are initialised with 0.1, as in the paper. There the weights from an embedding to a
+    factor start equal, so that the numbers of an embedding have the same gradients and stay equal.
+    Here these weights differ, and their sum is the paper's. Each gate's matrices of input and of
+    state are orthogonal, separately; those of the small LSTM jointly, as in `LSTMCell`.
 
     Attributes:
         hyper_features: length of the small LSTM's state.
@@ -121,6 +130,15 @@ class HyperLSTMCell(LSTMCell):
 
     References:
         Ha et al., "HyperNetworks" (2016), appendices A.2.2 and A.2.3.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> from straw_jax.recurrent import HyperLSTMCell
+        >>> init = jax.jit(nn.RNN(HyperLSTMCell(16, hyper_features=8)).init_with_output)
+        >>> states, _ = init(jax.random.key(0), jnp.ones((2, 5, 3)))  # [batch, time, in]
+        >>> states.shape
+        (2, 5, 16)
     """
 
     hyper_features: int = 128
@@ -128,7 +146,7 @@ class HyperLSTMCell(LSTMCell):
 
     @nn.compact
     def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
-        """Take a step; the carry is the main LSTM's, and the small one's."""
+        """Compute one step; the carry is the main LSTM's and the small LSTM's."""
         (memory, state), hyper = carry
         cell = LSTMCell(self.hyper_features, self.layer_norm, dtype=self.dtype, name="hyper")
         hyper, seen = cell(hyper, jnp.concatenate([inputs, state], axis=-1))
@@ -194,17 +212,26 @@ class HyperLSTMCell(LSTMCell):
 
 
 class LowRankLSTMCell(LSTMCell):
-    """An LSTM to whose weights a smaller LSTM adds a low-rank update at every step.
+    """An LSTM to whose kernel a smaller LSTM adds a low-rank update at every step.
 
-    The small LSTM sees input and state; from its state linear layers write `B` and `A`, and the
-    gates are those of `kernel + B @ A`, never formed. At the start `A` is 0: an ordinary LSTM, its
-    matrices and the small LSTM's as in `LSTMCell`.
+    The input of the small LSTM is the cell's input and state. Linear layers make `B` and `A` from
+    its state, and the gates use `kernel + B @ A`, never formed. `A` is initialised with 0, which
+    gives an ordinary LSTM; all matrices are initialised as in `LSTMCell`.
 
     Attributes:
         hyper_features: length of the small LSTM's state.
         rank: of the update.
-        scale: of `B`. Without layer norm an update of scale 1 may drive gates to where the memory
-            grows without end, and the network no longer leaves.
+        scale: of `B`. Without layer norm, updates of scale 1 may saturate the gates so that the
+            memory grows without bound and training does not recover.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import linen as nn
+        >>> from straw_jax.recurrent import LowRankLSTMCell
+        >>> init = jax.jit(nn.RNN(LowRankLSTMCell(16, hyper_features=8, rank=2)).init_with_output)
+        >>> states, _ = init(jax.random.key(0), jnp.ones((2, 5, 3)))  # [batch, time, in]
+        >>> states.shape
+        (2, 5, 16)
     """
 
     hyper_features: int = 128
@@ -213,7 +240,7 @@ class LowRankLSTMCell(LSTMCell):
 
     @nn.compact
     def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
-        """Take a step; the carry is the main LSTM's, and the small one's."""
+        """Compute one step; the carry is the main LSTM's and the small LSTM's."""
         (memory, state), hyper = carry
         joined = jnp.concatenate([inputs, state], axis=-1)
         cell = LSTMCell(self.hyper_features, self.layer_norm, dtype=self.dtype, name="hyper")
@@ -238,20 +265,20 @@ class LowRankLSTMCell(LSTMCell):
 
 
 def _shown(cell: nn.Module, seen: Array) -> Array:
-    """Return the small LSTM's state, or what stands in its place; sow it for whoever asks."""
+    """Sow the small LSTM's state, and return it or its replacement."""
     cell.sow("intermediates", "seen", seen)
     return cell.get_variable("replaced", "seen", seen)
 
 
 def _factor_init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-    """Initialise `[gates, embedding, features]` with numbers that add up to 0.1 for each unit."""
+    """Initialise `[gates, embedding, features]` with numbers whose sum is 0.1 for each unit."""
     numbers = jax.random.normal(key, shape, dtype)
     numbers -= numbers.mean(axis=1, keepdims=True)
     return 0.1 / shape[1] * (1 + numbers)
 
 
 def _gate_init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-    """Initialise `[in, 4 * out]`, each gate's `[in, out]` by itself, orthogonally."""
+    """Initialise `[in, 4 * out]` orthogonally, each gate's `[in, out]` separately."""
     rows, columns = shape
     init = nn.initializers.orthogonal()
     keys = jax.random.split(key, _GATES)

@@ -1,10 +1,10 @@
-"""The same functions on several devices: samples and ranks are dealt out over a mesh.
+"""The same functions on several devices: samples and ranks are divided over a mesh.
 
-Nothing in the models changes: JAX partitions a jitted function by how its arguments lie on the
-mesh. Two axes are meant. Along "data" each device has its share of the samples. Along "model" each
-has its share of every rank: with `B` cut by columns and `A` by rows, a device generates and applies
-a low-rank update of its own, and the update is their sum. So the generator's kernels, which are
-nearly all of its parameters, are cut evenly, and what devices exchange is a layer's output.
+Models do not change: JAX partitions a jitted function according to the shardings of its arguments.
+The mesh has two axes. Along "data" each device has a share of the samples. Along "model" each has a
+share of every rank: with `B` divided by columns and `A` by rows, each device generates and applies
+a low-rank update, and the whole update is their sum. So the generator's kernels, almost all of its
+parameters, are divided evenly, and devices exchange the outputs of layers.
 """
 
 from typing import Any
@@ -19,17 +19,24 @@ _RANK_AXIS = {"B": 1, "A": 0}  # of a generator's kernel [m, n, h] and bias [m, 
 
 
 def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
-    """Lay out devices as a mesh with the axes "data" and "model".
+    """Arrange devices in a mesh with the axes "data" and "model".
 
     Args:
-        data: devices along which samples are dealt out; by default all that there are.
-        model: devices along which ranks are dealt out; neighbours, which exchange the most.
+        data: number of devices over which samples are divided; by default all devices divided by
+            `model`.
+        model: number of devices over which ranks are divided; these are neighbours, since they
+            exchange the most.
 
     Returns:
-        The mesh, of all processes' devices, for `shardings` and `place`.
+        The mesh, of the devices of all processes, for `shardings` and `place`.
 
     Raises:
-        ValueError: if there are fewer devices, or several processes and more devices.
+        ValueError: if there are fewer devices, or, with several processes, more devices.
+
+    Example:
+        >>> from straw_jax.sharding import make_mesh
+        >>> dict(make_mesh(data=1, model=1).shape)
+        {'data': 1, 'model': 1}
     """
     devices = jax.devices()
     data = len(devices) // model if data is None else data
@@ -46,17 +53,25 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """Say how parameters lie on a mesh: a generator's factor heads cut by rank, all else whole.
+    """Return how parameters are placed on a mesh: factor heads divided by rank, all else whole.
 
-    A head whose rank the axis "model" does not divide stays whole, too.
+    A factor head whose rank is not a multiple of the axis "model" stays whole too.
 
     Args:
-        tree: parameters as of `Straw.init`, or any tree that holds such, like an optimizer's state;
-            arrays or `jax.ShapeDtypeStruct`.
+        tree: parameters from `Straw.init`, or any tree that contains such, like an optimizer's
+            state; arrays or `jax.ShapeDtypeStruct`.
         mesh: from `make_mesh`.
 
     Returns:
         A `NamedSharding` for each leaf.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax.sharding import make_mesh, shardings
+        >>> head = {"kernel": jax.ShapeDtypeStruct((9, 4, 8), jnp.float32)}
+        >>> placed = shardings({"generator": {"W.B": head}}, make_mesh(1, 1))
+        >>> tuple(placed["generator"]["W.B"]["kernel"].spec)
+        (None, 'model')
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -70,17 +85,55 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Say how a batch `[n, ...]` lies on a mesh: dealt out along "data", which must divide `n`."""
+    """Return how a batch is placed on a mesh: divided along "data".
+
+    Args:
+        mesh: from `make_mesh`.
+
+    Returns:
+        A sharding for arrays `[n, ...]`, `n` a multiple of the axis "data".
+
+    Example:
+        >>> from straw_jax.sharding import batch_sharding, make_mesh
+        >>> tuple(batch_sharding(make_mesh(1, 1)).spec)
+        ('data',)
+    """
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
-    """Say that every device of a mesh has all of an array."""
+    """Return the sharding that gives every device of a mesh the whole array.
+
+    Args:
+        mesh: from `make_mesh`.
+
+    Returns:
+        The sharding.
+
+    Example:
+        >>> from straw_jax.sharding import everywhere, make_mesh
+        >>> everywhere(make_mesh(1, 1)).is_fully_replicated
+        True
+    """
     return NamedSharding(mesh, PartitionSpec())
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """Return the mesh that a tree's arrays were placed on, or None where they were not."""
+    """Return the mesh on which a tree's arrays were placed.
+
+    Args:
+        tree: any tree.
+
+    Returns:
+        The mesh of the first array that was placed on one, or None.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.sharding import everywhere, make_mesh, mesh_of, place
+        >>> mesh = make_mesh(1, 1)
+        >>> mesh_of(place([jnp.ones(3)], everywhere(mesh))) == mesh
+        True
+    """
     for leaf in jax.tree.leaves(tree):
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
@@ -89,14 +142,22 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Put arrays that every process holds whole onto a mesh.
+    """Place arrays on a mesh.
 
     Args:
-        tree: of arrays, of NumPy or JAX, the same in every process.
-        shardings: for each leaf, or one for all.
+        tree: of NumPy or JAX arrays, the same whole arrays in every process.
+        shardings: a tree with one for each leaf, or one for all.
 
     Returns:
-        The same values, as JAX arrays; each device receives only what it is to hold.
+        The same values, as JAX arrays; each device receives only its share.
+
+    Example:
+        >>> import numpy as np
+        >>> from straw_jax.sharding import batch_sharding, make_mesh, place
+        >>> mesh = make_mesh(1, 1)
+        >>> placed = place({"x": np.ones((4, 2))}, batch_sharding(mesh))
+        >>> tuple(placed["x"].sharding.spec)
+        ('data',)
     """
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
@@ -109,9 +170,21 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Return arrays, wherever they lie, as whole NumPy arrays in every process.
+    """Return arrays on any devices as whole NumPy arrays, in every process.
 
-    All processes have to call it, where there are several.
+    With several processes, all of them must call it.
+
+    Args:
+        tree: of arrays.
+
+    Returns:
+        The tree with NumPy arrays.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.sharding import everywhere, make_mesh, place, to_host
+        >>> to_host(place({"x": jnp.arange(3)}, everywhere(make_mesh(1, 1))))
+        {'x': array([0, 1, 2], dtype=int32)}
     """
 
     def whole(leaf: Any) -> np.ndarray:
@@ -123,6 +196,6 @@ def to_host(tree: Any) -> Any:
 
 
 def _rank_axis(path: list[str]) -> int | None:
-    """Return the axis of a leaf that is the rank, by its path in `Straw`'s parameters."""
+    """Return which axis of a leaf is the rank, from its path in the parameters of a `Straw`."""
     *_, owner, head, _ = ["", "", *path]
     return _RANK_AXIS.get(head.rpartition(".")[2]) if owner == "generator" else None

@@ -1,6 +1,9 @@
+import ast
+import graphlib
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 
 import straw_jax
 
@@ -38,4 +41,17 @@ def test_every_public_name_exists_and_is_documented():
 
 
 def test_version_is_the_distributions():
-    assert importlib.metadata.version("straw_jax")
+    assert importlib.metadata.version("straw_jax") == straw_jax.__version__
+
+
+def test_modules_do_not_import_each_other_in_a_circle():
+    """Imports inside functions count too."""
+    imports = {}
+    for path in Path(straw_jax.__file__).parent.glob("[!_]*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        imports[f"straw_jax.{path.stem}"] = {
+            *(node.module for node in nodes if isinstance(node, ast.ImportFrom)),
+            *(name.name for node in nodes if isinstance(node, ast.Import) for name in node.names),
+        }
+    assert "straw_jax.lowrank" in imports["straw_jax.fused"]
+    graphlib.TopologicalSorter(imports).prepare()

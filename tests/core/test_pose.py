@@ -28,7 +28,7 @@ from straw_jax import (
     resample,
     save_exported,
 )
-from straw_jax.pose import ANGLES, Seen, angles_of, likeliest, pose_loss
+from straw_jax.pose import ANGLES, PoseEstimate, angles_of, likeliest, pose_loss
 
 IMAGES = random_array(0, (3, 8, 8, 1))
 EXECUTOR = CompactCNN(4, stages=((8,), (16,)), dropout=0.5)
@@ -38,9 +38,14 @@ RESAMPLE = jax.jit(jax.vmap(resample))
 
 @functools.cache
 def geometric(poses=ANGLES, hypotheses=3, executor=EXECUTOR):
-    eye = PoseEncoder(poses, features=(8, 16))
+    encoder = PoseEncoder(poses, features=(8, 16))
     return make_geometric(
-        executor, IMAGES, kernel="conv1/kernel", poses=poses, hypotheses=hypotheses, eye=eye
+        executor,
+        IMAGES,
+        kernel="conv1/kernel",
+        poses=poses,
+        hypotheses=hypotheses,
+        encoder=encoder,
     )
 
 
@@ -131,7 +136,7 @@ def test_factors_are_the_likeliest_pose_and_are_not_merged():
     styles = jax.jit(straw.styles)(params, IMAGES)[:, :6]
     want = jax.jit(straw.apply_styles)(params, styles, IMAGES)
     assert_close(nn.log_softmax(logits), want, 1e-5)
-    with pytest.raises(ValueError, match="no ordinary kernel of a convolution is one that is comp"):
+    with pytest.raises(ValueError, match="composed with a pose has no kernel of its own"):
         straw.merge(params, IMAGES[0])
 
 
@@ -218,19 +223,20 @@ def peaks(*which):
 @pytest.mark.parametrize("poses", [PoseRange(45.0), ALL_POSES])
 def test_an_eye_of_another_range_is_refused(poses):
     with pytest.raises(
-        ValueError, match=r"expected an eye that gives `Seen` with angles \(3, \d+\)"
+        ValueError,
+        match=r"expected an encoder that returns a `PoseEstimate` with angles \(3, \d+\)",
     ):
         make_geometric(
             EXECUTOR,
             IMAGES,
             kernel="conv1/kernel",
             poses=poses,
-            eye=PoseEncoder(ANGLES, features=(8,)),
+            encoder=PoseEncoder(ANGLES, features=(8,)),
         )
 
 
 def hypotheses_of(logits, count, others=None):
-    return jax.jit(lambda *a: likeliest(Seen(*a, None), BINS, count))(logits, others)
+    return jax.jit(lambda *a: likeliest(PoseEstimate(*a, None), BINS, count))(logits, others)
 
 
 @pytest.mark.parametrize("angles", [(-31.3, 22.0), (10.0, -40.0), (58.9, -12.2)])
@@ -275,7 +281,7 @@ def test_the_logits_get_a_gradient_by_angle_and_by_confidence():
     for number in (0, 1):
 
         def loss(logits, number=number):
-            return likeliest(Seen(logits, None, None), BINS, 2)[0, 0, number]
+            return likeliest(PoseEstimate(logits, None, None), BINS, 2)[0, 0, number]
 
         gradient = jax.jit(jax.grad(loss))(logits)
         assert np.all(np.isfinite(gradient))
@@ -298,7 +304,7 @@ def linear_eye(poses, seen, pixels=64):
         others = None
         if poses.more_than_angles:
             others = (x.reshape(len(x), -1) @ params["others"]).reshape(-1, bins, 4)
-        return Seen(logits, others, None)
+        return PoseEstimate(logits, others, None)
 
     params = {
         "angles": random_array(2, (pixels, bins)),
