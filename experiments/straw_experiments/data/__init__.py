@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from straw_experiments.data import emnist, glyphs, tfds_sets
+from straw_experiments.data import emnist, emnist_archive, glyphs, tfds_sets
 from straw_experiments.data.cache import Arrays
 from straw_experiments.data.variants import variants
 
@@ -136,7 +136,7 @@ def _find(
         return lambda: _draw_glyphs(fraction, data_dir)
     if name in ("auto", "emnist"):
         read_emnist = emnist.find(data_dir, None if archive is None else Path(archive).expanduser())
-        return lambda: _subset(*read_emnist(), emnist.CLASS_NAMES, fraction)
+        return lambda: _subset(*read_emnist(), emnist_archive.CLASS_NAMES, fraction)
     class_names, read = tfds_sets.find(name, data_dir)
     return lambda: _subset(name, read(), class_names, fraction)
 

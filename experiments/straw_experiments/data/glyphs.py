@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from straw_experiments.data.cache import cached
-from straw_experiments.data.emnist import CLASS_NAMES
+from straw_experiments.data.emnist_archive import CLASS_NAMES
 
 if TYPE_CHECKING:
     from PIL import ImageFont
