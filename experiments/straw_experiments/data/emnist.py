@@ -18,20 +18,20 @@ SHA256 = "fb9bb67e33772a9cc0b895e4ecf36d2cf35be8b709693c3564cea2a019fcda8e"
 def find(data_dir: Path, archive: Path | None) -> Callable[[], tuple[str, Arrays]]:
     """Find EMNIST balanced, quickly, and return what reads it.
 
-    Looks, in this order, for `archive` and nothing else if it is given; data prepared earlier;
+    If `archive` is given, only that is used. Else these are tried in order: data prepared earlier;
     `gzip.zip` in `data_dir` or in TFDS's folder for manual downloads; the official site.
 
     Args:
-        data_dir: where TFDS keeps its data sets.
-        archive: a file with the layout of NIST's `gzip.zip`, official or not.
+        data_dir: Where TFDS keeps its data sets.
+        archive: A file with the layout of NIST's `gzip.zip`, official or not.
 
     Returns:
         A function without arguments that returns the data's true name and its arrays:
-        "{train,test}_images" uint8 [n, 28, 28, 1] and "{train,test}_labels" int32 [n].
+        "{train,test}_images" uint8 `[n, 28, 28, 1]` and "{train,test}_labels" int32 `[n]`.
 
     Raises:
-        ValueError: if the archive is missing, damaged or of another layout, or there is none and
-            the official site does not answer.
+        ValueError: The archive is missing, damaged or of another layout, or there is none and the
+            official site does not answer.
     """
     if archive is not None:
         check_archive(archive)

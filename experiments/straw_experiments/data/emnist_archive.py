@@ -27,7 +27,7 @@ def check_archive(archive: Path) -> None:
     """Check an archive's layout, headers and check sums without unpacking it.
 
     Raises:
-        ValueError: if the archive is missing, damaged or of another layout.
+        ValueError: The archive is missing, damaged or of another layout.
     """
     with _errors_naming(archive), zipfile.ZipFile(archive) as opened:
         for split in SPLITS:
@@ -46,14 +46,14 @@ def read_split(archive: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Read one split of an archive, in the archive's order.
 
     Args:
-        archive: a file with the layout of NIST's `gzip.zip`.
+        archive: A file with the layout of NIST's `gzip.zip`.
         split: "train" or "test".
 
     Returns:
-        Upright images, uint8 [n, 28, 28, 1], and labels, uint8 [n], 0 to 46.
+        Upright images, uint8 `[n, 28, 28, 1]`, and labels, uint8 `[n]`, 0 to 46.
 
     Raises:
-        ValueError: if the archive is damaged or its contents do not fit together.
+        ValueError: The archive is damaged, or its contents do not fit together.
     """
     with _errors_naming(archive), zipfile.ZipFile(archive) as opened:
         with _open(opened, split, "images") as file:

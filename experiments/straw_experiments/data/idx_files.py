@@ -46,7 +46,7 @@ def locate(folder: Path) -> dict[str, Files]:
 
 
 def is_whole(files: Files) -> bool:
-    """Say whether all four files are there."""
+    """Return whether all four files are there."""
     return len(files) == len(SPLITS) * len(_KINDS)
 
 

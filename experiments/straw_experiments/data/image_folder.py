@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SPLITS = ("train", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg")
-_TAKEN = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # Modes, and what each becomes, exactly.
+_TAKEN = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # Modes; each is converted without loss.
 _BIT_DEPTH = 24  # This byte of a PNG file holds it.
 _ORIENTATION = 0x0112  # The EXIF tag.
 
@@ -40,7 +40,7 @@ class _Files(NamedTuple):
 
 
 def find(folder: Path) -> Source:
-    """List the images, and look at the first one of each class.
+    """List the images, and read the header of the first one of each class.
 
     Args:
         folder: Holds folders `train` and `test`, both with a folder for each class; or a folder for
@@ -178,7 +178,7 @@ def _read(splits: dict[str, _Files], first: Path, shape: Shape) -> Arrays:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator["Image.Image"]:
-    """Open an image of a kind that is taken, and read its header."""
+    """Open an image and read its header; refuse a kind that would lose something."""
     from PIL import Image
 
     with path.open("rb") as file:
@@ -197,8 +197,8 @@ def _opened(path: Path) -> Iterator["Image.Image"]:
 
 
 def _reason_against(image: "Image.Image", header: bytes, orientation: int) -> str | None:
-    """Say what of an image would be lost, or return None."""
-    if image.format == "PNG" and header[_BIT_DEPTH] == 16:  # Pillow would drop half of them.
+    """Return what of an image would be lost, or None."""
+    if image.format == "PNG" and header[_BIT_DEPTH] == 16:  # Pillow would drop 8 of them.
         return "16 bits"
     if image.mode not in _TAKEN:
         return f"mode {image.mode}"

@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 
 class Source(NamedTuple):
-    """Data that were found but not read: all that can be known of them quickly.
+    """Data that were found, with all that is known before the images are read.
 
     Attributes:
         path: Where they lie.
@@ -103,7 +103,7 @@ def load(source: Source) -> Dataset:
 
 
 def describe(image: Shape) -> str:
-    """Say in words what shape an image has, given height, width and channels."""
+    """Describe an image in words by its height, width and channels."""
     height, width, channels = image
     return f"{height} x {width} pixels (height x width), {'grey' if channels == 1 else 'RGB'}"
 
@@ -151,7 +151,7 @@ def _digest(*parts: np.ndarray | tuple[str, ...]) -> str:
 
 
 def _memory() -> int:
-    """Return this machine's memory in bytes, or a vast number where it does not say."""
+    """Return this machine's memory in bytes, or a huge number if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -19,16 +19,16 @@ def find(name: str, data_dir: Path) -> tuple[tuple[str, ...], Callable[[], Array
     """Find a set in `data_dir`, quickly, and return its class names and what reads it.
 
     Args:
-        name: as TFDS names it, such as "mnist" or "emnist/digits".
-        data_dir: holds NAME/VERSION as TFDS prepares it in the array_record format, or the four
+        name: As TFDS names it, such as "mnist" or "emnist/digits".
+        data_dir: Holds NAME/VERSION as TFDS prepares it in the array_record format, or the four
             idx files (plain or .gz) in NAME/ or in the folder itself.
 
     Returns:
         The class names, and a function without arguments that returns "{train,test}_images"
-        uint8 [n, height, width, channels] and "{train,test}_labels" int32 [n].
+        uint8 `[n, height, width, channels]` and "{train,test}_labels" int32 `[n]`.
 
     Raises:
-        ValueError: if there is no such data, or data of another kind.
+        ValueError: There is no such data, or data of another kind.
     """
     prepared = _newest(data_dir / name)
     if prepared is not None:
@@ -45,7 +45,7 @@ def find(name: str, data_dir: Path) -> tuple[tuple[str, ...], Callable[[], Array
 
 
 def is_in(name: str, data_dir: Path) -> bool:
-    """Say whether a folder of this name in `data_dir` holds a data set."""
+    """Return whether a folder of this name in `data_dir` holds a data set."""
     folder = data_dir / name
     return _newest(folder) is not None or _idx_files(folder) is not None
 
@@ -54,10 +54,10 @@ def read_columns(source: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Read a TFDS data source whole.
 
     Args:
-        source: what `builder.as_data_source(split)` returns.
+        source: What `builder.as_data_source(split)` returns.
 
     Returns:
-        Each feature of all examples, in the source's order: [n, ...].
+        Each feature of all examples, in the source's order: `[n, ...]`.
     """
     columns: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(source), _CHUNK):
@@ -148,5 +148,5 @@ def _read_all_idx(name: str, files: idx_files.Files) -> Arrays:
 
 
 def _is_transposed(name: str) -> bool:
-    """Say whether TFDS keeps a set's images transposed."""
+    """Return whether TFDS keeps a set's images transposed."""
     return name.startswith("emnist/")
