@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from straw_experiments.char_lm.models import Sizes, make_model
-from straw_experiments.image_classification.models import article_straw
-from straw_experiments.weight_prediction.models import weight_predictor
-from straw_experiments.weight_prediction.objectives import weights_problem
+from straw_experiments.char_lm.models import Sizes
+from straw_experiments.char_lm.networks import make_model
+from straw_experiments.image_classification.networks import article_straw
+from straw_experiments.weight_prediction.networks import weight_predictor
+from straw_experiments.weight_prediction.objectives import weights_objective
 from straw_experiments.weight_prediction.targets import Pairs
 from straw_jax.models import CNN
 from straw_jax.straw import linen
@@ -109,11 +110,11 @@ def _of_images(model: Any, *sample: jax.Array) -> Case:
 
 def _of_weights() -> Case:
     straw = weight_predictor(NETWORK)
-    problem = weights_problem(NETWORK, _PAIRS, straw=straw)
+    objective = weights_objective(NETWORK, _PAIRS, straw=straw)
 
     def loss(params: Any, inputs: Any) -> tuple[jax.Array, jax.Array]:
         drawn = (Pairs(inputs["x"], inputs["y"]), Pairs(inputs["fresh"], inputs["wanted"]))
-        predicted, true = problem.outputs(params, drawn)
+        predicted, true = objective.outputs(params, drawn)
         return jnp.mean((predicted - true) ** 2), predicted
 
     shapes: dict[str, Any] = {
@@ -122,7 +123,7 @@ def _of_weights() -> Case:
         "fresh": (_TASKS, 2, NETWORK[0]),
         "wanted": (_TASKS, 2, NETWORK[-1]),
     }
-    return Case(jax.eval_shape(problem.init, jax.random.key(0)), shapes, loss)
+    return Case(jax.eval_shape(objective.init, jax.random.key(0)), shapes, loss)
 
 
 def _of_text(kind: str) -> Case:

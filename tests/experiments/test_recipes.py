@@ -11,30 +11,23 @@ import pytest
 from flax import linen as nn
 
 from straw_experiments import data
-from straw_experiments.char_lm import config as char_lm
-from straw_experiments.char_lm.models import Sizes, make_model
-from straw_experiments.char_lm.train import Learner
+from straw_experiments.char_lm.models import Sizes
+from straw_experiments.char_lm.networks import make_model
 from straw_experiments.char_lm.train import Recipe as TextRecipe
+from straw_experiments.char_lm.train import Trainer
 from straw_experiments.data.text import Text
-from straw_experiments.image_classification import config as image_classification
-from straw_experiments.image_classification import models
+from straw_experiments.image_classification import networks
+from straw_experiments.image_classification.models import build_model
 from straw_experiments.image_classification.train import Recipe
-from straw_experiments.reproduce import STUDIES
+from straw_experiments.reproduce import PARSERS, STUDIES
 from straw_experiments.runner.state import cosine
-from straw_experiments.weight_prediction import config as weight_prediction
-from straw_experiments.weight_prediction.models import weight_predictor
-from straw_experiments.weight_prediction.objectives import weights_problem
-from straw_experiments.weight_prediction.train import TESTED
+from straw_experiments.weight_prediction.evaluate import TESTED
+from straw_experiments.weight_prediction.networks import weight_predictor
+from straw_experiments.weight_prediction.objectives import weights_objective
 from straw_experiments.weight_prediction.train import Recipe as PredictionRecipe
 from straw_jax.layers import bias_init, kernel_init
 from straw_jax.models import CNN
 from straw_jax.pose import PoseRange
-
-PARSERS = {
-    "run.py": image_classification.parse,
-    "weight_prediction.py": weight_prediction.parse,
-    "char_lm.py": char_lm.parse,
-}
 
 # --- settings of the studies ------------------------------------------------------------------
 
@@ -204,9 +197,9 @@ PUBLISHED = {
 }
 
 
-def settings(script, flags, names):
+def settings(command, flags, names):
     """Return what a command line sets, in plain values."""
-    found = PARSERS[script](flags.split())
+    found = PARSERS[command](flags.split())
     values = {name: getattr(found, name) for name in names}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
@@ -220,7 +213,7 @@ def _elsewhere(tmp_path, monkeypatch):
 def test_commands_of_run_mean_what_was_published(flags):
     expected, names = COMMANDS[flags]
     expected = {**expected, "models": names, "seed": 0, "seeds": 1}
-    assert settings("run.py", flags, expected) == expected
+    assert settings("run", flags, expected) == expected
 
 
 def test_every_study_is_pinned():
@@ -231,26 +224,26 @@ def test_every_study_is_pinned():
 def test_studies_are_those_that_were_published(name):
     expected, seeds = PUBLISHED[name]
     study = STUDIES[name]
-    assert settings(study.script, study.flags, {**expected, "seed": 0}) == {**expected, "seed": 0}
+    assert settings(study.command, study.flags, {**expected, "seed": 0}) == {**expected, "seed": 0}
     assert study.seeds == seeds
 
 
 @pytest.mark.parametrize(
-    ("script", "flags", "expected"),
+    ("command", "flags", "expected"),
     [
-        ("weight_prediction.py", "", WEIGHTS),
-        ("weight_prediction.py", "--predict outputs", OUTPUTS),
-        ("char_lm.py", "", TEXT),
+        ("weight-prediction", "", WEIGHTS),
+        ("weight-prediction", "--predict outputs", OUTPUTS),
+        ("char-lm", "", TEXT),
         (
-            "char_lm.py",
+            "char-lm",
             "--parameters 250000",
             {**TEXT, "parameters": 250_000, "hyper_features": 32},
         ),
     ],
 )
-def test_usual_settings_of_the_other_scripts(script, flags, expected):
+def test_usual_settings_of_the_other_commands(command, flags, expected):
     expected = {**expected, "seed": 0, "seeds": 1}
-    assert settings(script, flags, expected) == expected
+    assert settings(command, flags, expected) == expected
 
 
 # --- how models are trained -------------------------------------------------------------------
@@ -286,10 +279,10 @@ def changes(optimizer, gradients):
     return params
 
 
-def text_learner(rate=0.01):
+def text_trainer(rate=0.01):
     model = make_model("lstm", 2, Sizes(3, 1, 1, 1))
     numbers = np.zeros(31, np.uint8)  # 3 steps of 2 pieces of 5 characters
-    return Learner("lstm", model, model, Text("", "abc", *[numbers] * 3), TextRecipe(1, 2, 5, rate))
+    return Trainer("lstm", model, model, Text("", "abc", *[numbers] * 3), TextRecipe(1, 2, 5, rate))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +291,7 @@ def text_learner(rate=0.01):
         (Recipe(1, 128, 1e-4, "constant").optimizer(384), [1e-4] * 3),
         (Recipe(1, 10, 4e-3, "cosine").optimizer(30), [0.0, 4e-3, 2e-3]),
         (PredictionRecipe(3, 128, 1e-2, "adam").make_optimizer(), [0.0, 1e-2, 5e-3]),
-        (text_learner().optimizer, [0.0, 1e-2, 5e-3]),
+        (text_trainer().optimizer, [0.0, 1e-2, 5e-3]),
     ],
     ids=["images", "images by cosine", "weights", "text"],
 )
@@ -309,7 +302,7 @@ def test_models_are_trained_with_adam(optimizer, rates):
 
 
 def test_gradients_of_text_have_norm_1_at_most():
-    optimizer = text_learner().optimizer
+    optimizer = text_trainer().optimizer
     long = GRADIENTS * np.array([[30.0], [20.0], [1.0]])
     clipped = long / np.maximum(np.linalg.norm(long, axis=1, keepdims=True), 1.0)
     expected = adam(clipped, [0.0, 1e-2, 5e-3])
@@ -393,15 +386,15 @@ PARAMETERS = {
 
 
 def model_of(name, classes=47, rank=4, base="trained", network="cnn"):
-    networks = {"vit": {"executor": "vit"}, "trm": {"encoder": "trm"}}.get(network, {})
-    return models.contender(name, classes=classes, rank=rank, base=base, **networks)
+    chosen = {"vit": {"executor": "vit"}, "trm": {"encoder": "trm"}}.get(network, {})
+    return build_model(name, classes=classes, rank=rank, base=base, **chosen)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", PARAMETERS, ids=str)
 def test_models_have_the_published_number_of_parameters(trained):
     expected = PARAMETERS[trained]
-    assert {name: models.parameters(model_of(name, *trained)) for name in expected} == expected
+    assert {name: networks.parameters(model_of(name, *trained)) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -433,15 +426,15 @@ def test_models_are_trained_in_the_published_poses(name, expected, monkeypatch):
 
 
 def test_fan_is_of_nine_rotations(monkeypatch):
-    angles, affine = [], models.affine
-    monkeypatch.setattr(models, "affine", lambda each: (angles.append(each), affine(each))[1])
+    angles, affine = [], networks.affine
+    monkeypatch.setattr(networks, "affine", lambda each: (angles.append(each), affine(each))[1])
     model_of("compact_fan")
     np.testing.assert_array_equal(angles, [[-60, -45, -30, -15, 0, 15, 30, 45, 60]])
 
 
 def test_predicted_weights_are_judged_by_64_inputs_of_8192_networks():
-    problem = weights_problem((2, 5, 1), 20, straw=weight_predictor((2, 5, 1)))
-    context, fresh = jax.eval_shape(lambda: problem.draw(jax.random.key(0), 3))
+    objective = weights_objective((2, 5, 1), 20, straw=weight_predictor((2, 5, 1)))
+    context, fresh = jax.eval_shape(lambda: objective.draw(jax.random.key(0), 3))
     assert context.x.shape == (3, 20, 2)
     assert fresh.x.shape == (3, 64, 2)
     assert TESTED == 8192
