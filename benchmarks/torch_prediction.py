@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,25 @@ class WeightPredictor(nn.Module):
         flat = self.decoder(self.encoder(torch.cat([x, y], dim=-1)).mean(dim=1))
         parts = flat.split([*map(math.prod, self.shapes)], dim=1)
         return [part.view(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+def predictor_weights(params: Any) -> dict[str, Tensor]:
+    """Return a `WeightPredictor`'s weights by name, of the library's parameters (as tensors)."""
+    encoder, generator = params["encoder"], params["generator"]
+    heads = [generator[f"layer{i}.whole"] for i in (1, 2)]
+    layers = {
+        **{f"encoder.{2 * i}": encoder[f"element{i + 1}"] for i in range(3)},
+        "decoder.0": encoder["decoder1"],
+        "decoder.2": generator["hidden"],
+        "decoder.4": {
+            "kernel": torch.cat([head["kernel"] for head in heads], dim=1),
+            "bias": torch.cat([head["bias"] for head in heads]),
+        },
+    }
+    weights = {}
+    for name, layer in layers.items():
+        weights |= {f"{name}.weight": layer["kernel"].T, f"{name}.bias": layer["bias"]}
+    return weights
 
 
 def compute(weights: Sequence[Tensor], x: Tensor) -> Tensor:

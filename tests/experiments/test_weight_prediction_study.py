@@ -419,12 +419,40 @@ def test_report_tells_what_was_examined():
     assert "| 8 pairs | 90.0 (50.0) |" in text
 
 
-def test_figures_are_drawn(tmp_path):
+def test_figures_show_what_is_not_explained(monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.update({path.name: figure}))
     history = [
-        {"model": "mean_2-5-1_30", "seed": seed, "step": step, "test": {"explained": 1 - 5 / step}}
+        {"model": name, "seed": seed, "step": step, "test": {"explained": 1 - (5 + seed) / step}}
+        for name in ("mean_2-5-1_30", "another")
         for seed in (0, 1)
-        for step in (10, 20, 30)
+        for step in (10, 20)
     ]
-    drawn = figures.draw(_summary(), history, tmp_path)
-    assert sorted(drawn.values()) == ["curves.png", "pairs.png"]
-    assert all((tmp_path / file).stat().st_size > 5_000 for file in drawn.values())
+    found = figures.draw(_summary(), history, tmp_path)
+    assert sorted(found.values()) == sorted(drawn) == ["curves.png", "pairs.png"]
+    (curves,), (pairs,) = (drawn[name].axes for name in ("curves.png", "pairs.png"))
+    for axes in (curves, pairs):
+        assert axes.get_yscale() == "log"
+        assert axes.get_title() == "networks 2-5-1"
+        assert axes.get_ylabel() == "variance not explained (%)"
+
+    first, second = (line.get_xydata() for line in curves.lines)
+    np.testing.assert_allclose(first, [[10, 50], [20, 25]])
+    np.testing.assert_allclose(second, [[10, 60], [20, 30]])
+    assert curves.get_xlabel() == "step"
+    assert _labels(curves) == ["mean, 30 pairs"]
+
+    assert pairs.get_xlabel() == "pairs an unknown"
+    legend = ["the post", "sets of other sizes", "mean, trained with as many"]
+    assert _labels(pairs) == legend
+    others, trained, post = (line.get_xydata() for line in (*pairs.lines[:2], pairs.lines[-2]))
+    np.testing.assert_allclose(others, [[8 / 15, 15], [2, 15]])
+    np.testing.assert_allclose(trained, [[2, 1.5]])
+    np.testing.assert_allclose(post, [[2, 1.4]])
+    ((bar,),) = (bars.get_segments() for bars in pairs.containers[0].lines[2])
+    spread = 100 * statistic([0.99, 0.98])["std"]
+    np.testing.assert_allclose(bar, [[2, 1.5 - spread], [2, 1.5 + spread]])
+
+
+def _labels(axes):
+    return [text.get_text() for text in axes.get_legend().texts]
