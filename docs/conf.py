@@ -44,6 +44,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 90
 add_module_names = False
+python_use_unqualified_type_names = True
 python_trailing_comma_in_multi_line_signatures = False
 default_role = "py:obj"  # in docstrings: a link where it is a name, else code
 
