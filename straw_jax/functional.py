@@ -1,4 +1,4 @@
-"""Layers as plain functions: dense and convolution, with a low-rank update for each sample."""
+"""Layers as plain functions: dense and convolution, with per-sample low-rank updates."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,16 +26,16 @@ def hyperlora(
     precision: lax.PrecisionLike = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
-    """Apply a dense layer whose kernel has a low-rank update, one update for each sample.
+    """Apply a dense layer whose kernel has a low-rank update, shared or per sample.
 
     Computes `x @ kernel + scale * (x @ B) @ A + bias`. Products of 16-bit numbers are summed in
-    float32. Nothing of shape `[in, out]` is formed, per sample or otherwise.
+    float32. No array `[in, out]` is formed.
 
     Args:
         x: `[batch, ..., in]` where any of `B`, `A`, `bias` has a sample axis, else `[..., in]`.
         B: `[in, r]`, or `[batch, in, r]`.
         A: `[r, out]`, or `[batch, r, out]`.
-        kernel: shared base weights `[in, out]`; none if omitted.
+        kernel: shared base weights `[in, out]`; if omitted, the update is the whole kernel.
         bias: `[out]`, or `[batch, out]`; none if omitted.
         scale: scalar factor of the update (LoRA's alpha / r).
         precision: of all matrix products, as in `jax.lax.dot_general`.
@@ -49,7 +49,15 @@ def hyperlora(
 
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), equation 3; with
-        `B` and `A` written for each sample: the STRAW article, "The Adaptive Forward Pass".
+        per-sample `B` and `A`: the STRAW article, "The Adaptive Forward Pass".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import hyperlora
+        >>> x, kernel = jnp.ones((8, 3)), jnp.ones((3, 4))
+        >>> B, A = jnp.ones((8, 3, 2)), jnp.ones((8, 2, 4))  # of rank 2, one pair per sample
+        >>> hyperlora(x, B, A, kernel).shape
+        (8, 4)
     """
     x, B, A, kernel, bias = _promote(x, B, A, kernel, bias, dtype=dtype)
     where = "hyperlora"
@@ -81,22 +89,23 @@ def hyperlora_conv(
     precision: lax.PrecisionLike = None,
     dtype: DTypeLike | None = None,
 ) -> Array:
-    """Apply a convolution whose kernel has a low-rank update, one update for each sample.
+    """Apply a convolution whose kernel has a low-rank update, shared or per sample.
 
-    Computes `conv(x, kernel + scale * B @ A) + bias`, any number of spatial axes, channels last,
-    without forming `B @ A`.
+    Computes `conv(x, kernel + scale * B @ A) + bias` without forming `B @ A`. Takes any number of
+    spatial axes; channels are last.
 
     Args:
         x: `[batch, *spatial, in]`.
         B: `[prod(window) * in, r]`, or `[batch, prod(window) * in, r]`; the rows are those of the
             kernel read as a matrix: window positions first, then input channels.
         A: `[r, out]`, or `[batch, r, out]`.
-        kernel: shared base weights `[*window, in, out]`; none if omitted.
+        kernel: shared base weights `[*window, in, out]`; if omitted, the update is the whole
+            kernel.
         bias: `[out]`, or `[batch, out]`; none if omitted.
         window: the kernel's spatial shape; needed only without `kernel`.
-        strides: of the window, one number or one an axis.
+        strides: of the window, one number or one per axis.
         padding: `"SAME"`, `"VALID"`, a number, or a number or `(low, high)` for each axis.
-        dilation: of the window (atrous convolution), one number or one an axis.
+        dilation: of the window (atrous convolution), one number or one per axis.
         scale: scalar factor of the update.
         precision: of all products, as in `jax.lax.dot_general`.
         dtype: of computation and result; by default the one to which all arguments promote.
@@ -108,7 +117,15 @@ def hyperlora_conv(
         ValueError: if shapes do not fit, or neither `kernel` nor `window` is given.
 
     References:
-        As for `hyperlora`, of the kernel read as a matrix.
+        As for `hyperlora`, for the kernel read as a matrix.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import hyperlora_conv
+        >>> x, kernel = jnp.ones((8, 6, 6, 3)), jnp.ones((3, 3, 3, 4))
+        >>> B, A = jnp.ones((8, 27, 2)), jnp.ones((8, 2, 4))  # of rank 2, one pair per sample
+        >>> hyperlora_conv(x, B, A, kernel, strides=2).shape
+        (8, 3, 3, 4)
     """
     x, B, A, kernel, bias = _promote(x, B, A, kernel, bias, dtype=dtype)
     where = "hyperlora_conv"

@@ -1,23 +1,24 @@
-"""Generate and apply in one kernel: per-sample factors that never reach device memory.
+"""A Pallas kernel that generates and applies factors without writing them to device memory.
 
-A factor of one sample is `F = bias + sum_h hidden[h] * kernel[:, :, h]` (see `Generated`). Here a
+A factor of one sample is `F = bias + sum_h hidden[h] * kernel[:, :, h]` (see `Generated`). The
 Pallas kernel forms a row of `F` for a tile of samples, multiplies it by the layer's input, and
-forgets it; the backward pass forms it again. What reaches device memory is inputs, results, and
-sums of some grid steps.
+discards it; the backward pass forms it again. Only inputs, results, and the sums of some grid steps
+are in device memory.
 
-Off by default (`modulate(..., fused=True)`, `make_straw(..., fused=True)` turn it on), since it has
-not been timed on a GPU or TPU. GPUs get the kernel through Pallas's Triton backend (of which JAX
-0.12 warns that it will be removed), TPUs through Mosaic; everywhere else JAX interprets it, which
-is right but slow. It can win only where factors are large beside the layer's input and output:
-few positions a sample, and a factor with no more rows than the hidden vector is long (`A` of a wide
-layer). With one vector a sample and more rows `apply_factor` forms no factor either, and at
-hundreds of positions (convolutions) the patches outweigh it.
+Off by default, since it has not been timed on a GPU or TPU; `modulate(..., fused=True)` and
+`make_straw(..., fused=True)` use it. On GPUs the kernel runs through Pallas's Triton backend (of
+which JAX 0.12 warns that it will be removed), on TPUs through Mosaic; elsewhere JAX interprets it,
+which is correct but slow. It can be faster only where factors are large compared with the layer's
+input and output: few positions per sample, and factors with at most as many rows as the hidden
+vector has numbers (`A` of a wide layer). For one vector per sample and more rows, `apply_factor`
+does not form the factor either; at hundreds of positions (convolutions), patches are larger than
+factors.
 
-How it works. Samples lie in the last axis and columns of `F` in the one before, so that one row of
-`F` for all samples of a tile is one matrix product, `kernel[row] @ hidden`, `[columns, samples]`,
-and everything else is elementwise. No grid step depends on another, as GPUs need: sums across
-steps are finished outside. The gradient has two kernels: one for what each sample has of its own
-(x and hidden), one for what all share (kernel and bias), which sums over samples inside.
+How it works: samples are in the last axis and columns of `F` in the one before. So one row of `F`,
+for all samples of a tile, is one matrix product, `kernel[row] @ hidden`, `[columns, samples]`, and
+all else is elementwise. No grid step depends on another, as GPUs require: sums across steps are
+computed outside. The gradient has two kernels: one for the per-sample arrays (x and hidden), and
+one for the shared arrays (kernel and bias), which sums over samples inside.
 """
 
 import functools
@@ -41,15 +42,20 @@ _GRID_STEPS = 128  # wanted, to keep a GPU busy
 
 
 class Tiles(NamedTuple):
-    """How a problem is cut; `x` becomes `[steps, m, positions, samples]`.
+    """Tile sizes; `x` becomes `[steps, m, positions, samples]`.
 
     Attributes:
-        samples: in a tile; a power of two.
-        positions: in a tile; a power of two.
-        columns: of the factor in a tile; a power of two.
-        rows: of the factor in a grid step, forward and for the gradients of x and hidden.
-        shared_rows: likewise, for the gradients of kernel and bias.
-        group: tiles of samples and positions that one grid step of that kernel sums over.
+        samples: per tile; a power of two.
+        positions: per tile; a power of two.
+        columns: of the factor per tile; a power of two.
+        rows: of the factor per grid step, forward and for the gradients of x and hidden.
+        shared_rows: of the factor per grid step, for the gradients of kernel and bias.
+        group: tiles of samples and positions over which one grid step of that kernel sums.
+
+    Example:
+        >>> from straw_jax.fused import choose_tiles
+        >>> choose_tiles(batch=128, positions=1, m=16, h=128, n=8192, tpu=False)
+        Tiles(samples=64, positions=1, columns=128, rows=16, shared_rows=8, group=2)
     """
 
     samples: int
@@ -61,15 +67,23 @@ class Tiles(NamedTuple):
 
 
 def choose_tiles(batch: int, positions: int, m: int, h: int, n: int, *, tpu: bool) -> Tiles:
-    """Choose tiles that fit registers and fast memory, and give a GPU enough grid steps.
+    """Choose tiles that fit registers and fast memory, with enough grid steps for a GPU.
 
     Args:
         batch: number of samples.
-        positions: vectors that each sample has.
+        positions: number of vectors per sample.
         m: rows of the factor.
         h: length of the hidden vector.
         n: columns of the factor.
-        tpu: for a TPU, where the last axis of what is cut must be whole or a multiple of 128.
+        tpu: for a TPU, where the last axis of a tile must be whole or a multiple of 128.
+
+    Returns:
+        The tile sizes.
+
+    Example:
+        >>> from straw_jax.fused import choose_tiles
+        >>> choose_tiles(batch=128, positions=1, m=16, h=128, n=8192, tpu=True).columns
+        128
     """
     longest = max(16, _OPERAND // _pad(h))
     columns = min(128, _pad(n)) if tpu else min(128, _pad(n), longest)
@@ -97,11 +111,11 @@ def choose_tiles(batch: int, positions: int, m: int, h: int, n: int, *, tpu: boo
 def generate_and_apply(
     x: Array, hidden: Array, kernel: Array, bias: Array, precision: lax.PrecisionLike = None
 ) -> Array:
-    """Multiply every sample's `x` by the factor that its hidden vector generates.
+    """Multiply each sample's `x` by the factor that its hidden vector generates.
 
-    Computes `x @ (bias + sum_h hidden[h] * kernel[:, :, h])` with one Pallas kernel; gradients in
-    reverse mode, once. Arrays are of one floating dtype; products of 16-bit numbers are summed in
-    float32.
+    Computes `x @ (bias + sum_h hidden[h] * kernel[:, :, h])` with one Pallas kernel. Has gradients
+    of first order, in reverse mode. All arrays have one floating dtype; products of 16-bit numbers
+    are summed in float32.
 
     Args:
         x: `[batch, positions, m]`.
@@ -111,10 +125,17 @@ def generate_and_apply(
         precision: of the matrix products, as in `jax.lax.dot_general`.
 
     Returns:
-        `[batch, positions, n]`, of the accumulator's dtype.
+        `[batch, positions, n]`, float32 or wider.
 
     Raises:
         ValueError: if shapes or dtypes do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.fused import generate_and_apply
+        >>> x, hidden = jnp.ones((5, 2, 3)), jnp.ones((5, 8))
+        >>> generate_and_apply(x, hidden, jnp.ones((3, 4, 8)), jnp.ones((3, 4))).shape
+        (5, 2, 4)
     """
     _check(x, hidden, kernel, bias)
     return _on_this_device(functools.partial(_forward, precision), x, hidden, kernel, bias)
@@ -139,11 +160,28 @@ generate_and_apply.defvjp(_generate_and_apply_fwd, _generate_and_apply_bwd)
 
 
 def apply_generated(x: Array, factor: Generated, precision: lax.PrecisionLike = None) -> Array:
-    """Multiply `x [..., m]` of one sample by its factor, as `lowrank.apply_factor`.
+    """Multiply the vectors of one sample by its factor, as `lowrank.apply_factor`.
 
     Under `jax.vmap` over samples (`x` and the hidden vector mapped, kernel and bias not) this is
-    `generate_and_apply`; under any other it is `apply_factor`. Differentiate outside of `jax.vmap`:
-    reverse mode inside of it, or without it, is an error of JAX.
+    `generate_and_apply`; otherwise it is `apply_factor`. Differentiate outside of `jax.vmap`: JAX
+    raises an error for reverse mode inside of it or without it.
+
+    Args:
+        x: `[..., m]`.
+        factor: `[m, n]`.
+        precision: of the matrix products, as in `jax.lax.dot_general`.
+
+    Returns:
+        `[..., n]`, float32 or wider.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import Generated
+        >>> from straw_jax.fused import apply_generated
+        >>> kernel, bias = jnp.ones((3, 4, 8)), jnp.ones((3, 4))
+        >>> one = lambda x, hidden: apply_generated(x, Generated(hidden, kernel, bias))
+        >>> jax.vmap(one)(jnp.ones((5, 2, 3)), jnp.ones((5, 8))).shape
+        (5, 2, 4)
     """
     return _per_sample(precision)(x, *factor)
 
@@ -198,7 +236,7 @@ class _Device(NamedTuple):
 
     Attributes:
         call: its `pallas_call`.
-        tpu: whether it keeps arrays as a TPU does.
+        tpu: whether arrays have the memory layout of a TPU.
     """
 
     call: Callable[..., Any]
@@ -216,7 +254,7 @@ _INTERPRETED = _Device(functools.partial(pl.pallas_call, interpret=True), tpu=Fa
 
 
 def _on_this_device(function: Callable[..., Any], *arrays: Array) -> Any:
-    """Call `function(device, *arrays)` with the device that it is compiled for."""
+    """Call `function(device, *arrays)` with the device for which it is compiled."""
     return lax.platform_dependent(
         *arrays,
         cuda=functools.partial(function, _GPU),
@@ -227,7 +265,7 @@ def _on_this_device(function: Callable[..., Any], *arrays: Array) -> Any:
 
 
 class _Problem(NamedTuple):
-    """Padded and tiled arrays, and what a grid over them needs."""
+    """Padded and tiled arrays, and the sizes of a grid over them."""
 
     tiles: Tiles
     x: Array  # [steps, m, positions, samples]
@@ -246,7 +284,7 @@ def _prepare(device: _Device, x: Array, hidden: Array, kernel: Array, bias: Arra
     hidden = hidden.reshape(-1, tiles.samples, _pad(h)).swapaxes(1, 2)
     columns = pl.align_to(n, tiles.columns)
     kernel = _grow(kernel, (m, columns, _pad(h)))
-    # Of 32 bits, since a TPU cannot take single rows out of an array of 16.
+    # 32-bit, since a TPU cannot read single rows of a 16-bit array.
     bias = _grow(bias.astype(accumulator_dtype(x.dtype)), (m, columns))
     x = _tile(x, tiles).swapaxes(1, 2)
     position_steps, column_steps = len(x) // len(hidden), columns // tiles.columns
@@ -479,13 +517,13 @@ def _product(
 
 
 def _present(total: int, block: int, axis: int) -> Array | int:
-    """Return how many of a block's entries exist: the last block may overhang."""
+    """Return how many entries of a block exist: the last block may be partly outside."""
     if total % block == 0:
         return block
     return jnp.minimum(block, total - pl.program_id(axis) * block)
 
 
-# Padding and sizes. Triton computes with powers of two, of at least 16 in a product.
+# Padding and sizes. Triton needs powers of two, of at least 16 in a product.
 
 
 def _pad(size: int) -> int:
@@ -503,5 +541,5 @@ def _shrink(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _tpu_size(a: int, b: int) -> int:
-    """Return the numbers that a TPU keeps for an array's last two axes, the longer of them last."""
+    """Return the padded size, on a TPU, of an array's last two axes, the longer of them last."""
     return pl.align_to(min(a, b), 8) * pl.align_to(max(a, b), 128)

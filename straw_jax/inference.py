@@ -118,12 +118,14 @@ def save_exported(
         ImportError: if flatbuffers is not installed.
 
     Example:
-        >>> import os, tempfile
+        >>> import tempfile
         >>> import jax.numpy as jnp
         >>> from straw_jax import load_exported, save_exported
-        >>> path = os.path.join(tempfile.mkdtemp(), "model.zip")
-        >>> save_exported(path, lambda params, x: x @ params, jnp.ones((3, 2)), jnp.ones((1, 3)))
-        >>> load_exported(path)(jnp.ones((5, 3))).shape
+        >>> params, sample = jnp.ones((3, 2)), jnp.ones((1, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_exported(f"{folder}/model.zip", lambda params, x: x @ params, params, sample)
+        ...     predict = load_exported(f"{folder}/model.zip")
+        >>> predict(jnp.ones((5, 3))).shape
         (5, 2)
     """
     _need_flatbuffers("save_exported")
@@ -167,12 +169,13 @@ def load_exported(
         ImportError: if flatbuffers is not installed.
 
     Example:
-        >>> import os, tempfile
+        >>> import tempfile
         >>> import jax.numpy as jnp
         >>> from straw_jax import load_exported, save_exported
-        >>> path = os.path.join(tempfile.mkdtemp(), "model.zip")
-        >>> save_exported(path, lambda params, x: x @ params, jnp.ones((3, 2)), jnp.ones((1, 3)))
-        >>> predict = load_exported(path, batch_sizes=(4,))
+        >>> params, sample = jnp.ones((3, 2)), jnp.ones((1, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_exported(f"{folder}/model.zip", lambda params, x: x @ params, params, sample)
+        ...     predict = load_exported(f"{folder}/model.zip", batch_sizes=(4,))
         >>> predict(jnp.ones((7, 3))).shape
         (7, 2)
     """

@@ -1,4 +1,4 @@
-"""Layers that start as PyTorch's do, which the published figures rest on."""
+"""Layers with PyTorch's initial values, which the published results depend on."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def bias_init(fan_in: int) -> Initializer:
-    """Return an initialiser, uniform in +-1 / sqrt(fan_in): biases do not know their fan in."""
+    """Return an initialiser, uniform in +-1 / sqrt(fan_in), for biases."""
 
     def init(key, shape, dtype=float, out_sharding=None):  # type: ignore[no-untyped-def]
         return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
@@ -27,7 +27,7 @@ def dense(features: int, fan_in: int, name: str) -> nn.Dense:
 
 
 def conv(features: int, channels: int, name: str, **options: Any) -> nn.Conv:
-    """Return a 3x3 convolution of images with so many channels; options are those of `nn.Conv`."""
+    """Return a 3x3 convolution of images with `channels` channels; options as for `nn.Conv`."""
     return nn.Conv(
         features,
         (3, 3),
@@ -39,9 +39,9 @@ def conv(features: int, channels: int, name: str, **options: Any) -> nn.Conv:
 
 
 def max_pool(x: Array) -> Array:
-    """Return maxima of 2x2 windows, as `nn.max_pool`, whose gradient is slow on CPU.
+    """Return maxima of 2x2 windows; an odd last row or column is dropped.
 
-    An odd last row or column is left out.
+    The gradient of `nn.max_pool` is slow on CPU.
     """
     x = jnp.maximum(x[:, :-1:2], x[:, 1::2])
     return jnp.maximum(x[:, :, :-1:2], x[:, :, 1::2])

@@ -1,4 +1,4 @@
-"""Factors through unmodified model code: `modulate`, and what factors stand for, `materialize`."""
+"""Per-sample weights for unmodified model code: `modulate`, and their dense form, `materialize`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,37 +20,44 @@ def modulate(
     allow_materialise: bool = False,
     fused: bool = False,
 ) -> Callable[..., Any]:
-    """Turn a model function into one whose weights differ from sample to sample.
+    """Return a version of a model function that takes per-sample weights.
 
-    The function is not changed: where it uses a generated kernel, `x @ W` becomes
-    `x @ W0 + scale * (x @ B) @ A` of that sample. Nothing of a kernel's size is formed per sample.
-    Where a kernel is `Posed`, its layer sees `x` resampled first. The function is traced, as by
-    `jax.jit`; `straw_jax.rules` has what it may do with a kernel.
+    The model code does not change: where it computes `x @ W` with a generated kernel, the result is
+    `x @ W0 + scale * (x @ B) @ A` with the factors of that sample. No array of a kernel's size is
+    formed per sample. Where a kernel is `Posed`, the layer's input is resampled first. The function
+    is traced, as by `jax.jit`; `straw_jax.rules` lists the supported operations.
 
     Args:
-        apply: `(params, x, **kwargs) -> y`, any JAX function that maps a batch to a batch sample by
-            sample; each sample is handed to it as a batch of one.
+        apply: `(params, x, **kwargs) -> y`, any JAX function that maps a batch to a batch, sample
+            by sample; it is called with each sample as a batch of one.
         scale: of the low-rank updates (LoRA's alpha / r).
-        allow_materialise: form a sample's whole kernel for operations without a factored form,
-            where otherwise an error names the layer.
+        allow_materialise: form a sample's whole kernel for unsupported operations. By default they
+            raise an error that names the leaf.
         fused: apply `Generated` factors with the Pallas kernel of `straw_jax.fused`; off by default
-            since it has not been timed on a GPU or TPU. Such a model has no `save_exported`.
+            since it has not been timed on a GPU or TPU. `save_exported` cannot export such a model.
 
     Returns:
-        `modulated(params, factors, x, **kwargs) -> y`. `params` is what `apply` takes; a leaf given
-        as `jax.ShapeDtypeStruct` has no base weights: its factors alone are the weights. `factors`
-        maps paths to factors, as `FactorSpec` says, with a sample axis in front of each or of none
-        that all samples share, or to `Posed` updates; a leaf without factors keeps its weights. `x`
-        is an array
-        `[batch, ...]` or a tree of them. Keyword arguments go to `apply` as they are; typed random
-        keys among them are split, so that every sample draws its own noise.
+        `modulated(params, factors, x, **kwargs) -> y`. `params` is the argument of `apply`; where a
+        leaf is a `jax.ShapeDtypeStruct`, the factors alone are the weights. `factors` is a tree of
+        factors as `FactorSpec` describes, each with a sample axis in front or, if shared, without;
+        a leaf without factors keeps its weights. `x` is an array `[batch, ...]` or a tree of them.
+        Keyword arguments are passed to `apply`; typed random keys among them are split, one for
+        each sample.
 
     Raises:
         ValueError: (when called) if factors do not fit the parameters, a leaf has neither weights
-            nor factors, or an operation would have to form a kernel.
+            nor factors, or an operation is not supported.
 
     References:
         The STRAW article, "The Adaptive Forward Pass".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Factors, modulate
+        >>> layer = modulate(lambda params, x: x @ params["W"])
+        >>> factors = {"W": Factors(B=jnp.ones((8, 3, 2)), A=jnp.ones((8, 2, 4)))}
+        >>> layer({"W": jnp.ones((3, 4))}, factors, jnp.ones((8, 3))).shape
+        (8, 4)
     """
     kernel: FusedApply | None = None
     if fused:
@@ -87,9 +94,9 @@ def modulate(
 
 
 def materialize(params: Any, factors: FactorTree, *, scale: float = 1.0) -> Any:
-    """Return the ordinary weights that factors stand for.
+    """Return ordinary weights with the updates of one sample added.
 
-    For looking at what a modulator wrote, and for fixing one context's weights for good.
+    Use it to inspect generated weights, or to keep the weights of one context.
 
     Args:
         params: as for `modulate`.
@@ -97,11 +104,18 @@ def materialize(params: Any, factors: FactorTree, *, scale: float = 1.0) -> Any:
         scale: of the low-rank updates.
 
     Returns:
-        The parameter tree with every update added; exact to rounding.
+        The parameter tree with every update added; exact up to rounding.
 
     Raises:
-        ValueError: if factors do not fit the parameters, or have a sample axis, or a convolution is
-            `Posed`: no kernel of a convolution computes what it does.
+        ValueError: if factors do not fit the parameters or have a sample axis, or a convolution is
+            `Posed`, which has no equivalent kernel.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Factors, materialize
+        >>> factors = {"W": Factors(B=jnp.ones((3, 2)), A=jnp.ones((2, 4)))}
+        >>> materialize({"W": jnp.ones((3, 4))}, factors)["W"][0].tolist()
+        [3.0, 3.0, 3.0, 3.0]
     """
     if jax.tree.leaves(_sample_axes(params, factors)):
         raise ValueError(
@@ -123,7 +137,7 @@ def _substitute(
     allow_materialise: bool,
     fused: FusedApply | None = None,
 ) -> Any:
-    """Return `params` with factors in the place of leaves; factors have no sample axis."""
+    """Return `params` with generated kernels in place of leaves; factors have no sample axis."""
 
     def weight(path: str, leaf: Any) -> Any:
         factor = factors.get(path)
@@ -149,7 +163,7 @@ def _substitute(
 
 
 def _sample_axes(params: Any, factors: FactorTree) -> dict[str, Any]:
-    """Return vmap's in_axes for a tree of factors that fits `params`, or raise a ValueError."""
+    """Return vmap's in_axes for a tree of factors; raise a ValueError unless it fits `params`."""
     leaves = named_leaves(params)
     if unknown := sorted(set(factors) - set(leaves)):
         raise ValueError(
@@ -192,7 +206,7 @@ def _axes_of(path: str, shape: tuple[int, ...], factor: Factors | Posed | Array)
 
 
 def _axes_of_factors(shape: tuple[int, ...], factors: Factors) -> str:
-    """Return which of a kernel's axes are whose, as the sizes of its factors tell."""
+    """Return how a kernel is read as a matrix, inferred from the sizes of its factors."""
     sizes = factor_shape(factors.B)[-2], factor_shape(factors.A)[-1]
     readings = all_axes(len(shape))
     fitting = (axes for axes in readings if matrix_shape(shape, axes) == sizes)

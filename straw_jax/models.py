@@ -1,4 +1,4 @@
-"""Executors, and the ResNet-34 that they are compared with: ordinary Flax modules."""
+"""Executors and baselines: ordinary Flax modules."""
 
 import math
 from collections.abc import Sequence
@@ -21,6 +21,14 @@ class CNN(nn.Module):
 
     References:
         The released code of the STRAW article.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import CNN
+        >>> init = jax.jit(CNN(classes=10, channels=(4, 8), hidden=16).init_with_output)
+        >>> logits, _ = init(jax.random.key(0), jnp.ones((2, 28, 28, 1)))
+        >>> logits.shape
+        (2, 10)
     """
 
     classes: int = 47
@@ -38,7 +46,7 @@ class CNN(nn.Module):
         for i, features in enumerate(self.channels, start=1):
             x = conv(features, x.shape[-1], f"conv{i}", padding="VALID")(x)
             x = nn.relu(x) if i == 1 else x
-        x = nn.relu(max_pool(x))  # in this order ReLU meets a quarter of the numbers
+        x = nn.relu(max_pool(x))  # in this order ReLU is on a quarter of the numbers
         x = nn.Dropout(0.25, deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(dense(self.hidden, x.shape[-1], "fc1")(x))
@@ -49,17 +57,25 @@ class CNN(nn.Module):
 class CompactCNN(nn.Module):
     """A small executor that learns from few images in few epochs: 147,087 parameters.
 
-    3x3 convolutions, each followed by GroupNorm and ReLU, and a 2x2 max-pool after each stage. What
-    is left is small, and so are the last layer and what a generator writes for it.
+    3x3 convolutions, each followed by GroupNorm and ReLU, and a 2x2 max-pool after each stage. The
+    last feature map is small, and so are the last layer and its generated factors.
 
     Attributes:
         classes: number of outputs.
         stages: output channels of the convolutions, stage by stage; multiples of 8.
-        dropout: share of the last layer's inputs that training leaves out.
+        dropout: share of the last layer's inputs that is dropped in training.
 
     References:
         He et al., "Delving Deep into Rectifiers" (2015), for the initial kernels.
         Wu and He, "Group Normalization" (2018), which has no state between samples.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import CompactCNN
+        >>> init = jax.jit(CompactCNN(classes=10, stages=((8,), (16,))).init_with_output)
+        >>> logits, _ = init(jax.random.key(0), jnp.ones((2, 8, 8, 1)))
+        >>> logits.shape
+        (2, 10)
     """
 
     classes: int = 47
@@ -93,22 +109,30 @@ class CompactCNN(nn.Module):
 
 
 class ViT(nn.Module):
-    """A small vision transformer: two convolutions, blocks of attention and MLP, a mean.
+    """A small vision transformer: two convolutions, blocks of attention and MLP, mean pooling.
 
-    Convolutions of stride 2 make the tokens, one for 4 x 4 pixels: with few images, patches that do
-    not overlap learn far worse. Normalisation comes first in each block. 225,071 parameters for
-    images of 28 x 28 x 1.
+    Convolutions of stride 2 make the tokens, one for 4 x 4 pixels: with few training images,
+    non-overlapping patches perform far worse. Normalisation comes first in each block. 225,071
+    parameters for images of 28 x 28 x 1.
 
     Attributes:
         classes: number of outputs.
-        width: of a token's vector; a multiple of `heads`.
+        width: length of a token's vector; a multiple of `heads`.
         depth: number of blocks.
-        heads: of the attention.
-        dropout: share of each branch's outputs that training leaves out.
+        heads: number of attention heads.
+        dropout: share of each branch's outputs that is dropped in training.
 
     References:
         Dosovitskiy et al., "An Image is Worth 16x16 Words" (2021).
         Xiao et al., "Early Convolutions Help Transformers See Better" (2021).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import ViT
+        >>> init = jax.jit(ViT(classes=10, width=16, depth=1).init_with_output)
+        >>> logits, _ = init(jax.random.key(0), jnp.ones((2, 8, 8, 1)))
+        >>> logits.shape
+        (2, 10)
     """
 
     classes: int = 47
@@ -136,7 +160,7 @@ class ViT(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention, then an MLP of four times the width; each normalises first and is added."""
+    """Attention, then an MLP of four times the width: pre-norm residual branches."""
 
     heads: int
     dropout: float
@@ -166,6 +190,14 @@ class ResNet34(nn.Module):
 
     References:
         He et al., "Deep Residual Learning for Image Recognition" (2015), table 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import ResNet34
+        >>> image = jnp.ones((1, 28, 28, 1))
+        >>> variables = jax.eval_shape(ResNet34().init, jax.random.key(0), image)
+        >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        21299951
     """
 
     classes: int = 47
@@ -176,8 +208,8 @@ class ResNet34(nn.Module):
 
         Args:
             x: normalised images.
-            train: normalise by the batch's statistics, and update the running ones (the collection
-                "batch_stats", which must then be mutable).
+            train: normalise by the batch's statistics, and update the running statistics (the
+                collection "batch_stats", which must then be mutable).
         """
         convolution = partial(
             nn.Conv,
@@ -209,6 +241,13 @@ class Conv7(nn.Module):
 
     References:
         Ha et al., "HyperNetworks" (2016), section 4.1: the network for MNIST.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax.models import Conv7
+        >>> logits, _ = jax.jit(Conv7().init_with_output)(jax.random.key(0), jnp.ones((2, 8, 8, 1)))
+        >>> logits.shape
+        (2, 10)
     """
 
     classes: int = 10
@@ -216,11 +255,11 @@ class Conv7(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Return logits `[batch, classes]` of images `[batch, h, w, c]`; training is no different.
+        """Return logits `[batch, classes]` of images `[batch, h, w, c]`.
 
         Args:
             x: normalised images.
-            train: ignored.
+            train: ignored; training and prediction do not differ.
         """
         del train
         for i, features in enumerate(self.channels, start=1):
@@ -235,19 +274,27 @@ class WideResNet(nn.Module):
     """A wide residual network for small images, with GroupNorm, which has no state.
 
     Normalisation and ReLU come first in each block of two 3x3 convolutions. The second and the
-    third group of blocks start with stride 2, and have twice the channels of the one before.
+    third group of blocks start with stride 2, and have twice the channels of the group before.
 
     Attributes:
         classes: number of outputs.
-        depth: `6 n + 4` for n blocks a group.
+        depth: `6 n + 4` for n blocks per group.
         width: the widening factor, k.
-        channels: of the first convolution, and with the widening factor of the first group.
+        channels: of the first convolution; the first group has `channels * width`.
 
     Raises:
-        ValueError: if there is no whole number of blocks.
+        ValueError: (when called) if the depth is not `6 n + 4`.
 
     References:
         Zagoruyko and Komodakis, "Wide Residual Networks" (2016), table 1; they use BatchNorm.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax.models import WideResNet
+        >>> init = jax.jit(WideResNet(depth=10, channels=8).init_with_output)
+        >>> logits, _ = init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+        >>> logits.shape
+        (2, 10)
     """
 
     classes: int = 10
@@ -257,11 +304,11 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Return logits `[batch, classes]` of images `[batch, h, w, c]`; training is no different.
+        """Return logits `[batch, classes]` of images `[batch, h, w, c]`.
 
         Args:
             x: normalised images.
-            train: ignored.
+            train: ignored; training and prediction do not differ.
         """
         del train
         blocks, rest = divmod(self.depth - 4, 6)

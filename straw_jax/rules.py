@@ -1,12 +1,12 @@
-"""Model code on generated kernels: what each operation does with the factors, or the pose.
+"""Supported operations: how each operation of model code uses a generated kernel.
 
-A model function is traced with ordinary kernels, and the program that results is run again with
-`LowRank` and `PosedKernel` values in their place. Each operation that meets one follows its rule
-below: products, convolutions and look-ups use the factors, rearrangements rearrange them, loops and
-other programs within the program are run by the same means. An operation without a rule would need
-the kernel itself: that is an error, or allowed.
+A model function is traced with ordinary kernels, and the resulting program is evaluated with
+`LowRank` and `PosedKernel` values in their place. Each operation on one follows its rule below:
+products, convolutions and row look-ups use the factors; transposes, reshapes, slices and
+scalings return a generated kernel again; loops, branches and other nested programs are evaluated in
+the same way. An operation without a rule needs the whole kernel: an error, unless allowed.
 
-Arrays have no sample axis here: `jax.vmap` has it.
+Arrays here have no sample axis; `jax.vmap` adds it.
 """
 
 import itertools
@@ -41,8 +41,7 @@ from straw_jax.lowrank import (
 class LowRank:
     """A kernel `base + scale * B @ A`, never formed.
 
-    An axis that is in `rows` and in `columns` stacks kernels: each has its own part of both
-    factors.
+    An axis in both `rows` and `columns` stacks kernels: each has its own part of both factors.
 
     Attributes:
         base: `shape`, or None.
@@ -75,7 +74,7 @@ class LowRank:
 
     @property
     def dtype(self) -> Any:
-        """The kernel's dtype, as model code sees it."""
+        """The kernel's dtype in model code."""
         return jnp.result_type(*jax.tree.leaves(self.A))
 
     @property
@@ -88,9 +87,9 @@ class LowRank:
         return [self.shape[axis] for axis in axes]
 
     def parts(self) -> tuple[tuple[Array, list[int]], tuple[Array, list[int]]]:
-        """Return each factor with one axis for each of the kernel's, and what its axes are.
+        """Return each factor with one axis for each of the kernel's axes, and the axes' names.
 
-        The axis of the rank is called `ndim`.
+        Names are the kernel's axes, and `ndim` for the axis of the rank.
         """
         B = form(self.B).reshape(*self.sizes(self.rows), -1)
         A = form(self.A).reshape(-1, *self.sizes(self.columns))
@@ -106,10 +105,10 @@ class LowRank:
         """Return the kernel as an ordinary array for an operation, if that is allowed."""
         if not self.allow_materialise:
             raise ValueError(
-                f"{self.path}: {operation} has no factored form, it would need the whole kernel "
-                f"{self.shape} of every sample (in {where}). Use the kernel in a matrix product, a "
-                "convolution or a look-up of rows, generate this leaf whole or not at all, or call "
-                "modulate(..., allow_materialise=True)."
+                f"{self.path}: expected operations that support low-rank kernels, got {operation} "
+                f"(in {where}), which needs the whole kernel {self.shape} of every sample. Use the "
+                "kernel in a matrix product, a convolution or a look-up of rows, generate this leaf"
+                " whole or not at all, or call modulate(..., allow_materialise=True)."
             )
         return self.materialise()
 
@@ -117,12 +116,12 @@ class LowRank:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PosedKernel:
-    """A kernel whose layer sees its input resampled: `kernel(R x)`, the composition never formed.
+    """A kernel composed with a resampling of its layer's input: `kernel(R x)`, never formed.
 
     Attributes:
         kernel: an array, or low-rank.
         matrix: `[2, 3]`, of `R`.
-        grid: height and width where the layer sees a vector, see `Posed`.
+        grid: height and width of the image for a dense layer, see `Posed`.
         path: the leaf's name, for errors.
         allow_materialise: whether an operation without a rule may form the kernel.
     """
@@ -145,16 +144,16 @@ class PosedKernel:
 
     @property
     def dtype(self) -> Any:
-        """The kernel's dtype, as model code sees it."""
+        """The kernel's dtype in model code."""
         return self.kernel.dtype
 
     def materialise(self) -> Array:
         """Return the kernel of a dense layer as an ordinary array."""
         if self.grid is None or self.ndim != 2:
             raise ValueError(
-                f"{self.path}: no convolution's kernel computes what this one does of its "
-                "resampled input, and only a dense layer's can be formed, whose pose has a grid. "
-                "Keep the pose apart: resample the input instead."
+                f"{self.path}: expected a dense layer's kernel whose pose has a grid, got one of "
+                f"shape {self.shape}, grid {self.grid}: a convolution composed with a pose has no "
+                "kernel of its own. Resample the input instead."
             )
         kernel = self.kernel
         whole = kernel.materialise() if isinstance(kernel, LowRank) else kernel
@@ -164,22 +163,22 @@ class PosedKernel:
         """Return the kernel as an ordinary array for an operation, if that is allowed."""
         if not self.allow_materialise:
             raise ValueError(
-                f"{self.path}: {operation} cannot be done on a posed kernel {self.shape} (in "
-                f"{where}). Use it in a convolution over two axes, or, with a grid, in a product "
-                "with a matrix."
+                f"{self.path}: expected operations that support posed kernels, got {operation} on "
+                f"one of shape {self.shape} (in {where}). Use the kernel in a convolution over two "
+                "axes, or, with a grid, in a product with a matrix."
             )
         return self.materialise()
 
 
 def is_generated(value: Any) -> bool:
-    """Tell whether a value stands for a kernel that is not formed."""
+    """Return whether a value is a generated kernel, not formed."""
     return isinstance(value, LowRank | PosedKernel)
 
 
 def apply_generated_kernels(
     function: Callable[[list[Array]], Any], kernels: Sequence[LowRank | PosedKernel]
 ) -> Any:
-    """Call a function of a list of kernels, which it may use as arrays."""
+    """Call a function of a list of arrays with generated kernels in their place."""
     avals = [jax.ShapeDtypeStruct(kernel.shape, kernel.dtype) for kernel in kernels]
     jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(avals)
     out = [
@@ -204,7 +203,7 @@ def _run(jaxpr: Any, arguments: Sequence[Any]) -> list[Any]:
         operands = [read(atom) for atom in equation.invars]
         source = equation.source_info
         names = source_info_util.current_name_stack() + source.name_stack
-        # As when the model was traced: where errors come from, names, and what `with` blocks set.
+        # As when the model was traced: source lines for errors, names, and settings by `with`.
         with (
             source_info_util.user_context(source.traceback, name_stack=names),
             equation.ctx.manager,
@@ -219,7 +218,7 @@ def _run(jaxpr: Any, arguments: Sequence[Any]) -> list[Any]:
 
 
 def _apply_rule(equation: Any, operands: Sequence[Any]) -> Any:
-    """Run an operation on factors, or on whole kernels if there is no way and that is allowed."""
+    """Run an operation on factors, or on whole kernels if it has no rule and that is allowed."""
     posed = any(isinstance(operand, PosedKernel) for operand in operands)
     rule = (_POSED_RULES if posed else _RULES).get(equation.primitive)
     out = None if rule is None else rule(*operands, **equation.params)
@@ -238,8 +237,8 @@ def _bind(primitive: Any, operands: Sequence[Any], params: Mapping[str, Any]) ->
     return primitive.bind(*operands, **primitive.get_bind_params(params))
 
 
-# Rules: operands and parameters of an operation to its result, or to None where the operation has
-# no factored form.
+# A rule maps operands and parameters of an operation to its result, or to None if it is not
+# supported.
 
 _RULES: dict[Any, Callable[..., Any]] = {}
 
@@ -286,9 +285,9 @@ def _product(
     preferred_element_type: Any,
     **_: Any,
 ) -> Array:
-    """Multiply `x` by a kernel, both with named axes, and sum over what is not in `out_axes`.
+    """Multiply `x` by a kernel, both with named axes, and sum over axes not in `out_axes`.
 
-    The kernel's axes are called `0 .. ndim - 1`; `ndim` is the rank, above are axes of `x` alone.
+    The kernel's axes are named `0 .. ndim - 1`; `ndim` is the rank; larger names are axes of `x`.
     """
     shared = {axis for axis in x_axes if axis < weight.ndim}
     if shared == set(weight.rows) and not shared & {*out_axes, *weight.columns}:
@@ -314,7 +313,7 @@ def _product(
 def _update(
     x: Array, x_axes: list[int], weight: LowRank, out_axes: list[int], precision: lax.PrecisionLike
 ) -> Array:
-    """Multiply `x` by one factor after the other, first by that which takes more of its axes."""
+    """Multiply `x` by one factor, then the other; first by the one with more of its entries."""
     parts = sorted(
         weight.parts(),
         key=lambda part: math.prod(weight.sizes(set(part[1]) & set(x_axes))),
@@ -421,7 +420,7 @@ def _gather(
 
     of_rows = lax.GatherDimensionNumbers(trailing(table.ndim), (0,), (0,))
     whole_rows = slice_sizes == (1, *table.shape[1:])
-    # What is filled in where an index is out of bounds has to be the same in B as in the product.
+    # The fill value of out-of-bounds indices must be the same in B and in the product.
     fills = fill_value is None or fill_value == 0 or math.isnan(fill_value)
     if not whole_rows or dimension_numbers != of_rows or not fills:
         return None
@@ -506,7 +505,7 @@ def _broadcast(weight: LowRank, *_: Any, shape: tuple[int, ...], **__: Any) -> L
 
 
 def _in_order(weight: LowRank) -> LowRank:
-    """Return the same kernel with its axes in both factors in the order that they have in it."""
+    """Return the same kernel with the axes of both factors in the kernel's order."""
     rows, columns = tuple(sorted(weight.rows)), tuple(sorted(weight.columns))
     if (rows, columns) == (weight.rows, weight.columns):
         return weight
@@ -518,7 +517,7 @@ def _in_order(weight: LowRank) -> LowRank:
 
 
 def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Return which neighbouring axes of one shape become which of another."""
+    """Return which neighbouring axes of a shape become which axes of another, in groups."""
     groups, i, j = [], 0, 0
     while i < len(old):
         olds, news = [i], []
@@ -541,7 +540,7 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
 def _regrouped(
     axes: Sequence[int], groups: Iterable[tuple[list[int], list[int]]]
 ) -> tuple[int, ...] | None:
-    """Return the new axes of a factor, or None where it has a part of a group, or not in order."""
+    """Return the new axes of a factor; None if it has a part of a group, or another order."""
     by_first = {olds[0]: (olds, news) for olds, news in groups}
     left, regrouped = list(axes), []
     while left:
@@ -605,7 +604,7 @@ def _reverse(weight: LowRank, *, dimensions: Sequence[int], **_: Any) -> LowRank
 
 
 def _along_axes(weight: LowRank, function: Callable[[Array, list[int]], Array]) -> LowRank:
-    """Apply a function that works on each axis for itself to the base and to both factors."""
+    """Apply a function that treats each axis separately to the base and to both factors."""
     (B, B_axes), (A, A_axes) = weight.parts()
     B, A = function(B, B_axes), function(A, A_axes)
     sizes = dict(zip([*B_axes, *A_axes], [*B.shape, *A.shape], strict=True))
@@ -633,7 +632,7 @@ def _divide(weight: Any, divisor: Any, **params: Any) -> LowRank | None:
     return None if isinstance(divisor, LowRank) else _multiply(weight, 1 / divisor, **params)
 
 
-# Programs within the program.
+# Nested programs.
 
 
 @_rule(primitives.jit_p)
@@ -691,7 +690,7 @@ def _scan(
         jax.ShapeDtypeStruct((length, *aval.shape) if each else aval.shape, aval.dtype)
         for each, aval in zip(layered, avals, strict=True)
     ]
-    # How many results are carried has other names in other versions of JAX; their shapes tell.
+    # The parameter with the number of carried results differs between versions of JAX; use shapes.
     results = jax.eval_shape(
         lambda *arrays: lax.scan_p.bind(
             *arrays, jaxpr=jaxpr, length=length, reverse=reverse, unroll=unroll, **params
@@ -717,7 +716,7 @@ def _scan(
 
 
 def _layers(weight: LowRank) -> LowRank:
-    """Return a kernel of many layers as one layer's, with an axis in front of all its parts."""
+    """Return a kernel of many layers as one layer's, with a leading axis in all its parts."""
 
     def in_front(part: Array, axes: list[int]) -> Array:
         if 0 in axes:
@@ -735,7 +734,7 @@ def _layers(weight: LowRank) -> LowRank:
     )
 
 
-# Poses: what the layer sees is resampled, and the operation goes on with the kernel.
+# Poses: resample the layer's input, then run the operation with the kernel.
 
 
 def _posed_dot(left: Any, right: Any, *, dimension_numbers: Any, **params: Any) -> Any:
@@ -749,8 +748,9 @@ def _posed_dot(left: Any, right: Any, *, dimension_numbers: Any, **params: Any) 
     height, width = weight.grid
     if x.shape[axis] % (height * width):
         raise ValueError(
-            f"{weight.path}: expected its layer to see images of {height} x {width} pixels, as the "
-            f"pose's grid says, got vectors of length {x.shape[axis]}. Pose the layer that does."
+            f"{weight.path}: expected its layer's input to be flat images of {height} x {width} "
+            f"pixels, the pose's grid, got vectors of length {x.shape[axis]}. Change the grid, or "
+            "give the pose to the layer whose input is the images."
         )
     seen = jnp.moveaxis(x, axis, -1)
     image = seen.reshape(*seen.shape[:-1], height, width, -1)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from straw_experiments.runner.command import use_large_pages
+from straw_experiments import missing_extra
 
 
 class Subcommand(NamedTuple):
@@ -54,11 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = ", ".join(SUBCOMMANDS)
         print(f"straw-jax: expected a subcommand of {names}, got {words[0]!r}", file=sys.stderr)
         return 2
+    if problem := missing_extra():
+        print(f"straw-jax: {problem}", file=sys.stderr)
+        return 2
     subcommand = SUBCOMMANDS[words[0]]
     if subcommand.trains:
+        from straw_experiments.runner.command import use_large_pages
+
         use_large_pages()
     module = importlib.import_module(f"straw_experiments.{subcommand.module}")
-    return module.main(words[1:])
+    code: int = module.main(words[1:])
+    return code
 
 
 def _usage() -> str:

@@ -1,6 +1,6 @@
-"""Reproduce every result of docs/results.md: `python experiments/reproduce.py --help`.
+"""The command `reproduce.py`: every published study, one after the other, and their pages.
 
-Only the standard library is imported: each study, and the page, is a process of its own.
+Only the standard library is imported: each study, and the pages, is a process of its own.
 """
 
 import argparse
@@ -11,105 +11,27 @@ import shlex
 import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from straw_experiments.char_lm import config as language_arguments
-from straw_experiments.image_classification.config import parse
-from straw_experiments.runner.arguments import Parser
-from straw_experiments.runner.command import fail
-from straw_experiments.weight_prediction import config as weight_arguments
+from straw_experiments.char_lm import config as characters
+from straw_experiments.configs import STUDIES
+from straw_experiments.image_classification import config as images
+from straw_experiments.runner.command import command_line, fail, program, sibling
+from straw_experiments.runner.settings import Parser
+from straw_experiments.weight_prediction import config as weights
 
-READERS = {
-    "run.py": parse,
-    "weight_prediction.py": weight_arguments.parse,
-    "char_lm.py": language_arguments.parse,
-}
-_HERE = Path(os.path.relpath(Path(__file__).parents[1]))  # short in the record of each command
+PARSERS = {"run": images.parse, "weight-prediction": weights.parse, "char-lm": characters.parse}
+"""What reads the flags of each command."""
 
-
-class Study(NamedTuple):
-    """A command line of run.py, or of another script.
-
-    Attributes:
-        flags: Of it.
-        seeds: How many it takes, unless told otherwise.
-        analysed: Whether analyse.py looks at what comes out.
-        script: Which it is.
-    """
-
-    flags: str
-    seeds: int = 1
-    analysed: bool = False
-    script: str = "run.py"
-
-
-_SMALL = "--models standalone wide_dense wide_compute straw"
-_TRAINED = "--base trained --models wide_dense wide_compute straw"
-_RANK = "--fraction 0.1 --epochs 5 --models straw --rank"
-_OTHER_RANKS = (1, 2, 4, 8, 32, 64)  # rank 16 is set2's
-
-
-def _prediction(flags: str, seeds: int = 1) -> Study:
-    return Study(flags, seeds, script="weight_prediction.py")
-
-
-_GENERATED = "--epochs 10 --learning-rate 0.002 --schedule cosine"
-
-
-def _forms(network: str) -> str:
-    return " ".join(f"{network}{form}" for form in ("", "_narrow", "_generated"))
-
-
-# In the order in which they run: the quick ones first.
-STUDIES: dict[str, Study] = {
-    "set2": Study(f"--experiment 10pct_rank16 {_SMALL}", seeds=3, analysed=True),
-    "set2_trained": Study(f"--experiment 10pct_rank16 {_TRAINED}", seeds=3, analysed=True),
-    "preset2": Study("--preset compact --fraction 0.1", seeds=3, analysed=True),
-    "set3": Study(f"--experiment 20pct_rank32 {_SMALL}", seeds=3, analysed=True),
-    "set3_trained": Study(f"--experiment 20pct_rank32 {_TRAINED}", seeds=3),
-    "preset3": Study("--preset compact --fraction 0.2", seeds=3),
-    "geometry3": Study("--preset geometric --fraction 0.2", seeds=3, analysed=True),
-    "trm2": Study("--fraction 0.1 --encoder trm --models straw", seeds=3),
-    "vit2": Study("--fraction 0.1 --executor vit --models standalone wide straw", seeds=3),
-    "weights_mean": _prediction("--networks 2-5-1 4-10-1", seeds=3),
-    "weights_attention": _prediction("--networks 4-10-1 --predictors attention"),
-    "weights_linear": _prediction("--networks 5-1 --pairs 0.6 1 2"),
-    **{
-        f"weights_embedding{n}": _prediction(f"--networks 4-10-1 --pairs 3 --embedding {n}")
-        for n in (64, 256, 512)
-    },
-    "weights_adam": _prediction(
-        "--networks 4-10-1 --pairs 3 --optimizer adam --learning-rate 0.003"
-    ),
-    "outputs": _prediction("--predict outputs"),
-    "static_wrn": Study(f"--fraction 0.1 {_GENERATED} --models {_forms('wrn_16_1')}"),
-    **{f"rank{rank}": Study(f"{_RANK} {rank}") for rank in _OTHER_RANKS},
-    **{f"rank{rank}_trained": Study(f"{_RANK} {rank} --base trained") for rank in _OTHER_RANKS},
-    "set2_wide": Study("--experiment 10pct_rank16 --models wide"),
-    "set2_resnet34": Study("--experiment 10pct_rank16 --models resnet34"),
-    "geometry1": Study(
-        "--preset geometric --fraction 1 --epochs 3 --models compact_static geometric",
-        seeds=3,
-        analysed=True,
-    ),
-    "set1": Study(f"--experiment full_rank16 {_SMALL}", seeds=3),
-    "set3_resnet34": Study("--experiment 20pct_rank32 --models resnet34"),
-    "set1_resnet34": Study("--experiment full_rank16 --models resnet34"),
-    # These need data of their own, and end it all where there are none.
-    "static_mnist": Study(
-        f"--dataset mnist --fraction 1 {_GENERATED} --models {_forms('conv7')}", seeds=3
-    ),
-    "characters": Study(
-        "--epochs 1 --learning-rate 0.004 0.016 0.016 0.008 0.004", seeds=3, script="char_lm.py"
-    ),
-}
+_DATA_FLAGS = {"run": ("dataset", "data_dir", "archive"), "char-lm": ("data_dir",)}
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the studies that the command line names, as far as they are still to be done.
+
+    Args:
+        argv: The words after the program's name.
 
     Returns:
         The exit code: 0 finished, 2 bad input, 130 stopped by Ctrl-C, else that of the study that
@@ -123,34 +45,30 @@ def main(argv: Sequence[str]) -> int:
     waiting = {name: words for name, words in commands.items() if not _is_finished(out, name)}
     if arguments.dry_run:
         for name, words in waiting.items():
-            for program in _programs(name, words, out):
-                print(shlex.join(["python", *program]))
+            for command in _commands(name, words, out):
+                print(_shown(command))
         return 0
     try:
         return _run(waiting, out, len(commands))
     except KeyboardInterrupt:
-        again = shlex.join(["python", *sys.argv])
-        return fail(f"stopped; to go on: {again}", 130)
+        return fail(f"stopped; to go on: {command_line()}", 130)
 
 
 def _read(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line; what is run.py's to check is left to it."""
     parser = Parser(
-        prog="reproduce.py",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [flags] [-- flags of run.py]",
-        description=textwrap.fill(
-            "Run the studies behind docs/results.md one after the other, each with run.py,"
-            " weight_prediction.py or char_lm.py, and write results.md after each. Finished"
-            " studies are not run"
-            " again, and a stopped one goes on where it was: give the same command once more.",
-            width=88,
-        ),
-        epilog="studies, in the order in which they run. On a CPU with 2 cores, those before"
-        " set2_resnet34\ntake some hours together, and each from there on takes hours. static_mnist"
-        " needs MNIST,\ncharacters Penn Treebank:\n"
-        + "".join(f"  {name:<19} {study.flags}\n" for name, study in STUDIES.items()),
+        prog=program("reproduce"),
+        description="Run the published studies one after the other, each with run.py,"
+        " weight_prediction.py or char_lm.py, and write the pages of results after each. Finished"
+        " studies are not run again, and a stopped one goes on where it was: give the same command"
+        " once more.",
+        epilog="Studies, in the order in which they run. On a CPU with 2 cores, those before"
+        " set2_resnet34 take some hours together, and each from there on takes hours. static_mnist"
+        " needs MNIST, characters Penn Treebank.",
     )
+    parser.usage = "%(prog)s [flags] [-- flags of run.py]"
+    rows = [f"  {name:<20}  {study.flags}" for name, study in STUDIES.items()]
+    parser.epilog = "\n".join([parser.epilog or "", "", *rows])
     parser.add_argument(
         "--only", nargs="+", choices=STUDIES, metavar="STUDY", help="run these, in this order (all)"
     )
@@ -175,30 +93,30 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _words(name: str, arguments: argparse.Namespace) -> list[str]:
-    """Write a study's command line, without "python"."""
+    """Write the flags of a study's command."""
     study, out = STUDIES[name], Path(arguments.out, name)
-    words = [str(_HERE / study.script), *study.flags.split()]
+    words = study.flags.split()
     words += ["--seeds", arguments.seeds or str(study.seeds)]
-    flags = {"run.py": ("dataset", "data_dir", "archive"), "char_lm.py": ("data_dir",)}
-    for flag in flags.get(study.script, ()):
+    for flag in _DATA_FLAGS.get(study.command, ()):
         word = f"--{flag.replace('_', '-')}"
         if (value := getattr(arguments, flag)) is not None and word not in words:
             words += [word, value]
-    if study.script == "run.py":
+    if study.command == "run":
         words += arguments.more
     words += ["--out", str(out)]
     return words + ["--resume"] * (out / "config.json").exists()
 
 
 def _first_mistake(commands: dict[str, list[str]]) -> str | None:
-    """Let each script's own reader check its commands, so that the last is known to be sound."""
+    """Check every command with its own parser, so that the last is known to be sound."""
     for name, words in commands.items():
-        said, script = io.StringIO(), STUDIES[name].script
+        printed, command = io.StringIO(), STUDIES[name].command
         try:
-            with contextlib.redirect_stderr(said):
-                READERS[script](words[1:])
+            with contextlib.redirect_stderr(printed):
+                PARSERS[command](words)
         except SystemExit:
-            return f"{name}: {said.getvalue().strip().removeprefix(f'{script}: ')}"
+            mistake = printed.getvalue().strip().removeprefix(f"{program(command)}: ")
+            return f"{name}: {mistake}"
     return None
 
 
@@ -210,10 +128,11 @@ def _is_finished(out: Path, name: str) -> bool:
 def _run(waiting: dict[str, list[str]], out: Path, studies: int) -> int:
     print(f"{studies} studies, {studies - len(waiting)} of them finished; results in {out}")
     for name, words in waiting.items():
-        print(f"\n=== {name}: {shlex.join(['python', *words])}", flush=True)
-        for program in _programs(name, words, out):
-            if code := _call(program):
-                if code != 2:  # else the program has said all
+        commands = _commands(name, words, out)
+        print(f"\n=== {name}: {_shown(commands[0])}", flush=True)
+        for command in commands:
+            if code := _call(command):
+                if code != 2:  # else the command has said all
                     fail(f"{name} failed, exit code {code}", code)
                 return code
         if code := _write_page(out):
@@ -221,19 +140,26 @@ def _run(waiting: dict[str, list[str]], out: Path, studies: int) -> int:
     return 0 if waiting else _write_page(out)
 
 
-def _programs(name: str, words: list[str], out: Path) -> list[list[str]]:
-    """List what a study takes: run.py, and analyse.py if its modulator is looked at."""
-    analysis = [str(_HERE / "analyse.py"), str(out / name)]
-    return [words, analysis] if STUDIES[name].analysed else [words]
+def _commands(name: str, words: list[str], out: Path) -> list[list[str]]:
+    """List the commands of a study: its own, and `analyse` if its modulator is measured."""
+    study = [*sibling(STUDIES[name].command), *words]
+    analysis = [*sibling("analyse"), str(out / name)]
+    return [study, analysis] if STUDIES[name].analysed else [study]
+
+
+def _shown(command: Sequence[str]) -> str:
+    return shlex.join(["python", *command])
 
 
 def _write_page(out: Path) -> int:
-    return _call([str(_HERE / "write_results.py"), str(out), "--out", str(out / "results.md")])
+    return _call([*sibling("write-results"), str(out), "--out", str(out / "results.md")])
 
 
 def _call(words: Sequence[str]) -> int:
     """Run a Python program to its end; return its exit code, of a signal as shells count it."""
-    child = subprocess.Popen([sys.executable, *words])
+    own = str(Path(__file__).parents[1])  # where a child finds this package
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), own]))
+    child = subprocess.Popen([sys.executable, *words], env={**os.environ, "PYTHONPATH": path})
     try:
         code = child.wait()
     except KeyboardInterrupt:

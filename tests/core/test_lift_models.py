@@ -421,7 +421,7 @@ def test_linen_scan_and_remat_over_transformer_blocks():
     assert_modulation_equals_reference(apply, params, factors, x, tolerance=5e-5)
 
 
-# What has no factored form.
+# Unsupported operations.
 
 
 @jax.custom_jvp
@@ -451,7 +451,7 @@ reversed_product.defvjp(
         (lambda params, x: product(x, params["W"]), "the operation 'custom_jvp_call'"),
         (lambda params, x: reversed_product(x, params["W"]), "the operation 'custom_vjp_call'"),
         (lambda params, x: x @ jnp.tanh(params["W"]), "the operation 'tanh'"),
-        (lambda params, x: x @ (params["W"] + params["W"]), "the operation 'add_any'|'add'"),
+        (lambda params, x: x @ (params["W"] + params["W"]), "the operation '(add_any|add)'"),
         (lambda params, x: params["W"][:, jnp.arange(2)].sum() + x, "the operation 'gather'"),
         (lambda params, x: x @ (params["W"] @ params["W"].T), "the operation 'dot_general'"),
         (lambda params, x: x @ params["W"].reshape(3, 8).reshape(6, 4), "the operation 'reshape'"),
@@ -463,11 +463,11 @@ reversed_product.defvjp(
         (lambda params, x: params["L"], "returning it"),
     ],
 )  # fmt: skip
-def test_what_has_no_factored_form_is_refused_or_materialised(apply, operation):
+def test_unsupported_operations_are_refused_or_materialised(apply, operation):
     params = {"W": random_array(0, (6, 4)), "L": random_array(1, (1, 6, 6))}
     x = random_array(2, (2, 6))
     factors = random_factors(params, 2, (2,))
-    with pytest.raises(ValueError, match=f"(W|L): .*{operation}.* has no factored form") as error:
+    with pytest.raises(ValueError, match=f"(W|L): expected .* kernels, got ({operation})") as error:
         modulate(apply)(params, factors, x)
     assert "test_lift_models.py" in str(error.value) or "results" in str(error.value)
 

@@ -1,1 +1,5 @@
-"""Character-level language modelling by cells whose weights change; needs "experiments"."""
+"""Character-level language modelling by cells whose weights change at every step."""
+
+from straw_experiments import require_extra
+
+require_extra()

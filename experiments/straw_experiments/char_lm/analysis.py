@@ -1,6 +1,6 @@
-"""What a trained model writes: whether it matters when, and how far it moves at which characters.
+"""What a trained cell's generated weights are good for, and how far they move at each character.
 
-All that a modulated cell writes comes from its smaller LSTM's state ("seen" in
+All that a modulated cell generates comes from its smaller LSTM's state ("seen" in
 `straw_jax.recurrent`). Of the HyperLSTM it is affine in it; of the low-rank cell both factors are
 linear in it.
 """
@@ -14,28 +14,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from straw_experiments.char_lm.models import CharacterModel, Params
-from straw_experiments.char_lm.train import Learner, in_chunks
+from straw_experiments.char_lm.evaluate import in_chunks
+from straw_experiments.char_lm.networks import CharacterModel, Params
+from straw_experiments.char_lm.train import Trainer
 from straw_jax.recurrent import Carry
 
 GATES = ("input", "candidate", "forget", "output")
 """In the order of the cells in `straw_jax.recurrent`."""
 
 CONTROLS = ("own", "mean", "mean weights", "shuffled", "zero")
-"""What stands in the place of what a smaller LSTM saw, or of what it wrote, see `examine`."""
+"""What stands in the place of what a smaller LSTM saw, or of what it wrote, see `analyse`."""
 
 TESTED = 50_000  # characters on which controls are tested, and from which means are taken
 _MOVED = 10_000  # characters over which movement is measured
 _PIECE = 500  # of these, read from a carry of zeros
-_OFTEN = 20  # a character is told of that occurs so often
+_OFTEN = 20  # characters that occur less often are left out
 _STRETCH = 100  # characters in a row that are shown
 
 
-def examine(learner: Learner, params: Params, seed: int) -> dict[str, Any]:
-    """Measure what a trained model's smaller LSTM is good for, and what it does.
+def analyse(trainer: Trainer, params: Params, seed: int) -> dict[str, Any]:
+    """Measure what a trained model's smaller LSTM contributes, and what it does.
 
     Args:
-        learner: The model, and its text.
+        trainer: The model, and its text.
         params: Trained.
         seed: Decides how moments are shuffled.
 
@@ -47,16 +48,16 @@ def examine(learner: Learner, params: Params, seed: int) -> dict[str, Any]:
         the HyperLSTM's factors and biases, the low-rank cell's `B @ A`. "movement" and "stretch",
         see `movement`.
     """
-    text = learner.text
+    text = trainer.text
     numbers = text.test[: TESTED + 1]
     real = in_chunks(numbers)[2]
-    seen = _seen(learner.model, params, numbers)
+    seen = _seen(trainer.model, params, numbers)
     moments = np.asarray(seen)[real]
     key = jax.random.fold_in(jax.random.key(seed), 3)
     shuffled = np.zeros(seen.shape, seen.dtype)
     shuffled[real] = moments[np.asarray(jax.random.permutation(key, len(moments)))]
     typical = text.train[: TESTED + 1]
-    usual = np.asarray(_seen(learner.model, params, typical))[in_chunks(typical)[2]]
+    usual = np.asarray(_seen(trainer.model, params, typical))[in_chunks(typical)[2]]
     mean, zero = jnp.broadcast_to(usual.mean(axis=0), seen.shape), jnp.zeros_like(seen)
     cases = {
         "own": (params, None),
@@ -65,12 +66,12 @@ def examine(learner: Learner, params: Params, seed: int) -> dict[str, Any]:
         "zero": (params, zero),
     }
     if "kernel" in params["cell"]:  # without a state nothing is added to it
-        scale = learner.model.cell.scale
+        scale = trainer.model.cell.scale
         cases["mean weights"] = _with_mean_update(params, usual, scale), zero
-    controls = {name: learner.bits(case[0], numbers, case[1]) for name, case in cases.items()}
+    controls = {name: trainer.bits(case[0], numbers, case[1]) for name, case in cases.items()}
     # What a HyperLSTM writes is affine in the state: its mean is what is written for the mean.
     controls.setdefault("mean weights", controls["mean"])
-    return {"controls": {name: controls[name] for name in CONTROLS}, **movement(learner, params)}
+    return {"controls": {name: controls[name] for name in CONTROLS}, **movement(trainer, params)}
 
 
 def _with_mean_update(params: Params, seen: np.ndarray, scale: float) -> Params:
@@ -113,7 +114,7 @@ def _observed(
 # --- movement -----------------------------------------------------------------------------------
 
 
-def movement(learner: Learner, params: Params) -> dict[str, Any]:
+def movement(trainer: Trainer, params: Params) -> dict[str, Any]:
     """Measure how far the weights that a model writes move from one character to the next.
 
     A gate's weights are the matrix by which input and state are multiplied at a character: of the
@@ -121,7 +122,7 @@ def movement(learner: Learner, params: Params) -> dict[str, Any]:
     Frobenius norm of their change, as a share of the norm of their mean.
 
     Args:
-        learner: The model, and its text; the first 10,000 characters of its test are read.
+        trainer: The model, and its text; the first 10,000 characters of its test are read.
         params: Trained.
 
     Returns:
@@ -129,13 +130,13 @@ def movement(learner: Learner, params: Params) -> dict[str, Any]:
         character the weights move to those that read it (mean of the gates). "stretch": "text", 100
         characters or fewer, and "gates", the movement at each.
     """
-    numbers = learner.text.test[:_MOVED]
+    numbers = trainer.text.test[:_MOVED]
     each = min(_PIECE, len(numbers))
     pieces = numbers[: len(numbers) // each * each].reshape(-1, each)
-    moved = np.asarray(_moved(learner.model, params, jnp.asarray(pieces)))
+    moved = np.asarray(_moved(trainer.model, params, jnp.asarray(pieces)))
     reached = pieces[:, 1:]
     by_character = {
-        learner.text.characters[number]: float(moved[reached == number].mean())
+        trainer.text.characters[number]: float(moved[reached == number].mean())
         for number, count in sorted(collections.Counter(reached.ravel().tolist()).items())
         if count >= _OFTEN
     }
@@ -146,7 +147,7 @@ def movement(learner: Learner, params: Params) -> dict[str, Any]:
             "characters": by_character,
         },
         "stretch": {
-            "text": learner.text.decode(reached[0, shown]),
+            "text": trainer.text.decode(reached[0, shown]),
             "gates": _by_gate(moved[0, shown].T),
         },
     }

@@ -1,44 +1,30 @@
-"""Model text character by character: `python experiments/char_lm.py --help`."""
+"""The command `char_lm.py`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from straw_experiments.char_lm.config import parse
-from straw_experiments.runner.command import (
-    fail,
-    interruptible,
-    prepare,
-    told_if_finished,
-)
+from straw_experiments.char_lm.config import Config, parse
+from straw_experiments.runner.command import run_study
+
+if TYPE_CHECKING:
+    from straw_experiments.char_lm.study import Study
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the study that the command line describes.
+    """Train and test the models that the command line names.
+
+    Args:
+        argv: The words after the program's name.
 
     Returns:
         The exit code: 0 finished, 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
     """
-    settings = vars(parse(argv))
-    return interruptible(lambda command: _run(settings, command), resumes=settings["resume"])
+    return run_study(argv, parse=parse, load=_load, report="straw_experiments.char_lm.report")
 
 
-def _run(settings: dict[str, Any], command: str) -> int:
-    prepare()
-    if told_if_finished(settings["out"], "straw_experiments.char_lm.report"):
-        return 0
-    from straw_experiments.char_lm import study
-    from straw_experiments.image_classification import loop
-    from straw_experiments.runner import checkpoints
-    from straw_experiments.runner import processes as parallel
+def _load(config: Config) -> "Study":
+    from straw_experiments.char_lm.study import Study, load_text
+    from straw_experiments.runner import processes
 
-    config = study.Config(**settings)
-    try:
-        parallel.jobs_for(1, config.jobs)  # refuses what the device cannot do
-        planned = study.Study(config, study.load_text(config))
-    except ValueError as error:
-        return fail(error, 2)
-    try:
-        study.run(planned, command)
-    except (loop.NonFiniteError, checkpoints.CheckpointError, parallel.ProcessError) as error:
-        return fail(error, 1)
-    return 0
+    processes.jobs_for(1, config.jobs)  # refuses what the device cannot do
+    return Study(config, load_text(config))

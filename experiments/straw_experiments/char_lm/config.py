@@ -1,139 +1,173 @@
-"""The command line of char_lm.py: flags, defaults, and all checks that need no text.
+"""The settings of `char_lm.py`: flags, defaults, and all checks that need no text.
 
 Only the standard library is imported, so that a mistake is answered at once.
 """
 
-import argparse
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from straw_experiments.runner.arguments import Parser, add_out, add_seeds, check_out, number, whole
+from straw_experiments.char_lm.models import MODELS
+from straw_experiments.runner import settings
+from straw_experiments.runner.command import program
+from straw_experiments.runner.readers import number, positive, whole
+from straw_experiments.runner.settings import Parser, RunConfig, setting
 
-MODELS = ("lstm", "ln_lstm", "hyper", "ln_hyper", "lowrank", "ln_lowrank")
+_NAMED = (
+    *("models", "parameters", "embedding", "rank", "epochs", "batch_size", "length"),
+    *("learning_rate", "dropout", "sample_length", "seed", "seeds", "hyper_features"),
+)
+"""Settings by which results are named, where they are not the usual ones."""
 
-# What does not change a result may change between a run and its resumption. (How many runs train at
-# once, and with it the number of threads of each, changes rounding alone.)
-_INCIDENTAL = ("data_dir", "out", "resume", "jobs")
-
-_USUAL: dict[str, Any] = {
-    "models": list(MODELS[:5]),
-    "parameters": 1_000_000,
-    "embedding": 4,
-    "rank": 1,
-    "epochs": 2,
-    "batch_size": 16,
-    "length": 50,
-    "learning_rate": 4e-3,
-    "dropout": 0.1,
-    "sample_length": 400,
-    "seed": 0,
-    "seeds": 1,
-}
 _HYPER_FEATURES = 64  # of a million parameters; of others in proportion to the length of the state
+_WHAT, _HOW, _WHERE = "what to train", "how to train", "data and results"
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """Every setting of `char_lm.py`."""
+
+    models: list[str] = setting(
+        ["lstm", "ln_lstm", "hyper", "ln_hyper", "lowrank"],
+        "models to train, see the list below",
+        group=_WHAT,
+        nargs="+",
+        metavar="NAME",
+    )
+    parameters: int = setting(
+        1_000_000,
+        "the most that each model may have; its state is as long as that allows",
+        group=_WHAT,
+        read=whole(1),
+        metavar="N",
+    )
+    hyper_features: int = setting(
+        _HYPER_FEATURES,
+        "length of the smaller LSTM's state",
+        group=_WHAT,
+        read=whole(1),
+        metavar="N",
+        shown="64 of a million parameters, of others in proportion to their root",
+    )
+    embedding: int = setting(
+        4,
+        "length of HyperLSTM's embedding of each gate",
+        group=_WHAT,
+        read=whole(1),
+        metavar="N",
+    )
+    rank: int = setting(1, "of the low-rank update", group=_WHAT, read=whole(1), metavar="N")
+    epochs: int = setting(
+        2, "passes over the training text", group=_HOW, read=whole(1), metavar="N"
+    )
+    batch_size: int = setting(
+        16,
+        "pieces of the text that are read side by side",
+        group=_HOW,
+        read=whole(1),
+        metavar="N",
+    )
+    length: int = setting(
+        50,
+        "characters of each that a step reads, and back through which gradients go; the state is"
+        " carried on",
+        group=_HOW,
+        read=whole(1),
+        metavar="N",
+    )
+    learning_rate: float | list[float] = setting(
+        4e-3,
+        "of Adam, after a linear warm-up over a tenth of the steps, before a cosine decay to 0; one"
+        " for all models, or one for each, in their order",
+        group=_HOW,
+        read=positive,
+        nargs="+",
+        metavar="RATE",
+    )
+    dropout: float = setting(
+        0.1,
+        "share of characters read, of the LSTM's candidates, and of its outputs that are dropped",
+        group=_HOW,
+        read=number("a number of at least 0, below 1", lambda value: 0 <= value < 1),
+        metavar="SHARE",
+    )
+    text: str | None = setting(
+        None,
+        "a text file in UTF-8: its first 90 % are for training, the next 5 % for validation, the"
+        " last 5 % for the test",
+        group=_WHERE,
+        metavar="PATH",
+        shown="Penn Treebank",
+    )
+    data_dir: str | None = setting(
+        None,
+        "where ptb.train.txt, ptb.valid.txt and ptb.test.txt are looked for, or in ptb/ there; if"
+        " they are missing, they are downloaded to it",
+        group=_WHERE,
+        metavar="DIR",
+        shown="TFDS_DATA_DIR, or else ~/tensorflow_datasets",
+        incidental=True,
+    )
+    sample_length: int = setting(
+        400,
+        "characters to draw from each trained model",
+        group=_WHERE,
+        read=whole(0),
+        metavar="N",
+    )
+
+
+def parse(argv: Sequence[str]) -> Config:
     """Read and check the command line.
 
     A mistake ends the process with one line on stderr and exit code 2; nothing is written.
 
     Args:
         argv: The words after the program's name.
-
-    Returns:
-        One attribute for each field of `straw_experiments.char_lm.study.Config`.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    try:
-        _check_models(arguments.models)
-        arguments.learning_rate = _rates(arguments.learning_rate, arguments.models)
-        usual = _usual_hyper_features(arguments.parameters)
-        arguments.hyper_features = arguments.hyper_features or usual
-        arguments.out = arguments.out or str(Path("results", _readable_name(arguments)))
-        check_out(arguments, _INCIDENTAL)
-    except ValueError as error:
-        parser.error(str(error))
-    return arguments
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="char_lm.py",
+        prog=program("char-lm"),
         description="Train recurrent models of a text, character by character, all of as many"
-        " parameters: LSTMs, and LSTMs whose weights a smaller LSTM writes anew at every"
-        " character. Test them, and write table, report, samples and figures.",
+        " parameters: LSTMs, and LSTMs whose weights a smaller LSTM generates at every character."
+        " Test them, and write table, report, samples and figures.",
         epilog="Without flags: five models of Penn Treebank, of a million parameters each; an"
         " hour on a CPU with 2 cores. A stopped run goes on, with --resume, from the end of its"
         " last whole epoch.",
+        models=MODELS,
     )
-    what = parser.add_argument_group("what to train")
-    what.add_argument(
-        "--models",
-        nargs="+",
-        metavar="NAME",
-        default=_USUAL["models"],
-        help="any of lstm, hyper (HyperLSTM) and lowrank (a low-rank update of an LSTM), and of"
-        " these with layer norm, ln_lstm, ln_hyper, ln_lowrank (default: all but ln_lowrank)",
-    )
-    _add(what, "parameters", whole(1), "N",
-         "that each model has at most; its state is as long as that allows")  # fmt: skip
-    what.add_argument(
-        "--hyper-features",
-        type=whole(1),
-        metavar="N",
-        help="length of the smaller LSTM's state (default: 64 of a million parameters, of others in"
-        " proportion to their root)",
-    )
-    _add(what, "embedding", whole(1), "N", "length of HyperLSTM's embedding of each gate")
-    _add(what, "rank", whole(1), "N", "of the low-rank update")
-    how = parser.add_argument_group("how to train")
-    _add(how, "epochs", whole(1), "N", "passes over the training text")
-    _add(how, "batch-size", whole(1), "N", "pieces of the text that are read side by side")
-    _add(how, "length", whole(1), "N", "characters of each that a step reads, and back through"
-         " which gradients go; the state is carried on")  # fmt: skip
-    _add(
-        how,
-        "learning-rate",
-        number("a number above 0", lambda value: 0 < value < math.inf),
-        "RATE",
-        "of Adam, reached after a tenth of the steps, then down to 0 along half a cosine; one for"
-        " all models, or one for each, in their order",
-        nargs="+",
-    )
-    _add(
-        how,
-        "dropout",
-        number("a number of at least 0, below 1", lambda value: 0 <= value < 1),
-        "SHARE",
-        "of characters read, of the LSTM's candidates, and of its outputs that are dropped",
-    )
-    add_seeds(how, "a model")
-    where = parser.add_argument_group("text and results")
-    where.add_argument(
-        "--text",
-        metavar="PATH",
-        help="a text file in UTF-8: its first 90 %% are for training, the next 5 %% for validation,"
-        " the last 5 %% for the test (default: Penn Treebank)",
-    )
-    where.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="where ptb.train.txt, ptb.valid.txt and ptb.test.txt are looked for, or in ptb/ there;"
-        " if they are missing, they are downloaded to it (TFDS_DATA_DIR, or else"
-        " ~/tensorflow_datasets)",
-    )
-    _add(where, "sample-length", whole(0), "N", "characters to draw from each trained model")
-    add_out(where)
-    return parser
+    given = settings.read(parser, Config, argv)
+    try:
+        return configure(given)
+    except ValueError as error:
+        parser.error(str(error))
 
 
-def _add(group: Any, flag: str, reader: Any, metavar: str, told: str, **more: Any) -> None:
-    """Add a flag with its usual value."""
-    usual, told = _USUAL[flag.replace("-", "_")], f"{told} (%(default)s)"
-    group.add_argument(f"--{flag}", type=reader, metavar=metavar, default=usual, help=told, **more)
+def configure(given: Mapping[str, Any]) -> Config:
+    """Complete settings by defaults, and check them.
+
+    Args:
+        given: Settings by name, as in `Config`; the rest is completed.
+
+    Raises:
+        ValueError: They contradict each other, or name what is not there.
+    """
+    usual = settings.defaults(Config)
+    parameters = given.get("parameters", usual["parameters"])
+    usual["hyper_features"] = max(1, round(_HYPER_FEATURES * math.sqrt(parameters / 1e6)))
+    chosen = usual | dict(given)
+    MODELS.check("argument --models", chosen["models"])
+    if len(set(chosen["models"])) < len(chosen["models"]):
+        raise ValueError(f"argument --models: got {' '.join(chosen['models'])}; name each once")
+    chosen["learning_rate"] = _rates(chosen["learning_rate"], chosen["models"])
+    text = Path(chosen["text"]).stem if chosen["text"] else "ptb"
+    name = settings.readable_name(
+        f"characters-{text}", chosen, {each: usual[each] for each in _NAMED}
+    )
+    config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", name))})
+    settings.check_out(config)
+    return config
 
 
 def _rates(given: float | list[float], models: Sequence[str]) -> float | list[float]:
@@ -145,33 +179,3 @@ def _rates(given: float | list[float], models: Sequence[str]) -> float | list[fl
             f" got {len(rates)}"
         )
     return rates if len(set(rates)) > 1 else rates[0]
-
-
-def _check_models(models: Sequence[str]) -> None:
-    if unknown := [name for name in models if name not in MODELS]:
-        raise ValueError(
-            f"argument --models: expected any of {', '.join(MODELS)}, got {unknown[0]}"
-        )
-    if len(set(models)) < len(models):
-        raise ValueError(f"argument --models: got {' '.join(models)}; name each once")
-
-
-def _usual_hyper_features(parameters: int) -> int:
-    return max(1, round(_HYPER_FEATURES * math.sqrt(parameters / 1e6)))
-
-
-def _readable_name(arguments: argparse.Namespace) -> str:
-    """Name a study by its settings, the usual ones left unsaid: other settings, another name."""
-    usual = _USUAL | {"hyper_features": _usual_hyper_features(arguments.parameters)}
-    parts = [f"characters-{Path(arguments.text).stem if arguments.text else 'ptb'}"]
-    parts += [
-        f"{name.replace('_', '-')}-{_listed(getattr(arguments, name))}"
-        for name, value in usual.items()
-        if getattr(arguments, name) != value
-    ]
-    return "_".join(parts)
-
-
-def _listed(value: Any) -> str:
-    values = value if isinstance(value, list) else [value]
-    return "+".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)

@@ -1,10 +1,10 @@
-"""What a study shows of itself: figures, each a PNG. matplotlib is imported where it draws."""
+"""The figures of a study, each a PNG. matplotlib is imported where it draws."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from straw_experiments.char_lm.report import NAMES
+from straw_experiments.char_lm.models import MODELS
 from straw_experiments.runner.plots import MONO, FilePath, new_figure, save, tidy
 
 PICTURES = {
@@ -12,15 +12,6 @@ PICTURES = {
     "movement.png": "How far the weights move at each character, by gate",
 }
 """What a study's figures show."""
-
-COLOURS = {
-    "lstm": "#0077BB",
-    "ln_lstm": "#33BBEE",
-    "hyper": "#EE7733",
-    "ln_hyper": "#CC3311",
-    "lowrank": "#009988",
-    "ln_lowrank": "#AA3377",
-}
 
 
 def draw(
@@ -62,12 +53,12 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: FilePath, *, title: 
     figure = new_figure("Bits a character, validation", title, (7.0, 4.2))
     axes = figure.subplots()
     for name in dict.fromkeys(line["model"] for line in history):
-        label = NAMES[name]
+        label = MODELS.label(name)
         for seed in dict.fromkeys(line["seed"] for line in history):
             lines = [x for x in history if x["model"] == name and x["seed"] == seed]
             read = [line["characters"] / 1e6 for line in lines]
             bits = [line["validation"]["bits"] for line in lines]
-            axes.plot(read, bits, "o-", ms=3, color=COLOURS[name], lw=1.4, label=label)
+            axes.plot(read, bits, "o-", ms=3, color=MODELS.colour(name), lw=1.4, label=label)
             label = "_"  # One entry for all seeds.
     axes.set(xlabel="characters read (millions)", ylabel="bits a character")
     axes.legend(frameon=False, fontsize=8)
@@ -81,7 +72,7 @@ def plot_movement(
     """Draw how far weights move at each character of a text: a panel a model, a row a gate.
 
     Args:
-        stretches: By model "text" and "gates", as `examination.movement` returns them.
+        stretches: By model "text" and "gates", as `analysis.movement` returns them.
         path: The PNG to write.
         title: Of the figure.
     """
@@ -105,7 +96,7 @@ def plot_movement(
         axes.set_xticks(range(len(shown)), shown, family=MONO, fontsize=7)
         axes.set_yticks(range(len(rows)), list(stretch["gates"]), fontsize=8)
         axes.tick_params(length=0)
-        axes.set_title(NAMES[name], fontsize=10)
+        axes.set_title(MODELS.label(name), fontsize=10)
     save(figure, path)
 
 

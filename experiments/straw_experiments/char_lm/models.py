@@ -1,58 +1,20 @@
-"""Models of the next character: one of several cells, of the size that a number of parameters buys.
+"""The recurrent models that `char_lm.py` trains: one entry each.
 
-Models are compared at the same number of trained parameters. Each parameter but biases and
-norms is multiplied once a character, so that they then cost the same, too, see `multiply_adds`.
+To add one, add its entry to `MODELS`. JAX is imported when a model is built.
 """
 
-import bisect
-import functools
-import math
-from collections.abc import Mapping
+import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-from flax import linen as nn
-from jax import Array
-
-from straw_jax import costs
-from straw_jax.recurrent import Carry, HyperLSTMCell, LowRankLSTMCell, LSTMCell
-
-Params = Mapping[str, Any]
-
-
-class Kind(NamedTuple):
-    """A kind of cell.
-
-    Attributes:
-        cell: Its class.
-        layer_norm: Whether with layer norm.
-    """
-
-    cell: type[LSTMCell]
-    layer_norm: bool
-
-    @property
-    def modulated(self) -> bool:
-        """Whether a smaller LSTM writes weights of it."""
-        return self.cell is not LSTMCell
-
-
-KINDS: Mapping[str, Kind] = {
-    "lstm": Kind(LSTMCell, False),
-    "ln_lstm": Kind(LSTMCell, True),
-    "hyper": Kind(HyperLSTMCell, False),
-    "ln_hyper": Kind(HyperLSTMCell, True),
-    "lowrank": Kind(LowRankLSTMCell, False),
-    "ln_lowrank": Kind(LowRankLSTMCell, True),
-}
+from straw_experiments.runner.registry import Entry, Registry
 
 
 class Sizes(NamedTuple):
-    """What a model's number of parameters depends on beside its kind and its length of state.
+    """What all models of a study share, whatever their length of state.
 
     Attributes:
-        characters: That there are.
+        characters: Number of different characters.
         hyper_features: As in `HyperLSTMCell`, like the next.
         embedding: Of each gate.
         rank: As in `LowRankLSTMCell`.
@@ -64,147 +26,81 @@ class Sizes(NamedTuple):
     rank: int
 
 
-class CharacterModel(nn.Module):
-    """A recurrent network that predicts each next character of a text.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell(Entry):
+    """A recurrent cell.
 
     Attributes:
-        cell: What is applied to one character after the other.
-        characters: That there are.
-        dropout: Share of inputs and of outputs of the cell that is dropped in training.
-        deterministic: Do not drop any, else an rng "dropout" is needed. The cell has its own.
+        build: `(features, sizes, dropout, train) -> flax.linen.RNNCellBase`, with a state of
+            `features` numbers.
+        modulated: Whether a smaller LSTM writes weights of it.
+        baseline: The cell that it is compared with.
     """
 
-    cell: nn.RNNCellBase
-    characters: int
-    dropout: float = 0.0
-    deterministic: bool = True
-
-    @nn.compact
-    def __call__(self, numbers: Array, carry: Carry | None = None) -> tuple[Carry, Array]:
-        """Read pieces of text.
-
-        Args:
-            numbers: of characters, integers `[batch, time]`.
-            carry: from the characters before; zeros if omitted.
-
-        Returns:
-            The carry after the last character, and after each one the logits of the next, float32
-            `[batch, time, characters]`.
-        """
-
-        def drop(x: Array) -> Array:
-            return nn.Dropout(self.dropout, deterministic=self.deterministic)(x)
-
-        rnn = nn.RNN(
-            self.cell,
-            return_carry=True,
-            split_rngs={"params": False, "dropout": True},
-            variable_axes={"intermediates": 1, "replaced": 1},  # see `straw_jax.recurrent`
-        )
-        # Of mean square 1, as initialisers take inputs to be: an LSTM then learns much sooner.
-        read = math.sqrt(self.characters) * jax.nn.one_hot(numbers, self.characters)
-        carry, states = rnn(drop(read), initial_carry=carry)
-        return carry, nn.Dense(self.characters, name="output")(drop(states))
-
-    @nn.nowrap
-    def initial_carry(self, batch_size: int) -> Carry:
-        """Return a carry of zeros for so many pieces of text."""
-        shape = batch_size, self.characters
-        return self.cell.initialize_carry(jax.random.key(0), shape)
+    modulated: bool = True
+    baseline: str
 
 
-def make_model(
-    name: str, features: int, sizes: Sizes, *, dropout: float = 0.0, train: bool = False
-) -> CharacterModel:
-    """Make a model.
+def _lstm(features: int, sizes: Sizes, dropout: float, train: bool, *, layer_norm: bool) -> Any:
+    from straw_jax.recurrent import LSTMCell
 
-    Args:
-        name: of its kind, in `KINDS`.
-        features: length of the main state.
-        sizes: the rest.
-        dropout: share that is dropped of inputs, of outputs, and of candidates in the cell.
-        train: whether it is.
-
-    Returns:
-        The model; with or without `train`, and with any `dropout`, its parameters are the same.
-    """
-    kind = KINDS[name]
-    own: dict[str, Any] = {}
-    if kind.modulated:
-        own["hyper_features"] = sizes.hyper_features
-    if kind.cell is HyperLSTMCell:
-        own["embedding"] = sizes.embedding
-    if kind.cell is LowRankLSTMCell:
-        own["rank"] = sizes.rank
-    cell = kind.cell(features, kind.layer_norm, dropout, not train, **own)
-    return CharacterModel(cell, sizes.characters, dropout, not train)
+    del sizes
+    return LSTMCell(features, layer_norm, dropout, not train)
 
 
-def features_for(name: str, parameters: int, sizes: Sizes) -> int:
-    """Find the longest state with which a model has no more than a number of parameters.
+def _hyper(features: int, sizes: Sizes, dropout: float, train: bool, *, layer_norm: bool) -> Any:
+    from straw_jax.recurrent import HyperLSTMCell
 
-    Raises:
-        ValueError: it has more with any.
-    """
-
-    def count(features: int) -> int:
-        shapes = _shapes(make_model(name, features, sizes))
-        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-    most = math.isqrt(parameters) // 2 + 1  # gates alone have `4 * features ** 2`
-    found = bisect.bisect_right(range(1, most + 1), parameters, key=count)
-    if not found:
-        raise ValueError(
-            f"argument --parameters: {name} has at least {count(1):,} of this text's"
-            f" {sizes.characters} characters and --hyper-features {sizes.hyper_features}, got"
-            f" {parameters:,}; give more, or fewer --hyper-features"
-        )
-    return found
+    return HyperLSTMCell(
+        features,
+        layer_norm,
+        dropout,
+        not train,
+        hyper_features=sizes.hyper_features,
+        embedding=sizes.embedding,
+    )
 
 
-def breakdown(params: Params) -> dict[str, int]:
-    """Count a model's parameters by what they belong to.
+def _lowrank(features: int, sizes: Sizes, dropout: float, train: bool, *, layer_norm: bool) -> Any:
+    from straw_jax.recurrent import LowRankLSTMCell
 
-    Args:
-        params: of a `CharacterModel`, or their shapes.
-
-    Returns:
-        "main cell", "hyper cell", "projections" (from the hyper cell's state to what it writes),
-        "output", and "all".
-    """
-    counts = dict.fromkeys(("main cell", "hyper cell", "projections", "output"), 0)
-    for path, leaf in jax.tree.leaves_with_path(params):
-        module, part = path[0].key, path[1].key
-        if module == "output":
-            counts["output"] += leaf.size
-        elif part == "hyper":
-            counts["hyper cell"] += leaf.size
-        elif part in _PROJECTIONS:
-            counts["projections"] += leaf.size
-        else:
-            counts["main cell"] += leaf.size
-    return {**counts, "all": sum(counts.values())}
+    return LowRankLSTMCell(
+        features,
+        layer_norm,
+        dropout,
+        not train,
+        hyper_features=sizes.hyper_features,
+        rank=sizes.rank,
+    )
 
 
-_PROJECTIONS = (
-    *(f"{name}_embeddings" for name in ("input", "state", "bias")),
-    *("input_factors", "state_factors", "bias_change"),
-    *("B", "A"),
+def _entry(name: str, label: str, colour: str, help: str) -> Cell:
+    kind = name.removeprefix("ln_")
+    layer_norm = name != kind
+    build = {"lstm": _lstm, "hyper": _hyper, "lowrank": _lowrank}[kind]
+    return Cell(
+        name=name,
+        build=partial(build, layer_norm=layer_norm),
+        label=label,
+        colour=colour,
+        help=help,
+        modulated=kind != "lstm",
+        baseline="ln_lstm" if layer_norm else "lstm",
+    )
+
+
+MODELS: Registry[Cell] = Registry(
+    [
+        _entry("lstm", "LSTM", "#0077BB", "an LSTM"),
+        _entry("ln_lstm", "layer-norm LSTM", "#33BBEE", "an LSTM with layer norm"),
+        _entry("hyper", "HyperLSTM", "#EE7733", "HyperLSTM"),
+        _entry("ln_hyper", "layer-norm HyperLSTM", "#CC3311", "HyperLSTM with layer norm"),
+        _entry("lowrank", "low-rank LSTM", "#009988", "an LSTM with a low-rank update"),
+        _entry(
+            "ln_lowrank",
+            "layer-norm low-rank LSTM",
+            "#AA3377",
+            "the same with layer norm; not among the defaults",
+        ),
+    ]
 )
-
-
-def multiply_adds(model: CharacterModel) -> int:
-    """Count the multiply-adds of a model's matrix products for one character.
-
-    A character's row of the input weights counts as a product with all rows.
-    """
-    params = _shapes(model)
-    character = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return costs.multiply_adds(lambda p, x: model.apply({"params": p}, x), params, character)
-
-
-@functools.cache
-def _shapes(model: CharacterModel) -> Params:
-    """Give the shapes of a model's parameters."""
-    character = jnp.zeros((1, 1), jnp.int32)
-    return jax.eval_shape(model.init, jax.random.key(0), character)["params"]

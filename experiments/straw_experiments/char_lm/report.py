@@ -1,9 +1,10 @@
-"""What a study says of itself: a text table and a Markdown report, made from `summary.json`."""
+"""The text table and the Markdown report of a study, made from `summary.json`."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from straw_experiments.char_lm.analysis import TESTED
+from straw_experiments.char_lm.models import MODELS
 from straw_experiments.char_lm.published import BITS, SOURCE
 from straw_experiments.data.text import TREEBANK
 from straw_experiments.runner.tables import (
@@ -12,21 +13,13 @@ from straw_experiments.runner.tables import (
     markdown_table,
     mean_std,
     readable_count,
+    run_facts,
+    spread_note,
     statistic,
 )
 
 Results: TypeAlias = Mapping[str, Mapping[str, Any]]
 """Of a summary, by model."""
-
-NAMES = {
-    "lstm": "LSTM",
-    "ln_lstm": "layer-norm LSTM",
-    "hyper": "HyperLSTM",
-    "ln_hyper": "layer-norm HyperLSTM",
-    "lowrank": "low-rank LSTM",
-    "ln_lowrank": "layer-norm low-rank LSTM",
-}
-"""Of models, to a reader."""
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -42,7 +35,7 @@ def table(summary: Mapping[str, Any]) -> str:
     heading = [
         f"text    {summary['text']}",
         f"device  {summary['device']}",
-        f"runs    {_seeds(len(summary['seeds']))}; bits a character",
+        f"runs    {spread_note(summary)}; bits a character",
         "",
     ]
     return "\n".join(heading + aligned([["", *header[1:]], *rows]))
@@ -68,17 +61,13 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
             f"{characters['train']:,} of training, {characters['validation']:,} of validation,"
             f" {characters['test']:,} of test; {characters['different']} different ones",
         ],
-        ["device", summary["device"]],
-        ["commit", summary["commit"] or "not in a clone"],
-        ["seeds", ", ".join(map(str, summary["seeds"]))],
         [
             "recipe",
             f"{epochs(config)}, {config['batch_size']} pieces side by side, gradients"
             f" through {config['length']} characters; Adam, {rate(config)}, cosine; gradients of"
             f" norm 1 at most; dropout {config['dropout']:g}",
         ],
-        ["training time, all runs", duration(sum(each["seconds"] for each in results.values()))],
-        ["versions", ", ".join(f"{k} {v}" for k, v in summary["versions"].items())],
+        *run_facts(summary, sum(each["seconds"] for each in results.values())),
     ]
     sections = [
         f"# {summary['study'].capitalize()}",
@@ -89,7 +78,7 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         RESULTS,
         *[PUBLISHED] * (summary["text"] == TREEBANK),
         *parameters(results),
-        *examined(results),
+        *analysed(results),
         *(f"![{text}]({file})" for text, file in pictures.items()),
         *_samples(results),
     ]
@@ -106,16 +95,18 @@ PUBLISHED = f"The paper's figures are of larger models, trained for longer. Sour
 
 
 def epochs(config: Mapping[str, Any]) -> str:
-    """Tell how often a study's models have read the text."""
+    """Say how often a study's models have read the text."""
     return f"{config['epochs']} epoch{'s' * (config['epochs'] > 1)}"
 
 
 def rate(config: Mapping[str, Any]) -> str:
-    """Tell the learning rate of a study's models, or of each of them."""
+    """Name the learning rate of a study's models, or of each of them."""
     rates = config["learning_rate"]
     if not isinstance(rates, list):
         return f"rate {rates:g}"
-    each = (f"{r:g} ({NAMES[name]})" for name, r in zip(config["models"], rates, strict=True))
+    each = (
+        f"{r:g} ({MODELS.label(name)})" for name, r in zip(config["models"], rates, strict=True)
+    )
     return f"rates {', '.join(each)}"
 
 
@@ -136,7 +127,7 @@ def _rows(summary: Mapping[str, Any]) -> list[list[str]]:
         beside = [f"{theirs[name]:.3f}" if name in theirs else "-"] if theirs else []
         rows.append(
             [
-                NAMES[name],
+                MODELS.label(name),
                 mean_std(bits["test"], 1, 4),
                 _difference(results, name),
                 mean_std(bits["validation"], 1, 4),
@@ -152,7 +143,7 @@ def _rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 def _difference(results: Results, name: str) -> str:
     """How many bits more than the LSTM's a model needs, seed by seed."""
-    plain = "ln_lstm" if name.startswith("ln_") else "lstm"
+    plain = MODELS[name].baseline
     if name == plain or plain not in results:
         return "-"
     ours, theirs = (results[each]["bits"]["test"]["seeds"] for each in (name, plain))
@@ -160,11 +151,11 @@ def _difference(results: Results, name: str) -> str:
 
 
 def parameters(results: Results) -> list[str]:
-    """Tell in Markdown what the parameters are of, and what a character costs."""
+    """List in Markdown what the parameters belong to, and what a character costs."""
     parts = list(next(iter(results.values()))["parameters"])
     rows = [
         [
-            NAMES[name],
+            MODELS.label(name),
             *(f"{each['parameters'][part]:,}" for part in parts),
             f"{each['multiply_adds']:,}",
         ]
@@ -179,9 +170,11 @@ def parameters(results: Results) -> list[str]:
     return ["## Parameters", text, markdown_table(["model", *parts, "multiply-adds"], rows)]
 
 
-def examined(results: Results) -> list[str]:
-    """Tell in Markdown what `examination.examine` found, of models that have a hyper cell."""
-    found = {NAMES[name]: each["examined"] for name, each in results.items() if "examined" in each}
+def analysed(results: Results) -> list[str]:
+    """Lay out in Markdown what `analysis.analyse` measured, of models with a hyper cell."""
+    found = {
+        MODELS.label(name): each["examined"] for name, each in results.items() if "examined" in each
+    }
     if not found:
         return []
     return [
@@ -245,11 +238,8 @@ def _samples(results: Results) -> list[str]:
         return []
     parts = ["## Samples", "Drawn from the first seed's model, each character as likely as it is."]
     for name, text in shown.items():
-        parts += [f"### {NAMES[name]}", "\n".join(f"    {line}" for line in text.split("\n"))]
+        parts += [
+            f"### {MODELS.label(name)}",
+            "\n".join(f"    {line}" for line in text.split("\n")),
+        ]
     return parts
-
-
-def _seeds(seeds: int) -> str:
-    if seeds == 1:
-        return "one seed: no spread"
-    return f"mean ± sample standard deviation over {seeds} seeds"

@@ -1,52 +1,55 @@
-"""Look at what a trained STRAW does: `python experiments/analyse.py --help`."""
+"""The command `analyse.py`."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from straw_experiments.image_classification.config import parse_analysis
-from straw_experiments.runner.command import data_mistake, fail, prepare
+from straw_experiments.image_classification.command import check_data
+from straw_experiments.image_classification.config import Analysis, parse_analysis
+from straw_experiments.runner.command import command_line, fail, prepare
 
-_TURNED = (-60, -40, -20, 0, 15, 30, 45, 60)  # degrees, of the images on the sheet of poses
+_ANGLES = (-60, -40, -20, 0, 15, 30, 45, 60)  # degrees, of the images on the sheet of poses
 
 
 def main(argv: Sequence[str]) -> int:
-    """Analyse the experiment that the command line names.
+    """Analyse the finished run that the command line names.
+
+    Args:
+        argv: The words after the program's name.
 
     Returns:
         The exit code: 0 finished, 1 a run's checkpoint is gone or damaged, 2 bad input, 130
         stopped by Ctrl-C.
     """
-    arguments = parse_analysis(argv)
+    asked = parse_analysis(argv)
     try:
-        return _analyse(arguments.settings, arguments.images)
+        return _analyse(asked)
     except KeyboardInterrupt:
         return fail("stopped", 130)
 
 
-def _analyse(settings: dict[str, Any], images: int) -> int:
+def _analyse(asked: Analysis) -> int:
     prepare()
-    if mistake := data_mistake(settings):
-        return fail(mistake, 2)
+    config = asked.config
+    try:
+        check_data(config)
+    except ValueError as error:
+        return fail(error, 2)
 
-    from straw_experiments.image_classification import analysis as modulator
     from straw_experiments.image_classification import analysis_figures, distortions
-    from straw_experiments.image_classification import study as experiment
+    from straw_experiments.image_classification.analysis import analyse
+    from straw_experiments.image_classification.study import Study, load_dataset
     from straw_experiments.pages.analysis import analysis_text
     from straw_experiments.runner import checkpoints, environment, records
 
-    config = experiment.Config(**settings)
     made = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "commit": environment.commit(),
         "device": environment.device(),
         "versions": environment.versions(),
     }
     try:
-        found = experiment.Experiment(config, experiment.load_dataset(config))
-        analysis = modulator.analyse(found, images)
+        study = Study(config, load_dataset(config))
+        analysis = analyse(study, asked.images)
     except checkpoints.CheckpointError as error:
         return fail(error, 1)
     except (ValueError, OSError) as error:
@@ -56,13 +59,13 @@ def _analyse(settings: dict[str, Any], images: int) -> int:
     for name in analysis["straw"]:
         analysis_figures.plot_updates(analysis, name, out / f"analysis_{name}_updates.png")
         analysis_figures.plot_movement(analysis, name, out / f"analysis_{name}_movement.png")
-    analysis_figures.plot_turned(analysis, out / "analysis_angles.png")
+    analysis_figures.plot_rotated(analysis, out / "analysis_angles.png")
     analysis_figures.plot_distortions(analysis, out / "analysis_distortions.png")
     for name in analysis["distortions"]["seen"]:
-        seed, upright = analysis["seeds"][name][0], found.dataset.test_images
-        shown = distortions.sheet(found, name, seed, _TURNED[: len(upright)])
-        path, names = out / f"analysis_{name}_poses.png", found.dataset.class_names
-        analysis_figures.plot_poses(shown, names, path, dataset=found.dataset.name)
+        seed, upright = analysis["seeds"][name][0], study.dataset.test_images
+        shown = distortions.sheet(study, name, seed, _ANGLES[: len(upright)])
+        path, names = out / f"analysis_{name}_poses.png", study.dataset.class_names
+        analysis_figures.plot_poses(shown, names, path, dataset=study.dataset.name)
     records.write_json(out / "analysis.json", {**made, **analysis})
     print(analysis_text({out.name: analysis}, {}), end="\n\n")
     print(f"All numbers and figures: {out}/analysis*")

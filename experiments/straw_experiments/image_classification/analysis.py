@@ -1,7 +1,7 @@
-"""What a trained STRAW's modulator does: its costs, its updates, and what they follow.
+"""What a trained STRAW's modulator does: its costs, its updates, and what they depend on.
 
 Everything is of the test images, evenly strided within each class. Updates are measured as they
-are applied, with the scale 1 that all contenders have.
+are applied, with the scale 1 that all models have.
 """
 
 import itertools
@@ -17,11 +17,11 @@ from flax import linen as nn
 
 from straw_experiments.data.variants import blur, rotate
 from straw_experiments.image_classification.controls import exchanged
-from straw_experiments.image_classification.distortions import measure, sees_poses
+from straw_experiments.image_classification.distortions import measure, predicts_poses
 from straw_experiments.image_classification.evaluate import evaluate, in_batches, score
 from straw_experiments.image_classification.models import executor_of
 from straw_experiments.image_classification.step import as_input
-from straw_experiments.image_classification.study import Experiment
+from straw_experiments.image_classification.study import Study
 from straw_experiments.runner.batches import batches
 from straw_experiments.runner.state import Variables
 from straw_experiments.runner.tables import over_seeds
@@ -40,18 +40,18 @@ _BYTES = 4  # of a float32
 _BATCH = 64  # a batch of formed factors takes 40 MB at rank 16
 
 
-def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
-    """Analyse every finished run of an experiment.
+def analyse(study: Study, images: int) -> dict[str, Any]:
+    """Analyse every finished run of an study.
 
     Args:
-        experiment: With at least one finished run.
+        study: With at least one finished run.
         images: Test images for accuracies; half as many are taken for updates. About, since each
             class gives as many.
 
     Returns:
         What `analysis.json` holds, its measured figures as from `statistic`. "turned" is
-        the accuracy by angle of each model, see `turned_accuracies`; "straw", for each STRAW that
-        sees no poses, has "costs" (see `costs`), "leaves" (`ranks`), "updates"
+        the accuracy by angle of each model, see `rotated_accuracies`; "straw", for each STRAW that
+        predicts no poses, has "costs" (see `costs`), "leaves" (`ranks`), "updates"
         (`update_statistics`) and "movement" (`movements`); "distortions" is from
         `distortions.measure`.
 
@@ -59,8 +59,8 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
         ValueError: No run is finished, or there are too few images to tell classes from chance.
         CheckpointError: A finished run's variables are gone or damaged.
     """
-    config, dataset = experiment.config, experiment.dataset
-    seeds = {name: _finished(experiment, name) for name in config.models}
+    config, dataset = study.config, study.dataset
+    seeds = {name: _finished(study, name) for name in config.models}
     seeds = {name: found for name, found in seeds.items() if found}
     if not seeds:
         raise ValueError(f"{config.out} has no finished run. Finish one with run.py --resume")
@@ -75,25 +75,25 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
         )
     signs = np.random.default_rng(_SIGNS).choice([-1.0, 1.0], len(dataset.test_labels))
 
-    def turned(which: np.ndarray) -> dict[int, np.ndarray]:
+    def rotated(which: np.ndarray) -> dict[int, np.ndarray]:
         upright = dataset.test_images[which]
         return {angle: rotate(upright, angle * signs[which]) for angle in ANGLES}
 
     straws: dict[str, Any] = {}
     for name in seeds:
-        if (straw := experiment.straw(name)) and not sees_poses(straw):
-            labels, changed = dataset.test_labels[chosen], _changed(turned(chosen))
+        if (straw := study.straw(name)) and not predicts_poses(straw):
+            labels, changed = dataset.test_labels[chosen], _changed(rotated(chosen))
             updates, moved = [], []
             for seed in seeds[name]:
                 _say(f"{name} seed {seed}: updates of {len(chosen):,} test images")
-                variables = experiment.run(name, seed).variables()
+                variables = study.run(name, seed).variables()
                 updates.append(update_statistics(straw, variables, dataset.test_images, groups))
                 _say(f"{name} seed {seed}: how they move with rotation and blur")
                 moved.append(movements(straw, variables, changed, labels))
             straws[name] = {
                 "costs": costs(
                     straw,
-                    executor_of(name, len(dataset.class_names), config.executor),
+                    executor_of(name, **study.sizes()),
                     config.base,
                     dataset.test_images.shape[1:],
                 ),
@@ -101,13 +101,13 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
                 "updates": over_seeds(updates),
                 "movement": over_seeds(moved),
             }
-    images_turned, labels = turned(tested), dataset.test_labels[tested]
+    rotated_images, labels = rotated(tested), dataset.test_labels[tested]
     accuracies: dict[str, Any] = {}
     for name, found in seeds.items():
         by_seed = []
         for seed in found:
             _say(f"{name} seed {seed}: accuracy by angle on {len(tested):,} test images")
-            by_seed.append(turned_accuracies(experiment, name, seed, images_turned, labels))
+            by_seed.append(rotated_accuracies(study, name, seed, rotated_images, labels))
         accuracies[name] = over_seeds(by_seed)
     return {
         "dataset": dataset.name,
@@ -120,7 +120,7 @@ def analyse(experiment: Experiment, images: int) -> dict[str, Any]:
         "sigmas": list(SIGMAS),
         "straw": straws,
         "turned": accuracies,
-        "distortions": measure(experiment, seeds, tested, _say),
+        "distortions": measure(study, seeds, tested, _say),
     }
 
 
@@ -318,7 +318,7 @@ def movements(
     changed: Mapping[str, Mapping[Any, np.ndarray]],
     labels: np.ndarray,
 ) -> dict[str, dict[str, Any]]:
-    """Measure how far updates move when their images are turned or blurred.
+    """Measure how far updates move when their images are rotated or blurred.
 
     Args:
         straw: The model.
@@ -375,36 +375,36 @@ def movements(
     }
 
 
-def turned_accuracies(
-    experiment: Experiment,
+def rotated_accuracies(
+    study: Study,
     name: str,
     seed: int,
-    turned: Mapping[int, np.ndarray],
+    rotated: Mapping[int, np.ndarray],
     labels: np.ndarray,
 ) -> dict[str, list[float]]:
-    """Test a finished run on turned images.
+    """Test a finished run on rotated images.
 
     Args:
-        experiment: The run's.
-        name: The contender's.
+        study: The run's.
+        name: The model's.
         seed: The run's.
-        turned: Images uint8 [n, 28, 28, 1] by angle; the first are upright.
+        rotated: Images uint8 [n, 28, 28, 1] by angle; the first are upright.
         labels: int [n].
 
     Returns:
         Accuracies by angle: "own", and for a STRAW of factors with other style vectors: "upright
-        style" (for a turned image that of the upright one), "same class style" (that of another
-        upright image of its class) and "turned style" (for the upright image that of the turned
-        one). A style vector may tell the class: what turning does to the modulator, and what to
+        style" (for a rotated image that of the upright one), "same class style" (that of another
+        upright image of its class) and "turned style" (for the upright image that of the rotated
+        one). A style vector may reveal the class: what rotation does to the modulator, and what to
         the executor, is in all of them together.
     """
-    run = experiment.run(name, seed)
-    variables, upright = run.variables(), next(iter(turned.values()))
+    run = study.run(name, seed)
+    variables, upright = run.variables(), next(iter(rotated.values()))
     accuracies = {
-        "own": [evaluate(run.trainee.forward, variables, x, labels).accuracy
-                for x in turned.values()]
+        "own": [evaluate(run.trainer.forward, variables, x, labels).accuracy
+                for x in rotated.values()]
     }  # fmt: skip
-    if (straw := experiment.straw(name)) and not sees_poses(straw):
+    if (straw := study.straw(name)) and not predicts_poses(straw):
 
         @jax.jit
         def forward(variables: Variables, images: Any, context: Any) -> jax.Array:
@@ -416,23 +416,23 @@ def turned_accuracies(
             return score(in_batches(forward, variables, images, context), labels).accuracy
 
         others = upright[exchanged(labels, np.random.default_rng(_PAIRS))]
-        accuracies["same class style"] = [accuracy(x, others) for x in turned.values()]
-        accuracies["turned style"] = [accuracy(upright, x) for x in turned.values()]
-        accuracies["upright style"] = [accuracy(x, upright) for x in turned.values()]
+        accuracies["same class style"] = [accuracy(x, others) for x in rotated.values()]
+        accuracies["turned style"] = [accuracy(upright, x) for x in rotated.values()]
+        accuracies["upright style"] = [accuracy(x, upright) for x in rotated.values()]
     return accuracies
 
 
-def _finished(experiment: Experiment, name: str) -> list[int]:
-    seeds = [seed for seed in experiment.seeds if experiment.run(name, seed).result.exists()]
-    for seed in sorted(set(experiment.seeds) - set(seeds)):
+def _finished(study: Study, name: str) -> list[int]:
+    seeds = [seed for seed in study.seeds if study.run(name, seed).result.exists()]
+    for seed in sorted(set(study.seeds) - set(seeds)):
         _say(f"{name} seed {seed}: not finished, left out")
     return seeds
 
 
-def _changed(turned: Mapping[int, np.ndarray]) -> dict[str, Mapping[Any, np.ndarray]]:
-    upright = turned[0]
+def _changed(rotated: Mapping[int, np.ndarray]) -> dict[str, Mapping[Any, np.ndarray]]:
+    upright = rotated[0]
     blurred = {s: blur(upright, np.full(len(upright), s)) for s in SIGMAS if s}
-    return {"rotation": turned, "blur": {0.0: upright, **blurred}}
+    return {"rotation": rotated, "blur": {0.0: upright, **blurred}}
 
 
 def _factors_of(straw: Straw) -> Callable[[Variables, Any], FactorTree]:

@@ -21,7 +21,7 @@ _STYLE_MARKS: dict[str, dict[str, Any]] = {
 _STYLE_NAMES = {
     "upright style": ", weights from\nthe upright image",
     "same class style": ", weights from\nanother upright image\nof the class",
-    "turned style": " on upright images,\nweights from turned ones",
+    "turned style": " on upright images,\nweights from rotated ones",
 }
 
 
@@ -37,7 +37,7 @@ def plot_updates(analysis: Mapping[str, Any], straw: str, path: FilePath) -> Non
     seeds, count = len(analysis["seeds"][straw]), analysis["images"]["updates"]
     over_seeds = f"line: ± 1 std over {seeds} seeds" if seeds > 1 else "one seed"
     over_images = "line: 5 to 95 % of the images"
-    title = f"Weights that {model_name(straw)} writes for {count:,} test images"
+    title = f"Weights that {model_name(straw)} generates for {count:,} test images"
     figure = new_figure(title, analysis["dataset"], (12.5, 0.38 * len(found) + 1.8))
     panels: list[Axes] = list(figure.subplots(1, 4, sharey=True))
     places = {leaf: len(found) - 1 - index for index, leaf in enumerate(found)}
@@ -87,7 +87,7 @@ def plot_movement(analysis: Mapping[str, Any], straw: str, path: FilePath) -> No
     kinds = {"rotation": "rotation (degrees)", "blur": "blur, σ (pixels)"}
     amounts = {"rotation": analysis["angles"], "blur": analysis["sigmas"]}
     count, seeds = analysis["images"]["updates"], len(analysis["seeds"][straw])
-    title = f"How far {model_name(straw)}'s weights move when an image is turned or blurred"
+    title = f"How far {model_name(straw)}'s weights move when an image is rotated or blurred"
     title += f" ({count:,} test images, {seeds} seed{'s' if seeds > 1 else ''})"
     figure = new_figure(title, analysis["dataset"], (2.5 * len(kernels) + 1.6, 5.2))
     grid: np.ndarray = figure.subplots(2, len(kernels), sharey=True, sharex="row", squeeze=False)
@@ -116,7 +116,7 @@ def plot_movement(analysis: Mapping[str, Any], straw: str, path: FilePath) -> No
     save(figure, path)
 
 
-def plot_turned(analysis: Mapping[str, Any], path: FilePath) -> None:
+def plot_rotated(analysis: Mapping[str, Any], path: FilePath) -> None:
     """Draw accuracy by angle, a line a model, and a STRAW's with other images' style vectors.
 
     Bands are the range over seeds.
@@ -127,7 +127,7 @@ def plot_turned(analysis: Mapping[str, Any], path: FilePath) -> None:
     """
     count, error = analysis["images"]["accuracy"], 100 * analysis["largest_standard_error"]
     figure = new_figure(
-        f"Accuracy on {count:,} turned test images (standard error up to {error:.1f} points)",
+        f"Accuracy on {count:,} rotated test images (standard error up to {error:.1f} points)",
         analysis["dataset"],
         (8.5, 4.6),
     )
@@ -183,7 +183,7 @@ def plot_distortions(analysis: Mapping[str, Any], path: FilePath) -> None:
 def plot_poses(
     shown: Mapping[str, Any], class_names: Sequence[str], path: FilePath, *, dataset: str
 ) -> None:
-    """Draw test images, the poses that an eye sees in them, and weights before and after.
+    """Draw test images, the poses predicted for them, and weights before and after.
 
     Args:
         shown: from `distortions.sheet`.
@@ -197,7 +197,7 @@ def plot_poses(
     columns = 3 + units
     size = (1.45 * columns, 1.55 * (len(images) + 1) + 0.6)
     figure = new_figure(
-        "What an eye for poses sees, the first layer's weights that follow, and what all poses say",
+        "Predicted poses, the first layer's weights that follow, and the predicted class",
         dataset,
         size,
     )
@@ -218,7 +218,7 @@ def plot_poses(
     for unit in range(units):
         draw_weights(grid[0, 3 + unit], before[unit])
         grid[0, 3 + unit].set_title(f"unit {unit + 1}", fontsize=9)
-    titles = ("image", "poses seen", "upright by\nthe likeliest", *["weights after"] * units)
+    titles = ("image", "predicted\nposes", "upright by\nthe likeliest", *["weights after"] * units)
     for axes, title in zip(grid[1], titles, strict=True):
         axes.set_title(title, fontsize=9)
     for row, image in zip(grid[1:], range(len(images)), strict=True):
@@ -230,7 +230,7 @@ def plot_poses(
         right = shown["guesses"][image] == shown["labels"][image]
         guess = class_names[shown["guesses"][image]]
         row[0].set_ylabel(f"{class_names[shown['labels'][image]]}", rotation=0, ha="right")
-        row[0].set_xlabel(f"turned {shown['degrees'][image]:+g}°", fontsize=8)
+        row[0].set_xlabel(f"rotated {shown['degrees'][image]:+g}°", fontsize=8)
         row[2].set_xlabel(
             f"{'✓' if right else '✗'} {guess}", color=RIGHT if right else WRONG, family=MONO
         )

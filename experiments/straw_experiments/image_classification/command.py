@@ -1,57 +1,57 @@
-"""Train STRAW beside its baselines and report: `python experiments/run.py --help`."""
+"""The command `run.py`."""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
-from straw_experiments.image_classification.config import parse
-from straw_experiments.runner.command import (
-    data_mistake,
-    fail,
-    interruptible,
-    prepare,
-    told_if_finished,
-)
+from straw_experiments.image_classification.config import Config, parse
+from straw_experiments.runner.command import run_study
+
+if TYPE_CHECKING:
+    from straw_experiments.image_classification.study import Study
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the experiment that the command line describes.
+    """Train and test the models that the command line names.
+
+    Args:
+        argv: The words after the program's name.
 
     Returns:
         The exit code: 0 finished, 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
     """
-    settings = vars(parse(argv))
-    return interruptible(lambda command: _run(settings, command), resumes=settings["resume"])
+    return run_study(
+        argv, parse=parse, load=_load, report="straw_experiments.image_classification.report"
+    )
 
 
-def _run(settings: dict[str, Any], command: str) -> int:
-    prepare()
-    # Imported step by step, the quickest first: no mistake should wait for what comes after it.
-    if told_if_finished(settings["out"], "straw_experiments.image_classification.report"):
-        return 0
-    if mistake := data_mistake(settings):
-        return fail(mistake, 2)
+def _load(config: Config) -> "Study":
+    """Load the data; the quickest checks come first, so that no mistake waits for JAX."""
+    check_data(config)
 
-    from straw_experiments.image_classification import loop
-    from straw_experiments.image_classification import study as experiment
-    from straw_experiments.runner import checkpoints, hosts
-    from straw_experiments.runner import processes as parallel
+    from straw_experiments.image_classification.study import Study, load_dataset
+    from straw_experiments.runner import hosts, processes
     from straw_jax.sharding import make_mesh
 
-    distributed = settings.pop("distributed")
-    config = experiment.Config(**settings)
-    try:
-        if distributed is not None:
-            hosts.join(*distributed)
-        # These two refuse what the devices cannot do.
-        parallel.jobs_for(1, config.jobs)
-        if config.mesh:
-            make_mesh(**config.mesh)
-        dataset = hosts.first_then_others(partial(experiment.load_dataset, config))
-    except (ValueError, OSError, RuntimeError) as error:
-        return fail(error, 2)
-    try:
-        experiment.run(config, dataset, command)
-    except (loop.NonFiniteError, checkpoints.CheckpointError, parallel.ProcessError) as error:
-        return fail(error, 1)
-    return 0
+    if config.distributed is not None:
+        hosts.join(*config.distributed)
+    processes.jobs_for(1, config.jobs)  # refuses what the devices cannot do, as does the next
+    if config.mesh:
+        make_mesh(**config.mesh)
+    return Study(config, hosts.first_then_others(partial(load_dataset, config)))
+
+
+def check_data(config: Config) -> None:
+    """Check the data as far as a quick look allows; needs no JAX.
+
+    Raises:
+        ValueError: They are missing, damaged, or not what their name says.
+    """
+    from straw_experiments import data
+
+    data.check(
+        config.dataset,
+        fraction=config.fraction,
+        data_dir=config.data_dir,
+        archive=config.archive,
+    )

@@ -1,4 +1,4 @@
-"""What turning, scaling, slanting and blurring do to models, and what an eye for poses sees."""
+"""Accuracy on rotated, scaled, sheared and blurred images, and the poses that are predicted."""
 
 import itertools
 from collections import Counter
@@ -13,7 +13,7 @@ from straw_experiments.data.variants import blur, rotate
 from straw_experiments.image_classification.controls import style_function
 from straw_experiments.image_classification.evaluate import in_batches, predict, score
 from straw_experiments.image_classification.step import as_input
-from straw_experiments.image_classification.study import Experiment
+from straw_experiments.image_classification.study import Study
 from straw_experiments.runner.tables import over_seeds, statistic
 from straw_jax.geometry import Posed, affine, composed, resample
 from straw_jax.pose import NUMBERS
@@ -25,15 +25,15 @@ AMOUNTS: Mapping[str, Sequence[float]] = {
     "shear": (-0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6),  # as in `affine`
     "blur": (0.0, 0.5, 1.0, 1.5, 2.0),  # pixels
 }
-_PAIRS = 12  # confusions that are told
-_FAR = (-60, -45, -30, 30, 45, 60)  # degrees, of images that are turned
+_PAIRS = 12  # confusions that are listed
+_FAR = (-60, -45, -30, 30, 45, 60)  # degrees, of images that count as rotated
 _UNITS = 3  # of the first layer, on the sheet
 _CLOSE = 15  # degrees
 _LIKELY = 0.05  # confidence from which a hypothesis counts
 
 
-def sees_poses(straw: Straw | None) -> bool:
-    """Tell whether a model's style vectors are poses, as of `straw_jax.pose.Geometric`."""
+def predicts_poses(straw: Straw | None) -> bool:
+    """Say whether a model's style vectors are poses, as of `straw_jax.pose.Geometric`."""
     return straw is not None and any(leaf.rank == "pose" for leaf in straw.spec)
 
 
@@ -48,7 +48,7 @@ def distorted(images: np.ndarray, kind: str, amount: float) -> np.ndarray:
 
 
 def measure(
-    experiment: Experiment,
+    study: Study,
     seeds: Mapping[str, Sequence[int]],
     tested: np.ndarray,
     say: Callable[[str], None],
@@ -56,21 +56,21 @@ def measure(
     """Test every finished run on distorted images.
 
     Args:
-        experiment: The runs'.
+        study: The runs'.
         seeds: Those that are finished, by model.
         tested: Positions of the test images to take.
-        say: Is told what is being done.
+        say: Prints what is being done.
 
     Returns:
         "amounts" by kind of distortion; "accuracy" by kind and model, a spread for each amount;
-        "seen", of models with an eye for poses, by rotation: the "median" of the likeliest angle's
+        "seen", of models with a pose encoder, by rotation: the "median" of the likeliest angle's
         error in degrees, the "share" of images that have a hypothesis within 15 degrees, of a
-        confidence of 5 % or more, and "told", the accuracy where the eye's place is taken by the
-        angle by which the image was turned; and "confused", pairs of classes that the model which
-        reads turned images best takes for one another more often once they are turned, with the
-        share of all images by model, "upright" and "turned".
+        confidence of 5 % or more, and "told", the accuracy with the true angle in place of the
+        predicted one; and "confused", the pairs of classes that the model which is best on rotated
+        images confuses more often once they are rotated, with the share of all images by model,
+        "upright" and "turned". (The keys are those of stored analyses.)
     """
-    dataset = experiment.dataset
+    dataset = study.dataset
     images, labels = dataset.test_images[tested], dataset.test_labels[tested]
     sets = {
         kind: [distorted(images, kind, amount) for amount in amounts]
@@ -78,13 +78,13 @@ def measure(
     }
     found: dict[str, Any] = {kind: {} for kind in sets}
     count = sum(map(len, sets.values()))
-    seen: dict[str, Any] = {}
+    poses: dict[str, Any] = {}
     guesses = {}
     for name, of in seeds.items():
         say(f"{name}: accuracy on {len(tested):,} test images, distorted in {count} ways")
-        runs = [experiment.run(name, seed) for seed in of]
+        runs = [study.run(name, seed) for seed in of]
         variables = [run.variables() for run in runs]
-        forward = runs[0].trainee.forward
+        forward = runs[0].trainer.forward
         for kind, changed in sets.items():
             logits = [[in_batches(forward, each, some) for each in variables] for some in changed]
             found[kind][name] = [
@@ -92,21 +92,21 @@ def measure(
             ]
             if kind == "rotation":
                 guesses[name] = [of_runs[0].argmax(axis=-1) for of_runs in logits]
-        if (straw := experiment.straw(name)) and sees_poses(straw):
-            seen[name] = _seen(straw, variables, sets["rotation"], labels)
+        if (straw := study.straw(name)) and predicts_poses(straw):
+            poses[name] = _poses(straw, variables, sets["rotation"], labels)
     return {
         "amounts": {kind: list(amounts) for kind, amounts in AMOUNTS.items()},
         "accuracy": found,
-        "seen": seen,
+        "seen": poses,
         "confused": _confused(guesses, labels, dataset.class_names),
     }
 
 
-def _seen(
-    straw: Straw, variables: Sequence[Any], turned: Sequence[np.ndarray], labels: np.ndarray
+def _poses(
+    straw: Straw, variables: Sequence[Any], rotated: Sequence[np.ndarray], labels: np.ndarray
 ) -> dict[str, list[dict[str, Any]]]:
     @jax.jit
-    def told(variables: Any, images: jax.Array, degrees: jax.Array) -> jax.Array:
+    def with_angles(variables: Any, images: jax.Array, degrees: jax.Array) -> jax.Array:
         styles = jnp.zeros((len(degrees), NUMBERS)).at[:, 1].set(degrees)
         return straw.apply_styles(variables["params"], styles, as_input(images))
 
@@ -114,13 +114,13 @@ def _seen(
 
     def of_seed(each: Any) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {"median": [], "share": [], "told": []}
-        for images, amount in zip(turned, AMOUNTS["rotation"], strict=True):
+        for images, amount in zip(rotated, AMOUNTS["rotation"], strict=True):
             hypotheses = in_batches(styles_of, each, images).reshape(len(images), -1, NUMBERS)
             confidence, degrees = hypotheses[..., 0], hypotheses[..., 1]
             likely = confidence - np.logaddexp.reduce(confidence, axis=1, keepdims=True)
             off = np.abs(degrees - amount)
             close = (off <= _CLOSE) & (likely >= np.log(_LIKELY))
-            logits = in_batches(told, each, images, np.full(len(images), amount, np.float32))
+            logits = in_batches(with_angles, each, images, np.full(len(images), amount, np.float32))
             found["median"].append(float(np.median(off[:, 0])))
             found["share"].append(float(np.mean(close.any(axis=1))))
             found["told"].append(score(logits, labels).accuracy)
@@ -132,7 +132,7 @@ def _seen(
 def _confused(
     guesses: Mapping[str, Sequence[np.ndarray]], labels: np.ndarray, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """List pairs of classes by how much more often they are taken for one another when turned.
+    """List pairs of classes by how much more often they are confused when images are rotated.
 
     Args:
         guesses: classes [n] by model and rotation.
@@ -166,26 +166,26 @@ def _confused(
     ]
 
 
-def sheet(experiment: Experiment, name: str, seed: int, degrees: Sequence[float]) -> dict[str, Any]:
-    """Give what a picture sheet of a model with an eye for poses shows.
+def sheet(study: Study, name: str, seed: int, degrees: Sequence[float]) -> dict[str, Any]:
+    """Return what a picture sheet of a model with a pose encoder shows.
 
     Args:
-        experiment: The run's.
+        study: The run's.
         name: Of the model.
         seed: Of the run.
-        degrees: By which the first test images are turned, one each.
+        degrees: By which the first test images are rotated, one each.
 
     Returns:
-        "images" uint8 [n, h, w, c], turned; "degrees", by which; "seen", hypotheses
-        [n, hypotheses, 6]; "resampled", the images as the executor's first layer sees them by the
-        likeliest, rounded; "before" and "after", weights [units, h, w] and [n, units, h, w]: of a
+        "images" uint8 [n, h, w, c], rotated; "degrees", by which; "seen", hypotheses
+        [n, hypotheses, 6]; "resampled", the input of the executor's first layer for the likeliest
+        of them, rounded; "before" and "after", weights [units, h, w] and [n, units, h, w]: of a
         unit of the first layer in the middle of the image, by pixel; "guesses" and "labels".
     """
-    dataset, straw = experiment.dataset, experiment.straw(name)
+    dataset, straw = study.dataset, study.straw(name)
     assert straw is not None
     count = len(degrees)
     images = rotate(dataset.test_images[:count], np.asarray(degrees, np.float64))
-    run = experiment.run(name, seed)
+    run = study.run(name, seed)
     variables = run.variables()
     params, inputs = variables["params"], as_input(images)
     styles = straw.styles(params, inputs)
@@ -207,7 +207,7 @@ def sheet(experiment: Experiment, name: str, seed: int, degrees: Sequence[float]
         "resampled": np.rint(jax.vmap(_resampled)(images, matrices)).astype(np.uint8),
         "before": before,
         "after": np.asarray(after).reshape(count, *before.shape),
-        "guesses": predict(run.trainee.forward, variables, images),
+        "guesses": predict(run.trainer.forward, variables, images),
         "labels": dataset.test_labels[:count],
     }
 

@@ -32,7 +32,7 @@ def make_forward(model: Model) -> Forward:
     """Build the jitted evaluation pass: no dropout, stored batch statistics.
 
     Args:
-        model: The contender.
+        model: The model.
 
     Returns:
         `(variables, images uint8 [b, 28, 28, 1]) -> logits float32 [b, classes]`.

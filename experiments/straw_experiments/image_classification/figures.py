@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from straw_experiments.image_classification.models import MODELS
 from straw_experiments.image_classification.published import compare
 from straw_experiments.image_classification.report import model_name, variant_names
 from straw_experiments.runner.plots import MONO, FilePath, new_figure, save, tidy
@@ -18,30 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# A model keeps its colour in every figure; the article's differ in lightness as well as in hue.
-MODEL_COLOURS = {
-    "standalone": "#0077BB",
-    "wide_dense": "#33BBEE",
-    "wide_compute": "#88CCAA",
-    "wide": "#114477",
-    "straw": "#EE7733",
-    "resnet34": "#555555",
-    "compact_static": "#88BBDD",
-    "compact_wide": "#446688",
-    "compact": "#CC3311",
-    "compact_augmented": "#AA4499",
-    "compact_fan": "#999933",
-    "compact_context": "#DDAA33",
-    "geometric_stn": "#BBBBBB",
-    "geometric_refined": "#66CC99",
-    "geometric": "#007755",
-    "geometric_affine": "#5500AA",
-    **{
-        f"{network}{form}": colour
-        for network in ("conv7", "wrn_16_1", "wrn_40_2")
-        for form, colour in (("", "#0077BB"), ("_narrow", "#88BBDD"), ("_generated", "#CC3311"))
-    },
-}
 RIGHT, WRONG = "#00796B", "#CC3311"
 # Paul Tol's "muted" scheme, dealt out to the classes again and again.
 CLASS_COLOURS = (
@@ -327,5 +304,5 @@ def _pushed_apart(places: np.ndarray) -> np.ndarray:
 
 
 def model_colour(model: str) -> str:
-    """Give the colour that a model has in all figures."""
-    return MODEL_COLOURS.get(model, "#AA3377")
+    """Return a model's colour, the same in all figures."""
+    return MODELS.colour(model)

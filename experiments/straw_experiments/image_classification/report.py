@@ -1,4 +1,4 @@
-"""What a run says of itself: a text table and a Markdown report, made from `summary.json`.
+"""The text table and the Markdown report of a study, made from `summary.json`.
 
 Accuracies are fractions in 0..1 there, and per cent in print.
 """
@@ -6,6 +6,7 @@ Accuracies are fractions in 0..1 there, and per cent in print.
 from collections.abc import Mapping
 from typing import Any
 
+from straw_experiments.image_classification.models import MODELS
 from straw_experiments.image_classification.published import SOURCE, Comparison, compare
 from straw_experiments.runner.tables import (
     aligned,
@@ -13,10 +14,11 @@ from straw_experiments.runner.tables import (
     markdown_table,
     mean_std,
     readable_count,
+    run_facts,
+    spread_note,
     statistic,
 )
 
-MODEL_NAMES = {"straw": "STRAW", "resnet34": "ResNet-34", "compact": "compact STRAW"}
 # As `controls` names them: whose style vector each image's weights come from.
 CONTROL_NAMES = {
     "own": "the image itself",
@@ -64,22 +66,23 @@ def table(summary: Mapping[str, Any]) -> str:
     heading = [
         f"data set  {summary['dataset']}",
         f"device    {summary['device']}",
-        f"run       {summary['experiment'] or 'own settings'}; {_seeds(summary)}",
+        f"run       {summary['experiment'] or 'own settings'}; {spread_note(summary)}",
         "",
     ]
     return "\n".join(heading + aligned(rows))
 
 
-def markdown(summary: Mapping[str, Any]) -> str:
+def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     """Write a run's report.
 
     Args:
         summary: contents of `summary.json`.
+        pictures: files in the same folder by what they show.
 
     Returns:
         Markdown: what was run and where, results by test variant and model with the article's
         figures beside them where there are any, differences between the models, what each model
-        costs, every seed, and links to the figures in the same folder.
+        costs, every seed, and the pictures.
     """
     sections = [
         _section_run(summary),
@@ -88,22 +91,16 @@ def markdown(summary: Mapping[str, Any]) -> str:
         _section_controls(summary),
         _section_models(summary),
         _section_seeds(summary),
-        _section_figures(summary),
+        _section_figures(summary, pictures),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _section_run(summary: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     facts = [
         ["data set", summary["dataset"]],
         ["the article's set", summary["experiment"] or "none of the three"],
-        ["device", summary["device"]],
-        ["commit", summary["commit"] or "not in a clone"],
-        ["seeds", ", ".join(map(str, summary["seeds"]))],
-        ["runs at a time", str(summary["jobs"])],
-        ["training time, all models and seeds", duration(sum(summary["seconds"].values()))],
-        ["versions", versions],
+        *run_facts(summary, sum(summary["seconds"].values())),
     ]
     title = f"# STRAW on {summary['dataset']}"
     if summary["experiment"]:
@@ -132,7 +129,7 @@ def _section_results(summary: Mapping[str, Any]) -> str:
         )
     else:
         remark = "No figures of the article stand beside these: the run is none of its three sets."
-    spread = f"{_seeds(summary).capitalize()}."
+    spread = f"{spread_note(summary).capitalize()}."
     return "\n\n".join(["## Results", spread, remark, markdown_table(header, rows)])
 
 
@@ -216,15 +213,8 @@ def _section_seeds(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(["## Every seed", markdown_table(header, rows)])
 
 
-def _section_figures(summary: Mapping[str, Any]) -> str:
-    figures = {
-        "curves.png": "Accuracy and loss by epoch",
-        "variants.png": "Accuracy by test variant",
-        "samples.png": "Test samples and what the models take them for",
-    }
-    if summary["controls"]:  # of a STRAW
-        figures["styles.png"] = "Style vectors of test images, coloured by class"
-    links = [f"![{text}, {summary['dataset']}]({file})" for file, text in figures.items()]
+def _section_figures(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    links = [f"![{text}, {summary['dataset']}]({file})" for text, file in pictures.items()]
     return "\n\n".join(["## Figures", *links])
 
 
@@ -247,12 +237,5 @@ def variant_names(summary: Mapping[str, Any]) -> list[str]:
 
 
 def model_name(model: str) -> str:
-    """Name a model to a reader."""
-    return MODEL_NAMES.get(model, model)
-
-
-def _seeds(summary: Mapping[str, Any]) -> str:
-    seeds = summary["seeds"]
-    if len(seeds) == 1:
-        return "one seed: no spread"
-    return f"mean ± sample standard deviation over {len(seeds)} seeds"
+    """Return a model's name in tables."""
+    return MODELS.label(model)

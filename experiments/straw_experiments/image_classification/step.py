@@ -1,4 +1,4 @@
-"""One optimizer step of any contender, as pure functions."""
+"""One optimizer step of a model of images, as pure functions."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,12 +10,12 @@ import optax
 from jax.sharding import Mesh
 
 from straw_experiments.data import normalise
-from straw_experiments.runner.state import State, Variables, training_key
+from straw_experiments.runner.state import State, Variables, training_key, updated
 from straw_jax.sharding import batch_sharding, everywhere, shardings
 
 
 class Model(NamedTuple):
-    """A contender as pure functions.
+    """A model as pure functions.
 
     Attributes:
         init: `(key, images float32 [b, 28, 28, 1]) -> variables`: a dict with `"params"`, which the
@@ -59,7 +59,7 @@ def init_state(
     """Make the state before the first step.
 
     Args:
-        model: The contender.
+        model: The model.
         optimizer: Its optimizer.
         image_shape: Shape of one image, such as (28, 28, 1).
         seed: Decides the initial parameters, and nothing else does.
@@ -90,7 +90,7 @@ def state_like(
     """Give the shapes and dtypes of `init_state`'s state, without computing it.
 
     Args:
-        model: The contender.
+        model: The model.
         optimizer: Its optimizer.
         image_shape: Shape of one image, such as (28, 28, 1).
 
@@ -116,7 +116,7 @@ def make_train_step(
     that was interrupted draws the same dropout masks as one that was not.
 
     Args:
-        model: The contender.
+        model: The model.
         optimizer: Its optimizer.
         mesh: Where the state lies, and shall lie after the step; None for one device.
 
@@ -159,9 +159,7 @@ def make_train_step(
         )
         if mesh is None:
             gradient = _joined(gradient)
-        with jax.numpy_dtype_promotion("standard"):  # Optax's Adam raises a float to an integer.
-            changes, opt_state = optimizer.update(gradient, state.opt_state, params)
-        params = optax.apply_updates(params, changes)
+        params, opt_state = updated(optimizer, gradient, state.opt_state, params)
         state = State(state.step + 1, {**rest, **updates, "params": params}, opt_state)
         if mesh is not None:
             state, metrics = jax.lax.with_sharding_constraint(
@@ -198,7 +196,7 @@ def lower_train_step(
     """Trace the training step for one batch size, without making parameters.
 
     Args:
-        model: The contender.
+        model: The model.
         optimizer: Its optimizer.
         image_shape: Shape of one image, such as (28, 28, 1).
         batch_size: Samples in a batch.

@@ -1,8 +1,6 @@
-"""From settings to trained contenders and the files that tell of them."""
+"""From settings to trained models and the files that report them."""
 
-import dataclasses
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,77 +8,22 @@ import numpy as np
 
 from straw_experiments import data
 from straw_experiments.image_classification import figures, report
-from straw_experiments.image_classification import models as contenders
+from straw_experiments.image_classification.config import Config
 from straw_experiments.image_classification.controls import control_scores, sample, style_function
 from straw_experiments.image_classification.evaluate import in_batches, predict
-from straw_experiments.image_classification.train import Contender, Recipe, Schedule, finish
+from straw_experiments.image_classification.models import build_model, straw_of
+from straw_experiments.image_classification.networks import sample_cost
+from straw_experiments.image_classification.train import Recipe, Trainer, train_and_test
 from straw_experiments.runner import records
-from straw_experiments.runner.environment import commit, device, versions
+from straw_experiments.runner import study as studies
 from straw_experiments.runner.hosts import from_first, is_first
-from straw_experiments.runner.processes import in_processes, jobs_for
-from straw_experiments.runner.runs import Run
+from straw_experiments.runner.settings import check_same_data
+from straw_experiments.runner.study import Results
 from straw_experiments.runner.tables import over_seeds
 from straw_jax.sharding import make_mesh
-from straw_jax.straw import Base, Straw
+from straw_jax.straw import Straw
 
 _SHEET = 8  # Test images on the sheet of samples.
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Every setting of an experiment.
-
-    Attributes:
-        dataset: As `straw_experiments.data.load` takes it, like the next three.
-        data_dir: Folder of data, or None for the default one.
-        archive: EMNIST's `gzip.zip`, or None.
-        fraction: Share of the training set, in (0, 1].
-        limit: At most so many training and so many test images, 2 or more; None for all.
-        validation: Share of these training images, below 1, that is held out of training and takes
-            the place of the test images; None for the test images.
-        rank: Of STRAW's factors.
-        executor: "cnn" or "vit", as in `contender`.
-        encoder: STRAW's, "conv" or "trm", as in `contender`.
-        base: STRAW's base weights, "none" or "trained".
-        models: Contenders by name.
-        epochs: Passes over the training images.
-        batch_size: Samples a step.
-        learning_rate: Adam's.
-        schedule: Of the learning rate, as in `Recipe`.
-        seed: Of each model's first run.
-        seeds: How many runs a model, with seeds that count up from `seed`.
-        jobs: How many runs train at once, as in `jobs_for`.
-        mesh: The devices that train each run together, "data" and "model" as in `make_mesh`, or
-            None for one.
-        experiment: Which of the article's three sets these settings are, or None.
-        preset: Which named recipe these settings are, or None.
-        out: Folder for the results.
-        resume: Whether to continue what lies in `out`.
-    """
-
-    dataset: str
-    data_dir: str | None
-    archive: str | None
-    fraction: float
-    limit: int | None
-    validation: float | None
-    rank: int
-    executor: contenders.Executor
-    encoder: contenders.Encoder
-    base: Base
-    models: Sequence[str]
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    schedule: Schedule
-    seed: int
-    seeds: int
-    jobs: int | None
-    mesh: dict[str, int] | None
-    experiment: str | None
-    preset: str | None
-    out: str
-    resume: bool
 
 
 def load_dataset(config: Config) -> data.Dataset:
@@ -107,65 +50,73 @@ def load_dataset(config: Config) -> data.Dataset:
     )
     if config.validation:
         dataset = _held_out(dataset, config.validation)
-    path = Path(config.out, "config.json")
-    if path.exists() and (earlier := records.read_json(path)["data"]) != _description(dataset):
-        raise ValueError(
-            f"--resume: the results in {config.out} are from {earlier}, but the data are now"
-            f" {_description(dataset)}. Give the earlier data, or choose another --out"
-        )
+    check_same_data(config, _description(dataset))
     return dataset
 
 
-class Experiment:
-    """Contenders and seeds on one data set: all runs, finished or not.
+class Study(studies.Study[Trainer]):
+    """Models of images and their seeds on one data set: all runs, finished or not.
 
     Attributes:
-        config: The settings.
         dataset: From `load_dataset`.
         variants: Its test images by variant.
-        seeds: Of each model's runs.
-        mesh: The devices, or None for one.
     """
 
-    def __init__(self, config: Config, dataset: data.Dataset):
-        self.config, self.dataset = config, dataset
-        self.variants = data.variants(dataset.test_images)
-        self.seeds = range(config.seed, config.seed + config.seeds)
-        self.mesh = make_mesh(**config.mesh) if config.mesh else None
-        self._contenders: dict[str, Contender] = {}
+    config: Config
+    report = report
 
-    def contender(self, name: str) -> Contender:
-        """Return a contender, whose compiled programs all its runs share."""
-        if name not in self._contenders:
-            config = self.config
-            recipe = Recipe(config.epochs, config.batch_size, config.learning_rate, config.schedule)
-            model = contenders.contender(name, **self._sizes())
-            images_shape = self.dataset.train_images.shape
-            self._contenders[name] = Contender(name, model, recipe, images_shape, self.mesh)
-        return self._contenders[name]
+    def __init__(self, config: Config, dataset: data.Dataset):
+        super().__init__(config, config.models)
+        self.dataset = dataset
+        self.variants = data.variants(dataset.test_images)
+        self.mesh = make_mesh(**config.mesh) if config.mesh else None
+
+    @property
+    def arguments(self) -> tuple[Config, data.Dataset]:
+        """What another process makes the same study from."""
+        return self.config, self.dataset
+
+    def data(self) -> Mapping[str, Any]:
+        """Describe the data."""
+        return _description(self.dataset)
+
+    def make_trainer(self, name: str) -> Trainer:
+        """Make what trains a model."""
+        config = self.config
+        recipe = Recipe(config.epochs, config.batch_size, config.learning_rate, config.schedule)
+        model = build_model(name, **self.sizes())
+        return Trainer(name, model, recipe, self.dataset.train_images.shape, self.mesh)
 
     def straw(self, name: str) -> Straw | None:
-        """Return the STRAW that a contender is, or None where it is none."""
-        return contenders.straw_of(name, **self._sizes())
+        """Return the STRAW that a model is, or None where it is none."""
+        return straw_of(name, **self.sizes())
 
-    def run(self, name: str, seed: int) -> Run[Contender]:
-        """Return a contender's run."""
-        return Run(self.contender(name), seed, Path(self.config.out))
+    def sizes(self) -> dict[str, Any]:
+        """Return what models are built for, see `models.Sizes`."""
+        config = self.config
+        return {
+            "classes": len(self.dataset.class_names),
+            "rank": config.rank,
+            "base": config.base,
+            "executor": config.executor,
+            "encoder": config.encoder,
+            "image": self.dataset.train_images.shape[1:],
+        }
 
-    def finish(self, name: str, seed: int, *, bar: bool = True) -> dict[str, Any]:
+    def execute(self, name: str, seed: int, *, bar: bool = True) -> dict[str, Any]:
         """Train and test a run and its controls, as far as that is still to be done.
 
         Args:
-            name: The contender's.
+            name: The model's.
             seed: The run's.
             bar: Whether to show a progress bar, where stderr is a terminal.
 
         Returns:
-            The run's result, as from `runs.finish`; of a STRAW also "controls", scores by control
-            and variant.
+            The run's result, as from `train_and_test`; of a STRAW also "controls", scores by
+            control and variant.
         """
         run = self.run(name, seed)
-        result = finish(run, self.dataset, self.variants, bar=bar)
+        result = train_and_test(run, self.dataset, self.variants, bar=bar)
         if straw := self.straw(name):
             path = run.result.with_name("controls.json")
             if not from_first(path.exists, like=False):
@@ -182,76 +133,84 @@ class Experiment:
                 result["controls"] = records.read_json(path)
         return result
 
-    def _sizes(self) -> dict[str, Any]:
-        config = self.config
-        classes = len(self.dataset.class_names)
+    def cost(self, name: str) -> float:
+        """Return the multiply-adds of an image."""
+        return self._multiply_adds(name)
+
+    def _multiply_adds(self, name: str) -> int:
+        trainer = self.trainer(name)
+        return sample_cost(trainer.model, trainer.image_shape)
+
+    def description(self) -> Iterable[str]:
+        """Describe data and models, line by line."""
+        found = self.data()
+        yield (
+            f"data     {found['name']}\n"
+            f"         {found['train']:,} training images, {found['test']:,} test images,"
+            f" {found['classes']} classes"
+        )
+        for name in self.names:
+            yield f"model    {name}, {self.trainer(name).parameters():,} trained parameters"
+        for name in self.names:
+            if straw := self.straw(name):
+                yield f"\nGenerated by {name} for each sample:\n{straw.spec}\n"
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return what the summary says first."""
+        return {"dataset": self.dataset.name, "experiment": self.config.experiment}
+
+    def figures(self, results: Results) -> Mapping[str, Any]:
+        """Return what the summary says of each model."""
+        labels = self.dataset.test_labels
         return {
-            "classes": classes,
-            "rank": config.rank,
-            "base": config.base,
-            "executor": config.executor,
-            "encoder": config.encoder,
-            "image": self.dataset.train_images.shape[1:],
+            "seconds": {
+                name: sum(result["seconds"] for result in group) for name, group in results.items()
+            },
+            "parameters": {name: self.trainer(name).parameters() for name in results},
+            "multiply_adds": {name: self._multiply_adds(name) for name in results},
+            "results": {
+                name: over_seeds([result["variants"] for result in group])
+                for name, group in results.items()
+            },
+            "control_images": len(labels[sample(len(labels))]),
+            "controls": {
+                name: over_seeds([result["controls"] for result in group])
+                for name, group in results.items()
+                if "controls" in group[0]
+            },
         }
 
+    def draw(
+        self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+    ) -> Mapping[str, str]:
+        """Draw curves, accuracies, samples, and style vectors; return files by what they show."""
+        out, dataset = Path(self.config.out), self.dataset
+        figures.plot_curves(history, out / "curves.png", dataset=dataset.name)
+        figures.plot_variants(summary, out / "variants.png")
+        _draw_samples(self)
+        pictures = {
+            "Accuracy and loss by epoch": "curves.png",
+            "Accuracy by test variant": "variants.png",
+            "Test samples and their predicted classes": "samples.png",
+        }
+        if _draw_styles(self):
+            pictures["Style vectors of test images, coloured by class"] = "styles.png"
+        return pictures
 
-def run(config: Config, dataset: data.Dataset, command: str) -> None:
-    """Train, test and write all files; continue where an earlier call was stopped.
-
-    Args:
-        config: The experiment's settings.
-        dataset: From `load_dataset`.
-        command: The command line, for the record.
-
-    Raises:
-        NonFiniteError: Training diverged; names the step and the last good checkpoint.
-        CheckpointError: A run should continue but has no whole checkpoint.
-        ProcessError: A process that trained was ended from outside.
-    """
-    out = Path(config.out)
-    experiment = Experiment(config, dataset)
-    if not is_first():
-        for name in config.models:
-            for seed in experiment.seeds:
-                experiment.finish(name, seed)
-        return
-    records.write_json(
-        out / "config.json",
-        {**dataclasses.asdict(config), "data": _description(dataset), "command": command},
-    )
-    made = {"commit": commit(), "versions": versions()}  # before the checkout may move on
-    tasks = [(name, seed) for name in config.models for seed in experiment.seeds]
-    jobs = 1 if config.mesh else jobs_for(len(tasks), config.jobs)
-    _print_start(experiment, jobs)
-    if jobs > 1:
-        _finish_in_processes(experiment, tasks, jobs)
-    results = {
-        name: [experiment.finish(name, seed) for seed in experiment.seeds] for name in config.models
-    }
-    summary = {
-        "dataset": dataset.name,
-        "experiment": config.experiment,
-        "device": device(config.mesh),
-        "jobs": jobs,
-        "command": command,
-        **made,
-        "config": dataclasses.asdict(config),
-        "seeds": list(experiment.seeds),
-        **_figures_of(experiment, results),
-    }
-    history = [line for task in tasks for line in experiment.run(*task).history()]
-    records.write_lines(out / "metrics.jsonl", history)
-    figures.plot_curves(history, out / "curves.png", dataset=dataset.name)
-    figures.plot_variants(summary, out / "variants.png")
-    _draw_samples(experiment)
-    _draw_styles(experiment)
-    records.write(out / "report.md", report.markdown(summary))
-    records.write_json(out / "summary.json", summary)  # Last: it marks the experiment as finished.
-
-    print(f"\n{report.table(summary)}\n")
-    if "resnet34" not in config.models:
-        print(_cost_of_resnet(experiment, summary))
-    print(f"Report, figures and all numbers: {out}")
+    def closing(self, summary: Mapping[str, Any]) -> Iterable[str]:
+        """Estimate the time of the missing ResNet-34, from that of a model that ran."""
+        if "resnet34" in self.names:
+            return
+        sizes = {**self.sizes(), "executor": "cnn"}
+        cost = sample_cost(build_model("resnet34", **sizes), sizes["image"])
+        first = self.names[0]
+        ratio = cost / summary["multiply_adds"][first]
+        minutes = summary["seconds"][first] * ratio / summary["jobs"] / 60
+        yield (
+            f"ResNet-34 (--models resnet34, with another --out) would take about {minutes:,.0f}"
+            f" minutes on this device: an estimate, since a sample takes it {ratio:,.0f} times the"
+            f" multiply-adds of {first}."
+        )
 
 
 def _held_out(dataset: data.Dataset, share: float) -> data.Dataset:
@@ -281,81 +240,14 @@ def _description(dataset: data.Dataset) -> dict[str, Any]:
     }
 
 
-def _finish_in_processes(
-    experiment: Experiment, tasks: Sequence[tuple[str, int]], jobs: int
-) -> None:
-    unfinished = [task for task in tasks if not experiment.run(*task).result.exists()]
-    cost = {
-        name: contenders.sample_cost(each.model, each.image_shape)
-        for name, each in ((name, experiment.contender(name)) for name in experiment.config.models)
-    }
-    longest_first = sorted(unfinished, key=lambda task: -cost[task[0]])
-    in_processes(_finisher, (experiment.config, experiment.dataset), longest_first, jobs)
-
-
-def _finisher(config: Config, dataset: data.Dataset) -> Callable[[tuple[str, int]], None]:
-    experiment = Experiment(config, dataset)
-
-    def finish_one(task: tuple[str, int]) -> None:
-        experiment.finish(*task, bar=False)  # several bars would overwrite each other
-
-    return finish_one
-
-
-def _figures_of(
-    experiment: Experiment, results: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, Any]:
-    """What the summary says of each model."""
-    models = {name: experiment.contender(name) for name in results}
-    labels = experiment.dataset.test_labels
-    return {
-        "seconds": {
-            name: sum(result["seconds"] for result in group) for name, group in results.items()
-        },
-        "parameters": {name: each.parameters() for name, each in models.items()},
-        "multiply_adds": {
-            name: contenders.sample_cost(each.model, each.image_shape)
-            for name, each in models.items()
-        },
-        "results": {
-            name: over_seeds([result["variants"] for result in group])
-            for name, group in results.items()
-        },
-        "control_images": len(labels[sample(len(labels))]),
-        "controls": {
-            name: {
-                control: over_seeds([result["controls"][control] for result in group])
-                for control in group[0]["controls"]
-            }
-            for name, group in results.items()
-            if "controls" in group[0]
-        },
-    }
-
-
-def _print_start(experiment: Experiment, jobs: int) -> None:
-    config, found = experiment.config, _description(experiment.dataset)
-    print(f"data     {found['name']}")
-    print(f"         {found['train']:,} training images, {found['test']:,} test images", end="")
-    print(f", {found['classes']} classes")
-    print(f"device   {device(config.mesh)}" + (f", {jobs} runs at a time" if jobs > 1 else ""))
-    print(f"results  {config.out}")
-    for name in config.models:
-        print(f"model    {name}, {experiment.contender(name).parameters():,} trained parameters")
-    for name in config.models:
-        if straw := experiment.straw(name):
-            print(f"\nWhat the generator of {name} writes for each sample:\n{straw.spec}\n")
-    sys.stdout.flush()  # Before the hours of training, even if stdout is a file.
-
-
-def _draw_samples(experiment: Experiment) -> None:
-    """Draw a sheet of test images with what each model's first run takes them for."""
-    dataset = experiment.dataset
-    sheet = {variant: images[:_SHEET] for variant, images in experiment.variants.items()}
+def _draw_samples(study: Study) -> None:
+    """Draw test images with the classes that each model's first run predicts."""
+    dataset = study.dataset
+    sheet = {variant: images[:_SHEET] for variant, images in study.variants.items()}
     predictions = {}
-    for name in experiment.config.models:
-        run = experiment.run(name, experiment.seeds[0])
-        forward, variables = run.trainee.forward, run.variables()
+    for name in study.names:
+        run = study.run(name, study.seeds[0])
+        forward, variables = run.trainer.forward, run.variables()
         predictions[name] = {
             variant: predict(forward, variables, images) for variant, images in sheet.items()
         }
@@ -364,36 +256,23 @@ def _draw_samples(experiment: Experiment) -> None:
         dataset.test_labels[:_SHEET],
         predictions,
         dataset.class_names,
-        Path(experiment.config.out, "samples.png"),
+        Path(study.config.out, "samples.png"),
         dataset=dataset.name,
     )
 
 
-def _draw_styles(experiment: Experiment) -> None:
-    """Draw the style vectors of the test images, of the first STRAW's first run."""
-    dataset = experiment.dataset
-    for name in experiment.config.models:
-        if straw := experiment.straw(name):
-            variables = experiment.run(name, experiment.seeds[0]).variables()
+def _draw_styles(study: Study) -> bool:
+    """Draw style vectors of the test images, of the first STRAW's first run, if there is one."""
+    dataset = study.dataset
+    for name in study.names:
+        if straw := study.straw(name):
+            variables = study.run(name, study.seeds[0]).variables()
             figures.plot_styles(
                 in_batches(style_function(straw), variables, dataset.test_images),
                 dataset.test_labels,
                 dataset.class_names,
-                Path(experiment.config.out, "styles.png"),
+                Path(study.config.out, "styles.png"),
                 dataset=dataset.name,
             )
-            return
-
-
-def _cost_of_resnet(experiment: Experiment, summary: Mapping[str, Any]) -> str:
-    """Estimate what the missing baseline would take here, from the time of a model that ran."""
-    models = experiment.config.models
-    resnet = experiment.contender("resnet34")
-    cost = contenders.sample_cost(resnet.model, resnet.image_shape)
-    ratio = cost / summary["multiply_adds"][models[0]]
-    minutes = summary["seconds"][models[0]] * ratio / summary["jobs"] / 60
-    return (
-        f"ResNet-34 (--models resnet34, with another --out) would take about {minutes:,.0f} minutes"
-        f" on this device: an estimate, since a sample takes it {ratio:,.0f} times the"
-        f" multiply-adds of {models[0]}."
-    )
+            return True
+    return False

@@ -1,16 +1,16 @@
-"""Contenders that classify images: how they are trained, tested, and compiled once for all runs."""
+"""How models of images are trained and tested, compiled once for all runs."""
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from straw_experiments.data import Dataset
+from straw_experiments.image_classification.config import Schedule
 from straw_experiments.image_classification.evaluate import Forward, Score, evaluate, make_forward
 from straw_experiments.image_classification.loop import Epoch, train
 from straw_experiments.image_classification.step import (
@@ -20,27 +20,26 @@ from straw_experiments.image_classification.step import (
     lower_train_step,
     state_like,
 )
+from straw_experiments.runner import runs
 from straw_experiments.runner.batches import steps_per_epoch
 from straw_experiments.runner.environment import return_freed_memory
 from straw_experiments.runner.hosts import is_first
-from straw_experiments.runner.runs import Passed, Run, Tested, complete
-from straw_experiments.runner.state import State, Variables, cosine
+from straw_experiments.runner.runs import EpochResult, FinalResult, Run
+from straw_experiments.runner.state import State, Variables, cosine, parameters
 from straw_jax.sharding import place, shardings
-
-Schedule: TypeAlias = Literal["constant", "cosine"]
 
 _TESTED_EACH_EPOCH = 4_000  # test images at most, evenly strided
 
 
 class Recipe(NamedTuple):
-    """How every run of an experiment is trained.
+    """How every run of a study is trained.
 
     Attributes:
         epochs: Passes over the training images.
         batch_size: Samples a step.
         learning_rate: Adam's.
-        schedule: "constant", or "cosine": up to `learning_rate` in the first tenth of all steps,
-            and down to 0 along half a cosine.
+        schedule: "constant", or "cosine": linear warm-up to `learning_rate` over the first tenth of
+            all steps, then cosine decay to 0.
     """
 
     epochs: int
@@ -56,7 +55,7 @@ class Recipe(NamedTuple):
         return optax.adam(cosine(self.learning_rate, steps))
 
 
-class Contender:
+class Trainer:
     """A model and its optimizer, compiled once, on first use, for training images of one shape.
 
     It trains on one device, or on a mesh of them.
@@ -78,7 +77,7 @@ class Contender:
 
     def parameters(self) -> int:
         """Count the trained parameters."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.state_like.variables["params"]))
+        return parameters(self.state_like.variables)
 
     @functools.cached_property
     def train_step(self) -> TrainStep:
@@ -108,14 +107,14 @@ class Contender:
         return tree if self.mesh is None else place(tree, shardings(tree, self.mesh))
 
 
-def finish(
-    run: Run[Contender],
+def train_and_test(
+    run: Run[Trainer],
     dataset: Dataset,
     variants: Mapping[str, np.ndarray],
     *,
     bar: bool = True,
 ) -> dict[str, Any]:
-    """Train and test a contender's run, as far as that is still to be done.
+    """Train and test a run, as far as that is still to be done.
 
     Args:
         run: New, stopped at any point, or finished.
@@ -124,20 +123,20 @@ def finish(
         bar: Whether to show a progress bar, where stderr is a terminal.
 
     Returns:
-        As `complete`; of the test there are "variants", loss and accuracy by name.
+        As `runs.execute`; of the test there are "variants", loss and accuracy by name.
 
     Raises:
         NonFiniteError: Training diverged; names the step and the last good checkpoint.
         CheckpointError: The run should go on but has no whole checkpoint.
     """
-    contender, recipe = run.trainee, run.trainee.recipe
-    # A sample will do to see how training goes: all images are tested at its end.
+    trainer, recipe = run.trainer, run.trainer.recipe
+    # A sample shows how training goes; all images are tested at its end.
     stride = -(-len(dataset.test_labels) // _TESTED_EACH_EPOCH)
     sample = dataset.test_images[::stride], dataset.test_labels[::stride]
 
-    def train_on(start: State) -> Iterator[Passed]:
+    def train_on(start: State) -> Iterator[EpochResult]:
         for state, epoch in train(
-            contender.train_step,
+            trainer.train_step,
             start,
             dataset.train_images,
             dataset.train_labels,
@@ -146,22 +145,22 @@ def finish(
             seed=run.seed,
             title=run.title if bar and is_first() else None,
         ):
-            score = evaluate(contender.forward, state.variables, *sample)
-            yield Passed(epoch.epoch, state, *_told(epoch, recipe.epochs, score))
+            score = evaluate(trainer.forward, state.variables, *sample)
+            yield EpochResult(epoch.epoch, state, *_reported(epoch, recipe.epochs, score))
 
-    def test(variables: Variables) -> Tested:
+    def test(variables: Variables) -> FinalResult:
         scores = {
-            name: evaluate(contender.forward, variables, images, dataset.test_labels)
+            name: evaluate(trainer.forward, variables, images, dataset.test_labels)
             for name, images in variants.items()
         }
         text = ", ".join(f"{name} {score.accuracy:.2%}" for name, score in scores.items())
-        return Tested({"variants": {name: s._asdict() for name, s in scores.items()}}, text)
+        return FinalResult({"variants": {name: s._asdict() for name, s in scores.items()}}, text)
 
-    return complete(run, train_on, test)
+    return runs.execute(run, train_on, test)
 
 
-def _told(epoch: Epoch, epochs: int, score: Score) -> tuple[dict[str, Any], str]:
-    """An epoch and a test after it, for `metrics.jsonl` and for a reader."""
+def _reported(epoch: Epoch, epochs: int, score: Score) -> tuple[dict[str, Any], str]:
+    """Return the figures of an epoch and of the test after it, and the same as a line to print."""
     figures = {
         "step": epoch.step,
         "train": {"loss": epoch.loss, "accuracy": epoch.accuracy},

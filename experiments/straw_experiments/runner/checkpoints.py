@@ -25,8 +25,8 @@ class CheckpointError(ValueError):
 def save(folder: Path, step: int, tree: Any, *, keep: int = 2) -> None:
     """Write a checkpoint, which is whole on disk on return.
 
-    Checkpoints of this and later steps are replaced: they can only be ones that `restore` turned
-    down before it fell back to an older one.
+    Checkpoints of this and later steps are replaced: they can only be ones that `restore`
+    refused before it fell back to an older one.
 
     Args:
         folder: Where the checkpoints of one run lie.

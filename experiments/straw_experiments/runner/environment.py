@@ -55,7 +55,7 @@ def commit() -> str | None:
     if not (root / ".git").exists():  # perhaps installed below somebody else's clone
         return None
     try:
-        told = subprocess.run(
+        found = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],
             cwd=root,
             capture_output=True,
@@ -64,7 +64,7 @@ def commit() -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return told.stdout.strip()
+    return found.stdout.strip()
 
 
 def return_freed_memory() -> None:

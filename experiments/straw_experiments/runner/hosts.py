@@ -1,6 +1,6 @@
 """Several processes, each with devices of its own, that train one model together.
 
-Every process runs the same program. The first alone reads and writes results: the others are told
+Every process runs the same program. The first alone reads and writes results: the others receive
 what it read, so that folders need not be shared.
 """
 
@@ -28,7 +28,7 @@ def join(address: str | None = None, count: int | None = None, index: int | None
     """
     try:
         jax.distributed.initialize(address, count, index)
-    except ValueError as error:  # nothing tells where the others are
+    except ValueError as error:  # nothing says where the others are
         raise RuntimeError(str(error)) from error
 
 
@@ -38,7 +38,7 @@ def is_first() -> bool:
 
 
 def from_first(read: Callable[[], Any], like: Any) -> Any:
-    """Let the first process read something, and tell the others, which all have to call this.
+    """Let the first process read something, and send it to the others, which all have to call this.
 
     Args:
         read: Returns a tree of numbers or arrays; called in the first process alone.

@@ -16,7 +16,7 @@ FilePath = str | PathLike[str]
 DPI = 150
 
 
-# This face has a dotted zero, so that 0 and O, 1 and l can be told apart.
+# This face has a dotted zero, so that 0 and O, 1 and l differ.
 MONO = "DejaVu Sans Mono"
 
 
@@ -30,7 +30,7 @@ def new_figure(title: str, dataset: str, size: tuple[float, float]) -> "Figure":
 
 
 def save(figure: "Figure", path: FilePath) -> None:
-    """Write a PNG of 256 colours: a third of the size, to the eye the same."""
+    """Write a PNG of 256 colours: a third of the size, with no visible difference."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 

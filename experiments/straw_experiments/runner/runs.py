@@ -1,4 +1,4 @@
-"""One run: one model, one seed, from its first or last checkpoint to a result on disk."""
+"""One run: one model and one seed, from the start or its last checkpoint to a result on disk."""
 
 import shutil
 import sys
@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from straw_experiments.runner import checkpoints, records
+from straw_experiments.runner import checkpoints, metrics, records
 from straw_experiments.runner.hosts import from_first, is_first
 from straw_experiments.runner.state import State, Variables
 from straw_jax.sharding import to_host
@@ -18,11 +18,11 @@ class NonFiniteError(FloatingPointError):
     """Training met a loss or a parameter that is not finite."""
 
 
-class Trainee(Protocol):
-    """What a run trains: a model with its optimizer, such as a `Contender`.
+class Trainer(Protocol):
+    """A model with its optimizer: what a run trains.
 
     Attributes:
-        name: Of the run's files, and to a reader.
+        name: Of the run's files, and in messages.
         state_like: Shapes and dtypes of its state.
     """
 
@@ -36,15 +36,15 @@ class Trainee(Protocol):
         """Put a state, or a part of it, to where the model trains."""
 
 
-class Passed(NamedTuple):
-    """An epoch of training that a run has behind it.
+class EpochResult(NamedTuple):
+    """An epoch of training that is finished.
 
     Attributes:
         epoch: Counted from 1.
         state: At its end.
-        figures: What `metrics.jsonl` tells of it beside "model", "seed" and "epoch"; "seconds" of
+        figures: What `metrics.jsonl` records of it beside "model", "seed" and "epoch"; "seconds" of
             training among them.
-        text: The same for a reader who waits.
+        text: The same as a line to print.
     """
 
     epoch: int
@@ -53,47 +53,49 @@ class Passed(NamedTuple):
     text: str
 
 
-class Tested(NamedTuple):
-    """What a trained model was tested for.
+class FinalResult(NamedTuple):
+    """The test of a trained model.
 
     Attributes:
-        figures: What `result.json` tells of it beside "seconds".
-        text: The same for a reader, on one line.
+        figures: What `result.json` records of it beside "seconds".
+        text: The same as a line to print.
     """
 
     figures: Mapping[str, Any]
     text: str
 
 
-T = TypeVar("T", bound=Trainee)
+T = TypeVar("T", bound=Trainer)
 
 
 class Run(Generic[T]):
-    """A trainee and a seed, and the files they write.
+    """A model and a seed, and the files that training it writes.
 
     `runs/NAME-seedN/` is the run's alone, so that several may train at once. It holds
     `metrics.jsonl`, a line an epoch, and checkpoints of the whole state by epoch while the run
     trains; then `result.json`, and a checkpoint of the variables alone.
     """
 
-    def __init__(self, trainee: T, seed: int, out: Path):
-        folder = out / "runs" / f"{trainee.name}-seed{seed}"
-        self.trainee, self.seed = trainee, seed
+    def __init__(self, trainer: T, seed: int, out: Path, *, tensorboard: bool = False):
+        name = f"{trainer.name}-seed{seed}"
+        folder = out / "runs" / name
+        self.trainer, self.seed = trainer, seed
+        self.tensorboard = out / "tensorboard" / name if tensorboard else None
         self.metrics = folder / "metrics.jsonl"
         self.epochs, self.final = folder / "epochs", folder / "final"
         self.result = folder / "result.json"
 
     @property
     def title(self) -> str:
-        """Name the run to a reader."""
-        return f"{self.trainee.name} seed {self.seed}"
+        """The run's name in messages."""
+        return f"{self.trainer.name} seed {self.seed}"
 
     def history(self) -> list[dict[str, Any]]:
         """Read the run's `metrics.jsonl`."""
         return records.read_lines(self.metrics)
 
     def forget_after(self, epoch: int) -> None:
-        """Drop the lines of later epochs, which are to be trained again."""
+        """Drop the lines of later epochs, which will be trained again."""
         records.write_lines(self.metrics, [x for x in self.history() if x["epoch"] <= epoch])
 
     def restored(self) -> tuple[int, State] | None:
@@ -102,12 +104,12 @@ class Run(Generic[T]):
         Raises:
             CheckpointError: There are checkpoints, and none is whole.
         """
-        like = self.trainee.state_like
+        like = self.trainer.state_like
         found = checkpoints.restore(self.epochs, like) if is_first() else None
         done = int(from_first(lambda: found[0] if found else 0, like=0))
         if not done:
             return None
-        return done, self.trainee.place(from_first(lambda: found and found[1], like))
+        return done, self.trainer.place(from_first(lambda: found and found[1], like))
 
     def placed_variables(self) -> Variables:
         """Return the variables that a finished run ended with, where the model trains.
@@ -115,8 +117,8 @@ class Run(Generic[T]):
         Raises:
             CheckpointError: They are gone or damaged.
         """
-        return self.trainee.place(
-            from_first(self.variables, like=self.trainee.state_like.variables)
+        return self.trainer.place(
+            from_first(self.variables, like=self.trainer.state_like.variables)
         )
 
     def variables(self) -> Variables:
@@ -125,7 +127,7 @@ class Run(Generic[T]):
         Raises:
             CheckpointError: They are gone or damaged.
         """
-        restored = checkpoints.restore(self.final, self.trainee.state_like.variables)
+        restored = checkpoints.restore(self.final, self.trainer.state_like.variables)
         if restored is None:
             raise checkpoints.CheckpointError(
                 f"checkpoints: {self.final} is gone. Delete {self.final.parent} and use --resume"
@@ -134,22 +136,22 @@ class Run(Generic[T]):
         return restored[1]
 
 
-def complete(
+def execute(
     run: Run[Any],
-    train: Callable[[State], Iterator[Passed]],
-    test: Callable[[Variables], Tested],
+    train: Callable[[State], Iterator[EpochResult]],
+    test: Callable[[Variables], FinalResult],
 ) -> dict[str, Any]:
-    """Train and test a run, as far as that is still to be done; every epoch is noted and saved.
+    """Train and test a run, as far as that is still to be done; every epoch is recorded and saved.
 
     Args:
         run: New, stopped at any point, or finished.
         train: Goes on from a state at the end of an epoch, or before the first, which it may
             donate, to the end of training; raises NonFiniteError where it diverges. A state that
             it gave is donated when it is asked for the next.
-        test: Looks at the variables in the end.
+        test: Tests the trained variables.
 
     Returns:
-        The run's result: "seconds" of training, and what `test` found.
+        The run's result: "seconds" of training, and the figures of `test`.
 
     Raises:
         NonFiniteError: Training diverged; names the step and the last good checkpoint.
@@ -171,9 +173,9 @@ def complete(
     return records.read_json(run.result)
 
 
-def _train(run: Run[Any], train: Callable[[State], Iterator[Passed]]) -> tuple[int, Variables]:
-    """Train a run to its end, noting and saving every epoch; return the last and what came out."""
-    done, start = run.restored() or (0, run.trainee.init_state(run.seed))
+def _train(run: Run[Any], train: Callable[[State], Iterator[EpochResult]]) -> tuple[int, Variables]:
+    """Train a run to its end, recording and saving every epoch; return the last, and variables."""
+    done, start = run.restored() or (0, run.trainer.init_state(run.seed))
     say(f"{run.title}: {f'continuing after epoch {done}' if done else 'starting'}, compiling")
     if is_first():
         run.forget_after(done)
@@ -182,8 +184,10 @@ def _train(run: Run[Any], train: Callable[[State], Iterator[Passed]]) -> tuple[i
         for done, state, figures, text in train(start):
             hosted = to_host(state)
             if is_first():
-                line = {"model": run.trainee.name, "seed": run.seed, "epoch": done, **figures}
+                line = {"model": run.trainer.name, "seed": run.seed, "epoch": done, **figures}
                 records.append_line(run.metrics, line)
+                if run.tensorboard:
+                    metrics.write_tensorboard(run.tensorboard, line)
                 checkpoints.save(run.epochs, done, hosted)
             say(f"{run.title}: {text}")
     except NonFiniteError as error:
@@ -196,7 +200,7 @@ def _train(run: Run[Any], train: Callable[[State], Iterator[Passed]]) -> tuple[i
 
 
 def say(text: str) -> None:
-    """Tell the reader who waits a line, on stderr; among several processes the first alone does."""
+    """Print a line of progress on stderr; among several processes the first alone does."""
     if not is_first():
         return
     tqdm.write(text, file=sys.stderr)  # Beside a progress bar, should there be one.

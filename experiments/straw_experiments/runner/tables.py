@@ -87,3 +87,31 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def spread_note(summary: Mapping[str, Any]) -> str:
+    """Say over how many seeds figures are summed up."""
+    count = len(summary["seeds"])
+    if count == 1:
+        return "one seed: no spread"
+    return f"mean ± sample standard deviation over {count} seeds"
+
+
+def run_facts(summary: Mapping[str, Any], seconds: float) -> list[list[str]]:
+    """List where, when and with what a study was run: rows for a report's table.
+
+    Args:
+        summary: Contents of `summary.json`.
+        seconds: Of training, over all runs.
+    """
+    return [
+        ["device", summary["device"]],
+        ["commit", summary["commit"] or "not in a clone"],
+        ["seeds", ", ".join(map(str, summary["seeds"]))],
+        ["runs at a time", str(summary["jobs"])],
+        ["training time, all runs", duration(seconds)],
+        [
+            "versions",
+            ", ".join(f"{name} {version}" for name, version in summary["versions"].items()),
+        ],
+    ]

@@ -1,4 +1,4 @@
-"""What a trained weight predictor does where it was not trained, and which weights it finds."""
+"""What a trained weight predictor does outside its training, and which weights it predicts."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,9 +10,10 @@ import numpy as np
 from jax import Array
 
 from straw_experiments.weight_prediction import equivalence
+from straw_experiments.weight_prediction.evaluate import score
 from straw_experiments.weight_prediction.fitting import fit, least_squares, random_weights
-from straw_experiments.weight_prediction.models import predict
-from straw_experiments.weight_prediction.objectives import Params, score
+from straw_experiments.weight_prediction.networks import predict
+from straw_experiments.weight_prediction.objectives import Params
 from straw_experiments.weight_prediction.targets import (
     Inputs,
     Tasks,
@@ -59,7 +60,7 @@ class _Case(NamedTuple):
     steps: int
 
 
-def examine(
+def analyse(
     sizes: tuple[int, ...], pairs: int, straw: Straw, params: Params, seed: int
 ) -> dict[str, Any]:
     """Measure what a trained predictor does where it was not trained.

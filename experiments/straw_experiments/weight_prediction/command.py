@@ -1,43 +1,32 @@
-"""Predict the weights of networks from pairs: `python experiments/weight_prediction.py --help`."""
+"""The command `weight_prediction.py`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from straw_experiments.runner.command import (
-    fail,
-    interruptible,
-    prepare,
-    told_if_finished,
-)
-from straw_experiments.weight_prediction.config import parse
+from straw_experiments.runner.command import run_study
+from straw_experiments.weight_prediction.config import Config, parse
+
+if TYPE_CHECKING:
+    from straw_experiments.weight_prediction.study import Study
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the study that the command line describes.
+    """Train and test the predictors that the command line names.
+
+    Args:
+        argv: The words after the program's name.
 
     Returns:
         The exit code: 0 finished, 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
     """
-    settings = vars(parse(argv))
-    return interruptible(lambda command: _run(settings, command), resumes=settings["resume"])
+    return run_study(
+        argv, parse=parse, load=_load, report="straw_experiments.weight_prediction.report"
+    )
 
 
-def _run(settings: dict[str, Any], command: str) -> int:
-    prepare()
-    if told_if_finished(settings["out"], "straw_experiments.weight_prediction.report"):
-        return 0
-    from straw_experiments.image_classification import loop
-    from straw_experiments.runner import checkpoints
-    from straw_experiments.runner import processes as parallel
-    from straw_experiments.weight_prediction import study
+def _load(config: Config) -> "Study":
+    from straw_experiments.runner import processes
+    from straw_experiments.weight_prediction.study import Study
 
-    config = study.Config(**settings)
-    try:
-        parallel.jobs_for(1, config.jobs)  # refuses what the device cannot do
-    except ValueError as error:
-        return fail(error, 2)
-    try:
-        study.run(config, command)
-    except (loop.NonFiniteError, checkpoints.CheckpointError, parallel.ProcessError) as error:
-        return fail(error, 1)
-    return 0
+    processes.jobs_for(1, config.jobs)  # refuses what the device cannot do
+    return Study(config)

@@ -1,139 +1,38 @@
-"""The command line of weight_prediction.py: flags, defaults, and all checks.
+"""The settings of `weight_prediction.py`: flags, defaults, and all checks.
 
 Only the standard library is imported, so that a mistake is answered at once.
 """
 
 import argparse
+import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from straw_experiments.runner.arguments import Parser, add_out, add_seeds, check_out, number, whole
+from straw_experiments.runner import settings
+from straw_experiments.runner.command import program
+from straw_experiments.runner.readers import positive, whole
+from straw_experiments.runner.settings import Parser, RunConfig, setting
+from straw_experiments.weight_prediction.models import MODELS, Part, predictors_of
 
-PREDICTORS = {"weights": ("mean", "attention"), "outputs": ("plain", "concat", "residual")}
+Optimizer: TypeAlias = Literal["muon", "adam"]
 
-# What does not change a result may change between a run and its resumption. (How many runs train at
-# once, and with it the number of threads of each, changes rounding alone.)
-_INCIDENTAL = ("out", "resume", "jobs")
+_NAMED = (
+    *("networks", "pairs", "predictors", "steps", "batch_size", "learning_rate"),
+    *("embedding", "optimizer", "seed", "seeds"),
+)
+"""Settings by which results are named, where they are not the usual ones."""
 
-_USUAL: dict[str, dict[str, Any]] = {
-    "weights": {
-        "networks": ["2-5-1", "4-10-1"],
-        "pairs": [1.33, 2.0, 3.0],
-        "predictors": ["mean"],
-        "steps": 5_000,
-        "batch_size": 128,
-        "learning_rate": 0.01,
-    },
-    "outputs": {
-        "networks": ["2-5-1"],
-        "predictors": list(PREDICTORS["outputs"]),
-        "steps": 10_000,
-        "batch_size": 1_024,
-        "learning_rate": 0.01,
-    },
+# What is usual where outputs are predicted, and not as in `Config`.
+_USUAL_OF_OUTPUTS: dict[str, Any] = {
+    "networks": ["2-5-1"],
+    "pairs": [],
+    "predictors": predictors_of("outputs"),
+    "steps": 10_000,
+    "batch_size": 1_024,
 }
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Read and check the command line.
-
-    A mistake ends the process with one line on stderr and exit code 2; nothing is written.
-
-    Args:
-        argv: The words after the program's name.
-
-    Returns:
-        One attribute for each field of `straw_experiments.weight_prediction.study.Config`.
-    """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.predict == "outputs":
-            _check_outputs(arguments)
-        for name, value in _USUAL[arguments.predict].items():
-            if getattr(arguments, name) is None:
-                setattr(arguments, name, value)
-        _check_predictors(arguments)
-        arguments.pairs = arguments.pairs or []
-        _check_pairs(arguments.networks, arguments.pairs)
-        arguments.embedding = arguments.embedding or 128
-        arguments.out = arguments.out or str(Path("results", _readable_name(arguments)))
-        check_out(arguments, _INCIDENTAL)
-    except ValueError as error:
-        parser.error(str(error))
-    return arguments
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="weight_prediction.py",
-        description="Train networks that predict the weights of other, random networks from pairs"
-        " of input and output, test what the predicted weights compute, and write table, report"
-        " and figures.",
-        epilog="Without flags: the six cells of the weight prediction post, with mean pooling; a"
-        " matter of minutes on a CPU with 2 cores.",
-    )
-    what = parser.add_argument_group("what to train")
-    what.add_argument(
-        "--predict",
-        choices=tuple(PREDICTORS),
-        default="weights",
-        help="weights from pairs, or outputs from weights and an input (default: weights)",
-    )
-    what.add_argument(
-        "--networks",
-        nargs="+",
-        type=_sizes,
-        metavar="SIZES",
-        help="whose weights: inputs, hidden units, outputs; without hidden units linear (default:"
-        " 2-5-1 4-10-1; of outputs 2-5-1)",
-    )
-    what.add_argument(
-        "--pairs",
-        nargs="+",
-        type=number("a number above 0", lambda value: 0 < value < math.inf),
-        metavar="RATIO",
-        help="pairs shown for each unknown weight (default: 1.33 2 3)",
-    )
-    what.add_argument(
-        "--predictors",
-        nargs="+",
-        metavar="NAME",
-        help="of weights mean, attention: how a set of pairs is pooled (default: mean); of outputs"
-        " plain, concat, residual (default: all)",
-    )
-    what.add_argument(
-        "--embedding",
-        type=whole(1),
-        metavar="N",
-        help="length of the vector that a set of pairs is embedded in (default: 128)",
-    )
-    how = parser.add_argument_group("how to train")
-    how.add_argument(
-        "--steps", type=whole(1), metavar="N", help="of training (default: 5000; of outputs 10000)"
-    )
-    how.add_argument(
-        "--batch-size",
-        type=whole(1),
-        metavar="N",
-        help="new networks a step (default: 128; of outputs 1024)",
-    )
-    how.add_argument(
-        "--learning-rate",
-        type=number("a number above 0", lambda value: 0 < value < math.inf),
-        metavar="RATE",
-        help="reached after a tenth of the steps, then down to 0 along half a cosine (default:"
-        " 0.01)",
-    )
-    how.add_argument(
-        "--optimizer", choices=("muon", "adam"), default="muon", help="(default: muon)"
-    )
-    add_seeds(how, "a predictor")
-    add_out(parser.add_argument_group("results"))
-    return parser
 
 
 def _sizes(text: str) -> str:
@@ -146,25 +45,135 @@ def _sizes(text: str) -> str:
     return "-".join(str(int(part)) for part in parts)
 
 
-def _check_outputs(arguments: argparse.Namespace) -> None:
+_WHAT, _HOW = "what to train", "how to train"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """Every setting of `weight_prediction.py`."""
+
+    predict: Part = setting(
+        "weights",
+        "weights from pairs, or outputs from weights and an input",
+        group=_WHAT,
+        choices=("weights", "outputs"),
+    )
+    networks: list[str] = setting(
+        ["2-5-1", "4-10-1"],
+        "whose weights: inputs, hidden units, outputs; without hidden units linear",
+        group=_WHAT,
+        read=_sizes,
+        nargs="+",
+        metavar="SIZES",
+        shown="2-5-1 4-10-1; of outputs 2-5-1",
+    )
+    pairs: list[float] = setting(
+        [1.33, 2.0, 3.0],
+        "pairs shown for each unknown weight",
+        group=_WHAT,
+        read=positive,
+        nargs="+",
+        metavar="RATIO",
+    )
+    predictors: list[str] = setting(
+        ["mean"],
+        "predictors to train, see the list below",
+        group=_WHAT,
+        nargs="+",
+        metavar="NAME",
+        shown="mean; of outputs all",
+    )
+    embedding: int = setting(
+        128,
+        "length of the vector in which a set of pairs is embedded",
+        group=_WHAT,
+        read=whole(1),
+        metavar="N",
+    )
+    steps: int = setting(
+        5_000,
+        "training steps",
+        group=_HOW,
+        read=whole(1),
+        metavar="N",
+        shown="5000; of outputs 10000",
+    )
+    batch_size: int = setting(
+        128,
+        "new networks a step",
+        group=_HOW,
+        read=whole(1),
+        metavar="N",
+        shown="128; of outputs 1024",
+    )
+    learning_rate: float = setting(
+        0.01,
+        "after a linear warm-up over a tenth of the steps, before a cosine decay to 0",
+        group=_HOW,
+        read=positive,
+        metavar="RATE",
+    )
+    optimizer: Optimizer = setting("muon", group=_HOW, choices=("muon", "adam"))
+
+
+def parse(argv: Sequence[str]) -> Config:
+    """Read and check the command line.
+
+    A mistake ends the process with one line on stderr and exit code 2; nothing is written.
+
+    Args:
+        argv: The words after the program's name.
+    """
+    parser = Parser(
+        prog=program("weight-prediction"),
+        description="Train networks that predict the weights of other, random networks from pairs"
+        " of input and output, test what the predicted weights compute, and write table, report"
+        " and figures.",
+        epilog="Without flags: the six cells of the weight prediction post, with mean pooling; a"
+        " matter of minutes on a CPU with 2 cores.",
+        models=MODELS,
+    )
+    given = settings.read(parser, Config, argv)
+    try:
+        return configure(given)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def configure(given: Mapping[str, Any]) -> Config:
+    """Complete settings by defaults, and check them.
+
+    Args:
+        given: Settings by name, as in `Config`; the rest is completed.
+
+    Raises:
+        ValueError: They contradict each other, or name what is not there.
+    """
+    usual = settings.defaults(Config)
+    if given.get("predict") == "outputs":
+        _check_outputs(given)
+        usual |= _USUAL_OF_OUTPUTS
+    chosen = usual | dict(given)
+    known = predictors_of(chosen["predict"])
+    MODELS.check("argument --predictors", chosen["predictors"], known)
+    for name in ("networks", "predictors", "pairs"):
+        settings.check_once(name, chosen[name])
+    _check_pairs(chosen["networks"], chosen["pairs"])
+    name = settings.readable_name(
+        f"{chosen['predict']}-prediction", chosen, {each: usual[each] for each in _NAMED}
+    )
+    config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", name))})
+    settings.check_out(config)
+    return config
+
+
+def _check_outputs(given: Mapping[str, Any]) -> None:
     for name in ("pairs", "embedding"):
-        if getattr(arguments, name) is not None:
+        if name in given:
             raise ValueError(
                 f"argument --{name}: is of weights that are predicted; leave it out with --predict"
                 " outputs"
             )
-
-
-def _check_predictors(arguments: argparse.Namespace) -> None:
-    known = PREDICTORS[arguments.predict]
-    if unknown := [name for name in arguments.predictors if name not in known]:
-        raise ValueError(
-            f"argument --predictors: expected any of {', '.join(known)}, got {unknown[0]}"
-        )
-    for name in ("networks", "predictors", "pairs"):
-        values = getattr(arguments, name) or []
-        if len(set(values)) < len(values):
-            raise ValueError(f"argument --{name}: got {_listed(values)}; name each once")
 
 
 def _check_pairs(networks: Sequence[str], ratios: Sequence[float]) -> None:
@@ -185,25 +194,3 @@ def _check_pairs(networks: Sequence[str], ratios: Sequence[float]) -> None:
                     f" weights of {network} are both {pairs} pairs; leave one of them out"
                 )
             known[pairs] = ratio
-
-
-def _readable_name(arguments: argparse.Namespace) -> str:
-    """Name a study by its settings, the usual ones left unsaid: other settings, another name."""
-    usual = _USUAL[arguments.predict] | {
-        "embedding": 128,
-        "optimizer": "muon",
-        "seed": 0,
-        "seeds": 1,
-    }
-    parts = [f"{arguments.predict}-prediction"]
-    parts += [
-        f"{name.replace('_', '-')}-{_listed(getattr(arguments, name))}"
-        for name, value in usual.items()
-        if getattr(arguments, name) != value
-    ]
-    return "_".join(parts)
-
-
-def _listed(value: Any) -> str:
-    values = value if isinstance(value, list) else [value]
-    return "+".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)

@@ -94,7 +94,8 @@ def preference(weights: Networks) -> float:
 
     Returns:
         Mean over units of the length of the mean direction of their incoming weights: 1 where a
-        unit always looks the same way, near 0 where its place tells nothing, as in random networks.
+        unit always has the same direction, near 0 where its place says nothing, as in random
+        networks.
     """
     first, _ = _layers(weights)
     directions = first / np.linalg.norm(first, axis=1, keepdims=True)

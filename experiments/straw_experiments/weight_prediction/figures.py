@@ -1,17 +1,18 @@
-"""What a study shows of itself: figures, each a PNG. matplotlib is imported where it draws."""
+"""The figures of a study, each a PNG. matplotlib is imported where it draws."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from straw_experiments.runner.plots import FilePath, new_figure, save, tidy
+from straw_experiments.weight_prediction.models import MODELS
 from straw_experiments.weight_prediction.report import published
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("#0077BB", "#EE7733", "#009988", "#CC3311", "#AA3377", "#33BBEE")
+_CELL_COLOURS = ("#0077BB", "#EE7733", "#009988", "#CC3311", "#AA3377", "#33BBEE")
 
 
 def draw(
@@ -74,7 +75,7 @@ def plot_curves(
     figure, panels = _panels(results, title)
     for network, axes in panels.items():
         cells = [name for name, each in results.items() if each["network"] == network]
-        for colour, name in zip(_COLOURS * len(cells), cells, strict=False):
+        for colour, name in zip(_CELL_COLOURS * len(cells), cells, strict=False):
             pairs = results[name]["pairs"]
             label = results[name]["predictor"] + (f", {pairs} pairs" if pairs else "")
             for seed in dict.fromkeys(line["seed"] for line in history):
@@ -103,7 +104,8 @@ def plot_pairs(results: Mapping[str, Mapping[str, Any]], path: FilePath, *, titl
     for network, axes in panels.items():
         of_network = [each for each in results.values() if each["network"] == network]
         predictors = list(dict.fromkeys(each["predictor"] for each in of_network))
-        for colour, predictor in zip(_COLOURS, predictors, strict=False):
+        for predictor in predictors:
+            colour = MODELS.colour(predictor)
             cells = [each for each in of_network if each["predictor"] == predictor]
             for cell in cells:
                 sizes = cell["examined"]["pairs"]

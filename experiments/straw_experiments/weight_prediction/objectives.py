@@ -1,24 +1,21 @@
-"""What predictors are trained for: a loss on tasks that were drawn for it, and a score."""
+"""What predictors are trained for: predicted outputs of tasks that are drawn at every step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import Array
 
-from straw_experiments.weight_prediction.models import (
-    OutputKind,
-    OutputPredictor,
-    predict,
-)
+from straw_experiments.weight_prediction.networks import predict
 from straw_experiments.weight_prediction.targets import Pairs, compute, draw
 from straw_jax.straw import Straw
 
 Params: TypeAlias = Any
 
 
-class Problem(NamedTuple):
+class Objective(NamedTuple):
     """What a predictor is trained for, as pure functions.
 
     Attributes:
@@ -34,29 +31,10 @@ class Problem(NamedTuple):
     vectors: int
 
 
-class Score(NamedTuple):
-    """How well outputs are predicted.
-
-    Attributes:
-        loss: mean squared error.
-        explained: share of the variance of the true outputs that the predicted ones explain, 1 -
-            loss / variance; below 0 where their mean would be a better prediction.
-    """
-
-    loss: Any
-    explained: Any
-
-
-def score(predicted: Array, y: Array) -> Score:
-    """Score predicted outputs, over all axes."""
-    loss = jnp.mean((predicted - y) ** 2)
-    return Score(loss, 1 - loss / jnp.var(y))
-
-
-def weights_problem(
+def weights_objective(
     sizes: tuple[int, ...], pairs: int, *, straw: Straw, fresh: int = 64
-) -> Problem:
-    """Return the problem of predicting weights from pairs, by what they compute.
+) -> Objective:
+    """Return the objective of predicting weights from pairs, by what they compute.
 
     Args:
         sizes: of the target networks, as in `target`.
@@ -76,20 +54,19 @@ def weights_problem(
         context, fresh = drawn
         return compute(sizes, predict(straw, params, context), fresh.x), fresh.y
 
-    return Problem(straw.init, drawn, outputs, pairs)
+    return Objective(straw.init, drawn, outputs, pairs)
 
 
-def outputs_problem(sizes: tuple[int, ...], kind: OutputKind) -> Problem:
-    """Return the problem of predicting outputs from weights and inputs.
+def outputs_objective(sizes: tuple[int, ...], predictor: nn.Module) -> Objective:
+    """Return the objective of predicting outputs from weights and inputs.
 
     Args:
         sizes: of the target networks, as in `target`.
-        kind: of predictor, as in `OutputPredictor`.
+        predictor: from weights and input, `[batch, weights + in]`, to outputs `[batch, out]`.
 
     References:
         The weight prediction post, its first part.
     """
-    module = OutputPredictor(kind, sizes[-1])
 
     def drawn(key: Array, tasks: int) -> tuple[Array, Array]:
         drawn = draw(sizes, key, tasks, pairs=0, fresh=1)
@@ -98,9 +75,9 @@ def outputs_problem(sizes: tuple[int, ...], kind: OutputKind) -> Problem:
 
     def outputs(params: Params, drawn: tuple[Array, Array]) -> tuple[Array, Array]:
         x, y = drawn
-        return cast(Array, module.apply({"params": params}, x)), y
+        return cast(Array, predictor.apply({"params": params}, x)), y
 
     def init(key: Array) -> Params:
-        return module.init(key, drawn(jax.random.key(0), 1)[0])["params"]
+        return predictor.init(key, drawn(jax.random.key(0), 1)[0])["params"]
 
-    return Problem(init, drawn, outputs, 1)
+    return Objective(init, drawn, outputs, 1)

@@ -1,4 +1,4 @@
-"""What a study says of itself: a text table and a Markdown report, made from `summary.json`.
+"""The text table and the Markdown report of a study, made from `summary.json`.
 
 Shares of variance are fractions there, and per cent in print.
 """
@@ -12,13 +12,15 @@ from straw_experiments.runner.tables import (
     markdown_table,
     mean_std,
     readable_count,
+    run_facts,
+    spread_note,
 )
 from straw_experiments.weight_prediction.published import EXPLAINED, OUTPUT_LOSS, SOURCE
 
 Results: TypeAlias = Mapping[str, Mapping[str, Any]]
 """Of a summary, or of several, by cell."""
 
-_ZERO = -0.005  # A share below it is told as "below 0".
+_ZERO = -0.005  # A share below it is written as "below 0".
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -31,7 +33,7 @@ def table(summary: Mapping[str, Any]) -> str:
         Lines of text without a final newline.
     """
     results = summary["results"]
-    runs = _seeds(len(summary["seeds"]))
+    runs = spread_note(summary)
     header, *rows = _rows(results)
     lines: list[list[str] | str] = [["", *header[1:]]]
     network = None
@@ -62,17 +64,13 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     results = summary["results"]
     config = summary["config"]
     facts = [
-        ["device", summary["device"]],
-        ["commit", summary["commit"] or "not in a clone"],
-        ["seeds", ", ".join(map(str, summary["seeds"]))],
         ["networks a step", f"{config['batch_size']:,}"],
         [
             "recipe",
             f"{config['steps']:,} steps of {config['optimizer']}, rate {config['learning_rate']:g},"
             " cosine",
         ],
-        ["training time, all runs", duration(sum(each["seconds"] for each in results.values()))],
-        ["versions", ", ".join(f"{k} {v}" for k, v in summary["versions"].items())],
+        *run_facts(summary, sum(each["seconds"] for each in results.values())),
     ]
     sections = [
         f"# {summary['study'].capitalize()}",
@@ -152,13 +150,7 @@ def _network(of_cell: Mapping[str, Any]) -> str:
     return f"{of_cell['network']}, {of_cell['unknowns']} unknowns"
 
 
-def _seeds(seeds: int) -> str:
-    if seeds == 1:
-        return "one seed: no spread"
-    return f"mean ± sample standard deviation over {seeds} seeds"
-
-
-# --- what was examined --------------------------------------------------------------------------
+# --- the analysis -------------------------------------------------------------------------------
 
 Columns: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, str]]
 

@@ -28,7 +28,7 @@ class Pairs(NamedTuple):
 
 
 class Tasks(NamedTuple):
-    """Target networks with pairs to tell them by, and others to judge by.
+    """Target networks with pairs to infer them from, and others to test them with.
 
     Attributes:
         weights: of the target networks, by layer, `[tasks, in, out]`.
