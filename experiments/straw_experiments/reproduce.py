@@ -1,6 +1,6 @@
-"""Reproduce every result of docs/results.md: `python experiments/reproduce.py --help`.
+"""Reproduce every result of docs/results: `python experiments/reproduce.py --help`.
 
-Only the standard library is imported: each study, and the page, is a process of its own.
+Only the standard library is imported: each study, and the writing of pages, is a process of its own.
 """
 
 import argparse
@@ -140,8 +140,8 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [flags] [-- flags of run.py]",
         description=textwrap.fill(
-            "Run the studies behind docs/results.md one after the other, each with run.py,"
-            " weight_prediction.py or char_lm.py, and write results.md after each. Finished"
+            "Run the studies behind docs/results one after the other, each with run.py,"
+            " weight_prediction.py or char_lm.py, and write the pages of results after each. Finished"
             " studies are not run"
             " again, and a stopped one goes on where it was: give the same command once more.",
             width=88,
@@ -163,7 +163,7 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
         "--out",
         metavar="DIR",
         default=str(Path("results", "reproduction")),
-        help="folder for a folder of each study, and for results.md (%(default)s)",
+        help="folder for a folder of each study, and for pages (%(default)s)",
     )
     for flag, metavar in (("dataset", "NAME"), ("data-dir", "DIR"), ("archive", "FILE")):
         parser.add_argument(f"--{flag}", metavar=metavar, help="as run.py takes it")
@@ -216,9 +216,9 @@ def _run(waiting: dict[str, list[str]], out: Path, studies: int) -> int:
                 if code != 2:  # else the program has said all
                     fail(f"{name} failed, exit code {code}", code)
                 return code
-        if code := _write_page(out):
+        if code := _write_pages(out):
             return code
-    return 0 if waiting else _write_page(out)
+    return 0 if waiting else _write_pages(out)
 
 
 def _programs(name: str, words: list[str], out: Path) -> list[list[str]]:
@@ -227,8 +227,8 @@ def _programs(name: str, words: list[str], out: Path) -> list[list[str]]:
     return [words, analysis] if STUDIES[name].analysed else [words]
 
 
-def _write_page(out: Path) -> int:
-    return _call([str(_HERE / "write_results.py"), str(out), "--out", str(out / "results.md")])
+def _write_pages(out: Path) -> int:
+    return _call([str(_HERE / "write_results.py"), str(out), "--out", str(out / "pages")])
 
 
 def _call(words: Sequence[str]) -> int:

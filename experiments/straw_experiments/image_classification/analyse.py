@@ -64,6 +64,6 @@ def _analyse(settings: dict[str, Any], images: int) -> int:
         path, names = out / f"analysis_{name}_poses.png", found.dataset.class_names
         analysis_figures.plot_poses(shown, names, path, dataset=found.dataset.name)
     records.write_json(out / "analysis.json", {**made, **analysis})
-    print(analysis_text({out.name: analysis}, {}), end="\n\n")
+    print(analysis_text(out.name, analysis))
     print(f"All numbers and figures: {out}/analysis*")
     return 0
