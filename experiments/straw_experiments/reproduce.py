@@ -1,6 +1,6 @@
 """Reproduce every result of docs/results: `python experiments/reproduce.py --help`.
 
-Only the standard library is imported: each study, and the writing of pages, is a process of its own.
+Only the standard library is imported: studies and the writing of pages are processes of their own.
 """
 
 import argparse
@@ -141,9 +141,9 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
         usage="%(prog)s [flags] [-- flags of run.py]",
         description=textwrap.fill(
             "Run the studies behind docs/results one after the other, each with run.py,"
-            " weight_prediction.py or char_lm.py, and write the pages of results after each. Finished"
-            " studies are not run"
-            " again, and a stopped one goes on where it was: give the same command once more.",
+            " weight_prediction.py or char_lm.py, and write the pages of results after each."
+            " Finished studies are not run again, and a stopped one goes on where it was: give the"
+            " same command once more.",
             width=88,
         ),
         epilog="studies, in the order in which they run. On a CPU with 2 cores, those before"

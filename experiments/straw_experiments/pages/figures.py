@@ -138,7 +138,11 @@ def _dot(results: Results, axes: "Axes", row: Row, panel: Panel, place: int) -> 
         colour = _BASE_COLOURS[results.summaries[row.study]["config"]["base"]]
     if row.study in results.summaries:
         found = statistic([*accuracies(results, row, panel.images).values()])
-        style = {"color": colour, "mfc": _OF_OTHERS if row.weights else colour, "capsize": 3}
+        style: dict[str, Any] = {
+            "color": colour,
+            "mfc": _OF_OTHERS if row.weights else colour,
+            "capsize": 3,
+        }
         spread = [100 * (found["std"] or 0)]
         axes.errorbar([100 * found["mean"]], [place], xerr=spread, fmt="o", ms=6, **style)
     if panel.article and (
@@ -246,9 +250,7 @@ def _curves(axes: "Axes", curves: Iterable[Curve], *, legend: bool = True) -> No
         axes.plot(curve.x, means, curve.style, color=curve.colour, ms=4, lw=1.8, label=curve.name)
     tidy(axes)
     if legend:
-        axes.figure.legend(  # type: ignore[union-attr]
-            loc="outside right center", frameon=False, fontsize=9
-        )
+        axes.figure.legend(loc="outside right center", frameon=False, fontsize=9)
 
 
 def _ranks(results: Results, path: Path) -> None:
@@ -389,7 +391,7 @@ def _bits(results: Results, path: Path) -> None:
     found = results.summaries["characters"]["results"]
     figure = new_figure("Penn Treebank: bits per character, a dot a seed", "", (10.5, 3.4))
     left, right = figure.subplots(1, 2)
-    for place, (name, each) in enumerate(found.items()):
+    for place, each in enumerate(found.values()):
         bits = each["bits"]["test"]["seeds"]
         left.plot(bits, [place] * len(bits), "o", color=_COLOURS[place], alpha=0.8)
     left.set_yticks(range(len(found)), [NAMES[name] for name in found], fontsize=9)

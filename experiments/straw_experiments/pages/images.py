@@ -220,7 +220,10 @@ def difference_cell(
     results: Results, row: Sequence[str], other: Sequence[str], images: str = "standard"
 ) -> str:
     """Write the mean and spread of differences, seed by seed, in percentage points."""
-    found = differences(results, Row(*row), Row(*other), images)
+    rows = Row(*row), Row(*other)
+    if any(each.study not in results.summaries for each in rows):
+        return "-"
+    found = differences(results, *rows, images)
     return mean_std(statistic(found), 100, 2, "+")
 
 

@@ -79,7 +79,8 @@ def render(
         templates: Folder of `PAGE.md`, and of `_PART.md`, which pages include.
         pictures: Names of the PNGs that will lie beside the pages.
         planned: Studies in the order in which the page of runs lists them.
-        borrowed: Whether the text was written about other results than these, and says so.
+        borrowed: Whether the text was written about other results than these. Pages then say so,
+            and may lack figures.
 
     Returns:
         Markdown by file name.
@@ -102,8 +103,15 @@ def render(
         the_papers_bits=BITS,
         the_posts=EXPLAINED,
     )
-    names = [path.name for path in sorted(templates.glob("[!_]*.md"))]
-    return {name: rendered(environment, name) for name in names}
+    pages = {}
+    for name in sorted(path.name for path in templates.glob("[!_]*.md")):
+        try:
+            pages[name] = rendered(environment, name)
+        except ValueError as error:
+            if not borrowed:
+                raise
+            pages[name] = rendered(environment, "_unfinished.md", page=name, error=error)
+    return pages
 
 
 def environment_of(templates: Path) -> jinja2.Environment:

@@ -1,4 +1,4 @@
-"""What studies left in a folder, read so that a figure that is not there is reported by its path."""
+"""What studies left in a folder; a figure that is not there is reported by its path."""
 
 import json
 from pathlib import Path

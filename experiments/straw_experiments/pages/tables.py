@@ -210,8 +210,11 @@ def parts_table(summary: Mapping[str, Any]) -> str:
     results = summary["results"]
     parts = list(next(iter(results.values()))["parameters"])
     table = [
-        [NAMES[name], *(f"{each['parameters'][part]:,}" for part in parts)]
-        + [f"{each['multiply_adds']:,}"]
+        [
+            NAMES[name],
+            *(f"{each['parameters'][part]:,}" for part in parts),
+            f"{each['multiply_adds']:,}",
+        ]
         for name, each in results.items()
     ]
     return markdown_table(["model", *parts, "multiply-adds"], table)

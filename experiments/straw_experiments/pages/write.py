@@ -1,4 +1,4 @@
-"""Write the pages of results from finished studies: `python experiments/write_results.py --help`."""
+"""Write the pages of results: `python experiments/write_results.py --help`."""
 
 import shutil
 from collections.abc import Sequence
@@ -51,12 +51,11 @@ def write(folder: Path, out: Path, templates: Path = TEMPLATES) -> None:
         templates: As `render` takes them.
 
     Raises:
-        ValueError: The folder holds no finished study, or a file that is no JSON, or a page asks for
-            a figure that is not there.
+        ValueError: The folder holds no finished study, or a file that is no JSON, or a page asks
+            for a figure that is not there.
         OSError: A file cannot be read or written.
     """
-    from straw_experiments.pages import figures, images, render, stored
-    from straw_experiments.runner import records
+    from straw_experiments.pages import stored
 
     results = stored.read(folder)
     if not results.summaries:
@@ -64,6 +63,9 @@ def write(folder: Path, out: Path, templates: Path = TEMPLATES) -> None:
             f"expected finished studies, found no {folder / 'STUDY' / 'summary.json'}. Run"
             " experiments/reproduce.py first"
         )
+    from straw_experiments.pages import figures, images, render
+    from straw_experiments.runner import records
+
     drawings = figures.drawings(results)
     copies = {
         f"{path.parent.name}_{path.name}": path for path in sorted(folder.glob("*/*_poses.png"))
