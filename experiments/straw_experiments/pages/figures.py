@@ -22,7 +22,7 @@ from straw_experiments.pages.stored import Results
 from straw_experiments.pages.tables import prediction_cells
 from straw_experiments.runner.plots import new_figure, save, tidy
 from straw_experiments.runner.tables import statistic
-from straw_experiments.weight_prediction.figures import plot_pairs
+from straw_experiments.weight_prediction.published import EXPLAINED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -354,7 +354,30 @@ def _distortions(results: Results, path: Path) -> None:
 
 def _weights(results: Results, path: Path) -> None:
     cells = prediction_cells(results, "weights", unusual=False)
-    plot_pairs(cells, path, title="Weights predicted from pairs: what they do not explain")
+    networks = list(dict.fromkeys(each["network"] for each in cells.values()))
+    figure = new_figure("Weights predicted from pairs: what they do not explain", "", (9.5, 3.8))
+    panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
+    for axes, network in zip(panels, networks, strict=True):
+        of_network = [each for each in cells.values() if each["network"] == network]
+        for colour, predictor in zip(_COLOURS, ("mean", "attention"), strict=False):
+            left = {
+                each["pairs"]: 100 * (1 - each["explained"]["mean"])
+                for each in of_network
+                if each["predictor"] == predictor
+            }
+            axes.plot([*left], [*left.values()], "o-", color=colour, label=f"ours, {predictor}")
+        unknowns = of_network[0]["unknowns"]
+        theirs = {n: 100 * (1 - share) for (of, n), share in EXPLAINED.items() if of == unknowns}
+        axes.plot([*theirs], [*theirs.values()], "D", **_DIAMOND, label="the post, mean")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xticks([each["pairs"] for each in of_network if each["predictor"] == "mean"])
+        axes.set(xlabel="pairs", ylim=(0.5, 100))
+        axes.set_title(f"networks {network}, {unknowns} unknowns", fontsize=10)
+        tidy(axes)
+    axes.legend(frameon=False, fontsize=9)
+    panels[0].set_ylabel("variance not explained (%)")
+    save(figure, path)
 
 
 def _fits(results: Results, path: Path) -> None:
