@@ -17,7 +17,7 @@ from straw_experiments.char_lm.networks import make_model
 from straw_experiments.char_lm.study import Study, load_text
 from straw_experiments.char_lm.train import Recipe, Trainer, train_and_test
 from straw_experiments.data.text import Text
-from straw_experiments.pages import language as results_language
+from straw_experiments.pages import tables
 from straw_experiments.runner import records, runs
 from straw_experiments.runner.runs import NonFiniteError, Run
 from straw_experiments.runner.state import training_key
@@ -323,19 +323,18 @@ def test_report_has_the_analysis():
     assert "### LSTM\n\n    a line\n    and one more" in text
 
 
-def test_page_tells_of_a_study():
+def test_tables_of_the_page():
     summary = _summary()
-    summary["config"] |= {"parameters": 7}
-    pictures = {"characters": ["a/curves.png", "a/movement.png"]}
-    text = "\n".join(results_language.language_parts({"characters": summary}, pictures))
-    assert text.startswith("### Penn Treebank\nLSTM, layer-norm LSTM, HyperLSTM")
-    assert "each has read 10,000 characters (2 epochs, 32 pieces" in text
-    assert "of those with layer norm from the one with layer norm" in text
-    assert "of larger models, trained for longer" in text
-    assert "#### What the hyper cell is good for" in text
-    assert text.endswith("at each character, by gate](a/movement.png)")
-    assert "![Bits a character by characters read](a/curves.png)" in text
-    assert results_language.language_parts({}, {}) == []
+    bits = tables.bits_table(summary)
+    assert "| HyperLSTM | 1.4200 ± 0.0283 | -0.0900 ± 0.0141 | 1.4200 ± 0.0283 | 1.265 |" in bits
+    assert "| layer-norm LSTM | 1.4600 ± 0.0283 | - |" in bits
+    assert tables.bits_difference(summary, "ln_hyper") == "+0.0400 ± 0.0283"
+    assert "| LSTM | 5 | 0 | 0 | 2 | 7 | 1,000 |" in tables.parts_table(summary)
+    gates = tables.hyper_table(summary, "movement", "gates", scale=100, digits=1)
+    assert gates.splitlines()[2:] == ["| HyperLSTM | 20.0 ± 14.1 |"]
+    farthest = "`space` 50.0 ± 0.0, `e` 30.0 ± 0.0, `bar` 10.0 ± 0.0"
+    least = "`bar` 10.0 ± 0.0, `e` 30.0 ± 0.0, `space` 50.0 ± 0.0"
+    assert f"| HyperLSTM | {farthest} | {least} |" in tables.extremes_table(summary)
 
 
 def test_one_epoch_is_no_curve(tmp_path):

@@ -7,7 +7,7 @@ from reference import assert_close, random_array
 from straw_experiments.data.variants import rotate
 from straw_experiments.image_classification import analysis_figures, distortions
 from straw_experiments.image_classification.report import model_name
-from straw_experiments.pages import analysis as results_analysis
+from straw_experiments.pages import images
 from straw_experiments.runner.tables import statistic
 from straw_jax.geometry import affine, composed, resample
 
@@ -88,7 +88,7 @@ def test_confused_pairs_are_of_the_model_that_reads_turned_images_best():
     assert first["turned"] == {"bad": 0.0, "good": pytest.approx(0.5)}
 
 
-def test_the_page_tells_of_distortions():
+def test_tables_of_distortions():
     amounts = {kind: list(each) for kind, each in distortions.AMOUNTS.items()}
     accuracy = {
         kind: {"geometric": [statistic([0.5, 0.5])] * len(each)} for kind, each in amounts.items()
@@ -96,7 +96,6 @@ def test_the_page_tells_of_distortions():
     per_angle = [statistic([1.0, 3.0])] * len(amounts["rotation"])
     confused = {"pair": ["6", "9"], "upright": {"geometric": 0.001}, "turned": {"geometric": 0.02}}
     analysis = {
-        "images": {"accuracy": 1000},
         "distortions": {
             "amounts": amounts,
             "accuracy": accuracy,
@@ -104,10 +103,15 @@ def test_the_page_tells_of_distortions():
             "confused": [confused],
         },
     }
-    text = "\n".join(results_analysis._of_distortions("geometry3", analysis))
-    assert "| shear | -0.6 | -0.4 |" in text
-    assert "| median error | 2.0 ± 1.4 |" in text
-    assert "| 6 9 | 0.10, 2.00 |" in text
+    name = model_name("geometric")
+    shear = images.distortion_table(analysis, "shear", [-0.6, -0.4])
+    assert shear.splitlines()[0] == "| shear | -0.6 | -0.4 |"
+    assert shear.splitlines()[2] == f"| {name} | 50.0 ± 0.0 | 50.0 ± 0.0 |"
+    assert images.distorted(analysis, "geometric", "scale", 0.6) == 0.5
+    assert f"| {name} | 2.0 ± 1.4 |" in images.pose_table(analysis, "median", [30])
+    assert images.pose_figures(analysis, "geometric", "told", [0, 30]) == [2.0, 2.0]
+    assert "| 6 9 | 0.10, 2.00 |" in images.confused_table(analysis, ["geometric"])
+    assert images.confusion_growth(analysis, "geometric") == pytest.approx(0.019)
 
 
 @pytest.fixture

@@ -214,7 +214,7 @@ def test_studies_are_stopped_and_gone_on_with(tmp_path):
     assert stderr.splitlines()[-1] == f"reproduce.py: stopped; to go on: {again}"
     assert "Traceback" not in stderr
     assert "not run: set2" in stdout
-    page, summary = (tmp_path / "here" / name for name in ("results.md", "rank1/summary.json"))
+    page, summary = (tmp_path / "here" / name for name in ("pages/runs.md", "rank1/summary.json"))
     assert "| `rank1` | cpu (" in page.read_text()
     assert "| `rank2` | not run |" in page.read_text()
     before = summary.read_bytes()

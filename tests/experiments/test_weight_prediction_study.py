@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scripts
 
-from straw_experiments.pages import prediction as results_prediction
+from straw_experiments.pages import stored, tables
 from straw_experiments.runner import runs
 from straw_experiments.runner.runs import NonFiniteError, Run
 from straw_experiments.runner.state import training_key
@@ -311,10 +311,10 @@ def test_mistakes_are_told_on_one_line(tmp_path, words, says):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- the results page ---------------------------------------------------------------------------
+# --- the page of results ------------------------------------------------------------------------
 
 
-def test_page_puts_studies_together(tmp_path):
+def test_page_puts_studies_together():
     wider, attentive, outputs = _summary(1), _summary(1), _summary(1)
     wider["config"] |= {"embedding": 64, "optimizer": "adam"}
     for name, summary in (("attention", attentive), ("plain", outputs)):
@@ -325,17 +325,21 @@ def test_page_puts_studies_together(tmp_path):
     del cell["examined"]
     outputs["config"] |= {"predict": "outputs"}
     studies = {"z": attentive, "w": wider, "m": _summary(), "o": outputs}
-    text = "\n".join(results_prediction.prediction_parts(studies))
-    rows = [line for line in text.splitlines() if line.startswith("| 2-5-1, 15 unknowns")]
-    assert [row.split(" | ")[1] for row in rows] == [
-        "mean", "attention", "mean, embedding 64, adam", "plain",
-    ]  # fmt: skip
-    assert text.count("| scale 2") == 0
-    assert text.count("| fresh: scale 2 | 85.0 ± 7.1 |") == 1  # of mean pooling alone
-    assert results_prediction.draw(studies, tmp_path / "x.png") == ["weights"]
-    assert (tmp_path / "x.png").stat().st_size > 5_000
-    assert results_prediction.draw({}, tmp_path / "y.png") == []
-    assert results_prediction.prediction_parts({}) == []
+    results = stored.Results(studies, {}, {})
+
+    def predictors(table):
+        return [row.split(" | ")[1] for row in table.splitlines()[2:]]
+
+    assert predictors(tables.weights_table(results, unusual=False)) == ["mean", "attention"]
+    assert predictors(tables.weights_table(results, unusual=True)) == ["mean, embedding 64, adam"]
+    assert "| 98.6 (-0.1) |" in tables.weights_table(results, unusual=False)
+    assert tables.outputs_table(results).splitlines()[2].startswith("| plain | 99.00 |")
+    inputs = tables.predictor_test_table(results, "inputs", "2-5-1").splitlines()
+    assert inputs[0] == "| 2-5-1 | 30 pairs |"  # of mean pooling alone
+    assert inputs[2] == "| test inputs: scale 2 | 85.0 ± 7.1 |"
+    assert inputs[-1] == "| pairs of another network | below 0 |"
+    fits = tables.predictor_test_table(results, "fits", "2-5-1")
+    assert "| from random weights, steps: 10 | 99.0 ± 0.0; 50 ± 0 |" in fits
 
 
 # --- report -------------------------------------------------------------------------------------

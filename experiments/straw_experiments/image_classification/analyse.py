@@ -67,6 +67,6 @@ def _analyse(asked: Analysis) -> int:
         path, names = out / f"analysis_{name}_poses.png", study.dataset.class_names
         analysis_figures.plot_poses(shown, names, path, dataset=study.dataset.name)
     records.write_json(out / "analysis.json", {**made, **analysis})
-    print(analysis_text({out.name: analysis}, {}), end="\n\n")
+    print(analysis_text(out.name, analysis))
     print(f"All numbers and figures: {out}/analysis*")
     return 0

@@ -1,1 +1,1 @@
-"""The pages of results, from what the studies left."""
+"""Pages of results: Markdown templates, filled with what the studies left."""

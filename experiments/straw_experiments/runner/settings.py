@@ -140,7 +140,7 @@ class Parser(argparse.ArgumentParser):
         models: Listed below that with what they are, if given.
     """
 
-    def __init__(self, prog: str, description: str, epilog: str, models: Any = None):
+    def __init__(self, prog: str, description: str, epilog: str = "", models: Any = None):
         rows = [] if models is None else ["", "models:"]
         for entry in (models or {}).values():
             text = textwrap.wrap(entry.help, _WIDTH - 24)
