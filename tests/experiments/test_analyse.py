@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import scripts
 
-from straw_experiments.image_classification import evaluate
 from straw_experiments.image_classification.config import parse, parse_analysis
+from straw_experiments.image_classification.evaluate import evaluate
 from straw_experiments.image_classification.study import Study, load_dataset
 from straw_experiments.runner import checkpoints, records
 

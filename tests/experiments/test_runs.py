@@ -128,9 +128,9 @@ def test_divergence_names_step_and_checkpoint(tmp_path, monkeypatch):
             state = jax.tree.map(lambda leaf: leaf * np.nan if leaf.ndim else leaf, state)
         return CONTENDER.train_step(state, *batch)
 
-    contender = Trainer("small", MODEL, RECIPE, DATASET.train_images.shape)
-    monkeypatch.setattr(contender, "train_step", poisoned)
-    run = Run(contender, 4, tmp_path)
+    trainer = Trainer("small", MODEL, RECIPE, DATASET.train_images.shape)
+    monkeypatch.setattr(trainer, "train_step", poisoned)
+    run = Run(trainer, 4, tmp_path)
     good = run.epochs / "1"
     with pytest.raises(NonFiniteError, match=f"small seed 4: the loss is nan at step 5; .*{good}"):
         train_and_test(run, DATASET, VARIANTS)

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from straw_experiments import require_extra
 from straw_experiments.data import emnist, emnist_archive, glyphs, own, tfds_sets
 from straw_experiments.data.cache import Arrays
 from straw_experiments.data.dataset import Dataset
 from straw_experiments.data.variants import variants
 
 __all__ = ["Dataset", "check", "data_folder", "load", "normalise", "strided", "variants"]
+
+require_extra()
 
 _MEAN, _DEVIATION = 0.1307, 0.3081  # Of MNIST's pixels, scaled to [0, 1].
 
