@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 import scripts
@@ -17,7 +18,7 @@ _RECONSTRUCTED = "EMNIST (unofficial archive, sha256 8ef1351a4efc)"
 
 def _header(file):
     module = importlib.import_module(f"straw_experiments.configs.{file}")
-    return ast.get_docstring(ast.parse(open(module.__file__, encoding="utf-8").read()))
+    return ast.get_docstring(ast.parse(Path(module.__file__).read_text(encoding="utf-8")))
 
 
 def _part(header, name, names):

@@ -181,7 +181,7 @@ def test_the_sheet_of_poses_shows_hands_that_turn_as_the_image_does(channels, dr
         angles = {float(np.rad2deg(np.arctan2(x, y)).round(3)) for x, y in tips}
         assert angles == set(likely)  # clockwise from upright: a turn to the left is positive
     assert [row[0].get_ylabel() for row in rows[1:]] == ["b", "c"]
-    assert [row[0].get_xlabel() for row in rows[1:]] == ["turned +30°", "turned -20°"]
+    assert [row[0].get_xlabel() for row in rows[1:]] == ["rotated +30°", "rotated -20°"]
     assert [row[2].get_xlabel() for row in rows[1:]] == ["✓ b", "✗ a"]
     after = rows[2][3].images[0].get_array()
     np.testing.assert_allclose(after, -before[0][1:11, 1:11])

@@ -203,7 +203,7 @@ def test_figures_are_sound_files(seeds, tmp_path):
     analysis = json.loads(json.dumps(analysis_of(seeds)))
     analysis_figures.plot_updates(analysis, "straw", tmp_path / "updates.png")
     analysis_figures.plot_movement(analysis, "straw", tmp_path / "movement.png")
-    analysis_figures.plot_turned(analysis, tmp_path / "angles.png")
+    analysis_figures.plot_rotated(analysis, tmp_path / "angles.png")
     for path in tmp_path.iterdir():
         assert path.stat().st_size < 300_000
         with Image.open(path) as picture:
