@@ -77,9 +77,9 @@ def test_singular_values_and_effective_ranks(sizes):
 
 
 def test_effective_rank_counts_equal_singular_values():
-    eye = jnp.eye(6)
-    B = jnp.stack([eye[:, :4], eye[:, :4] * jnp.asarray([[1.0, 1, 0, 0]]), 0 * eye[:, :4]])
-    A = jnp.stack([eye[:4]] * 3)
+    unit = jnp.eye(6)
+    B = jnp.stack([unit[:, :4], unit[:, :4] * jnp.asarray([[1.0, 1, 0, 0]]), 0 * unit[:, :4]])
+    A = jnp.stack([unit[:4]] * 3)
     ranks = analysis.effective_ranks({"kernel": Factors(B, A)})["kernel"]
     np.testing.assert_allclose(ranks, [4, 2, 0], rtol=1e-5)
 

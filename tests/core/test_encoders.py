@@ -34,8 +34,8 @@ def block_by_hand(params, x, heads):
     def norm(name, x):
         return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * params[name]["scale"][None]
 
-    def turned(x):
-        """Pairs of numbers as complex ones, each turned by its angle."""
+    def rotated(x):
+        """Pairs of numbers as complex ones, each rotated by its angle."""
         half = x.shape[-1] // 2
         pairs = jax.lax.complex(x[:, :half], x[:, half:])
         angles = np.arange(len(x))[:, None] / 10_000.0 ** (np.arange(half) / half)
@@ -47,7 +47,7 @@ def block_by_hand(params, x, heads):
         jnp.split(y @ params[name]["kernel"], heads, axis=-1) for name in ("query", "key", "value")
     )
     attended = [
-        jax.nn.softmax(turned(q) @ turned(k).T / np.sqrt(q.shape[-1])) @ v
+        jax.nn.softmax(rotated(q) @ rotated(k).T / np.sqrt(q.shape[-1])) @ v
         for q, k, v in zip(query, key, value, strict=True)
     ]
     x = x + jnp.concatenate(attended, axis=-1) @ params["out"]["kernel"]
@@ -72,13 +72,13 @@ def unrolled(params, past, images, steps, heads):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_recursive_eye_is_its_unrolled_recursion_with_the_gradient_of_the_last_step(steps):
-    eye = SMALL.clone(steps=steps)
-    params = params_of(eye, IMAGES)
+def test_recursive_encoder_is_its_unrolled_recursion_with_the_gradient_of_the_last_step(steps):
+    encoder = SMALL.clone(steps=steps)
+    params = params_of(encoder, IMAGES)
     weights = random_array(9, (2, 5))
 
     def ours(params):
-        z = eye.apply({"params": params}, IMAGES)
+        z = encoder.apply({"params": params}, IMAGES)
         return jnp.sum(z * weights), z
 
     def reference(params, past):
@@ -92,13 +92,13 @@ def test_recursive_eye_is_its_unrolled_recursion_with_the_gradient_of_the_last_s
     assert bool(jnp.any(got["state"] != 0)) == (steps == 1)
 
 
-def test_recursive_eyes_of_more_steps_give_other_styles():
+def test_recursive_encoders_of_more_steps_give_other_styles():
     params = params_of(SMALL, IMAGES)
     one, three = (SMALL.clone(steps=n).apply({"params": params}, IMAGES) for n in (1, 3))
     assert float(jnp.abs(one - three).max()) > 1e-3
 
 
-def test_recursive_eye_has_the_parameters_of_the_released_code():
+def test_recursive_encoder_has_the_parameters_of_the_released_code():
     shapes = jax.eval_shape(RecursiveEncoder().init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     params = shapes["params"]
     assert params["state"].shape == (49, 64)
@@ -106,7 +106,7 @@ def test_recursive_eye_has_the_parameters_of_the_released_code():
 
 
 @pytest.mark.parametrize("options", [{"width": 12, "heads": 4}, {"steps": 0}])
-def test_recursive_eye_says_what_does_not_fit(options):
+def test_recursive_encoder_says_what_does_not_fit(options):
     with pytest.raises(
         ValueError, match=r"RecursiveEncoder: expected a width .* at least 1 step, got"
     ):
@@ -204,7 +204,7 @@ def test_set_encoder_says_what_poolings_there_are():
 
 
 @pytest.mark.parametrize("encoder", [ConvEncoder(), NormEncoder(), RecursiveEncoder()])
-def test_every_eye_keeps_samples_apart_and_styles_bounded(encoder):
+def test_every_encoder_keeps_samples_apart_and_styles_bounded(encoder):
     x = random_array(0, (3, 28, 28, 1))
     params = {"params": params_of(encoder, x)}
     apply = jax.jit(encoder.apply)

@@ -4,7 +4,6 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -201,7 +200,7 @@ def test_no_per_sample_factor_outside_of_tiles():
 
 
 def compile_target(platform):
-    """What lowering for a device that is not here needs to be told: from JAX 0.11, its name."""
+    """The context for lowering for a device that is not here: from JAX 0.11, the name is enough."""
     if platform == "tpu" or jax.__version_info__ < (0, 11):
         return contextlib.nullcontext()
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
@@ -231,14 +230,6 @@ def test_it_lowers_for_devices_that_are_not_here(size, platform, target, dtype):
 def test_it_is_not_imported_unless_used():
     code = "import sys, straw_jax.straw; assert 'straw_jax.fused' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_benchmark_refuses_to_time_an_interpreter():
-    script = Path(__file__).parents[2] / "benchmarks" / "fused.py"
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    if jax.default_backend() == "cpu":
-        assert done.returncode == 2
-        assert done.stderr.startswith("fused.py: expected a GPU or TPU, got cpu")
 
 
 def test_nothing_to_apply():

@@ -28,6 +28,7 @@ X = random_array(2, (33, 3))
 
 
 def saved(folder, apply=dense, params=PARAMS, sample=X, **options):
+    pytest.importorskip("flatbuffers")
     path = folder / "model.zip"
     save_exported(path, apply, params, sample, **options)
     return path

@@ -1,4 +1,3 @@
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
@@ -99,6 +98,7 @@ def test_hand_written_function_with_transposed_and_tied_weights():
 
 def test_equinox_linear_layers_equal_dense_weights():
     """Equinox keeps `[out, in]` and one sample a call; the factors follow the stored shape."""
+    eqx = pytest.importorskip("equinox")
     mlp = eqx.nn.MLP(6, 4, 8, 1, key=jax.random.key(0))
     params, static = eqx.partition(mlp, eqx.is_array)
 

@@ -1,6 +1,5 @@
 """Models as people write them, modulated without a change."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
@@ -38,11 +37,6 @@ def nnx_model(module):
         return nnx.merge(graph, nnx.State(params))(x)
 
     return apply, nnx.to_pure_dict(state)
-
-
-def equinox_model(module):
-    params, static = eqx.partition(module, eqx.is_array)
-    return (lambda params, x: jax.vmap(eqx.combine(params, static))(x)), params
 
 
 class Block(nn.Module):
@@ -122,27 +116,32 @@ def test_no_kernel_of_an_nnx_model_is_formed(kernel):
     assert_no_full_kernel(apply, params, factors, random_array(0, (2, 1, 32)), kernel)
 
 
-class EquinoxModel(eqx.Module):
+def equinox_model(width):
     """Equinox keeps `[out, in]`, and `[out, in, *window]` with the channels first."""
+    eqx = pytest.importorskip("equinox")
 
-    attention: eqx.nn.MultiheadAttention
-    conv: eqx.nn.Conv2d
-    norm: eqx.nn.GroupNorm
+    class Model(eqx.Module):
+        attention: eqx.nn.MultiheadAttention
+        conv: eqx.nn.Conv2d
+        norm: eqx.nn.GroupNorm
 
-    def __init__(self, width):
-        keys = jax.random.split(jax.random.key(0))
-        self.attention = eqx.nn.MultiheadAttention(2, width, use_query_bias=True, key=keys[0])
-        self.conv = eqx.nn.Conv2d(2, width, 3, stride=2, padding=1, key=keys[1])
-        self.norm = eqx.nn.GroupNorm(2, width)
+        def __init__(self, width):
+            keys = jax.random.split(jax.random.key(0))
+            self.attention = eqx.nn.MultiheadAttention(2, width, use_query_bias=True, key=keys[0])
+            self.conv = eqx.nn.Conv2d(2, width, 3, stride=2, padding=1, key=keys[1])
+            self.norm = eqx.nn.GroupNorm(2, width)
 
-    def __call__(self, x):
-        x = jax.nn.relu(self.norm(self.conv(x)))
-        tokens = x.reshape(x.shape[0], -1).T
-        return self.attention(tokens, tokens, tokens)
+        def __call__(self, x):
+            x = jax.nn.relu(self.norm(self.conv(x)))
+            tokens = x.reshape(x.shape[0], -1).T
+            return self.attention(tokens, tokens, tokens)
+
+    params, static = eqx.partition(Model(width), eqx.is_array)
+    return (lambda params, x: jax.vmap(eqx.combine(params, static))(x)), params
 
 
 def test_equinox_attention_and_convolution():
-    apply, params = equinox_model(EquinoxModel(4))
+    apply, params = equinox_model(4)
     x = random_array(0, (2, 2, 4, 4))
     factors = random_factors(params, 2, (2,), axes={"conv/weight": "rccc"})
     assert [part.shape[1:] for part in factors["conv/weight"]] == [(4, 2), (2, 18)]
@@ -153,7 +152,7 @@ def test_equinox_attention_and_convolution():
 
 @pytest.mark.parametrize("kernel", ["attention/query_proj/weight", "conv/weight"])
 def test_no_kernel_of_an_equinox_model_is_formed(kernel):
-    apply, params = equinox_model(EquinoxModel(32))
+    apply, params = equinox_model(32)
     factors = random_factors(params, 1, (2,), axes={"conv/weight": "rccc"})
     assert_no_full_kernel(apply, params, factors, random_array(0, (2, 2, 2, 2)), kernel)
 

@@ -71,7 +71,7 @@ def test_compact_cnn_is_convolutions_group_norms_and_pools(side):
     assert_close(jax.jit(module.apply)({"params": params}, images), want, 1e-5)
 
 
-def test_norm_eye_is_convolutions_group_norms_and_a_dense_layer():
+def test_norm_encoder_is_convolutions_group_norms_and_a_dense_layer():
     module = NormEncoder(style=3, features=(8, 16))
     images = random_array(0, (2, 9, 10, 1))
     params = jax.jit(module.init)(jax.random.key(0), images)["params"]

@@ -1,19 +1,14 @@
-"""Eyes that see poses, executors that turn, and the rule: labels only on upright images."""
+"""Pose encoders, and executors whose first kernel is composed with the estimated pose."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import linen as nn
 from reference import assert_close, random_array, relative_error
 
-from straw_experiments.image_classification import models as contenders
-from straw_experiments.image_classification.models import contender, parameters, straw_of
-from straw_experiments.image_classification.step import as_input, make_train_step
-from straw_experiments.runner.state import State, training_key
 from straw_jax import (
     CompactCNN,
     Network,
@@ -55,7 +50,7 @@ def untrained(poses=ANGLES):
 
 
 def trained_like(poses=ANGLES):
-    """Parameters with which the eye sees other poses than upright, and is sure of none."""
+    """Parameters with which the encoder predicts other poses than upright, and is sure of none."""
     return perturbed(untrained(poses), 0.3)
 
 
@@ -70,21 +65,22 @@ def inverse(matrix):
 
 
 @jax.jit
-def said(weights, image, matrix):
-    """Probabilities of the ordinary executor, of an image that is resampled by hand."""
+def probabilities(weights, image, matrix):
+    """Of the ordinary executor, for an image that is resampled by hand."""
     return nn.softmax(EXECUTOR.apply({"params": weights}, resample(image, matrix)[None])[0])
 
 
 def mixture(params, style, image):
-    """What hypotheses say of one image, one by one, averaged by confidence."""
+    """Mean of the executor's probabilities over the hypotheses of an image, by confidence."""
     hypotheses = np.asarray(style, np.float64).reshape(-1, 6)
     confidence = np.exp(hypotheses[:, 0])
     total = 0.0
     for share, (_, degrees, size, shear, down, right) in zip(
         confidence / confidence.sum(), hypotheses, strict=True
     ):
-        seen = affine(degrees, np.exp(size), shear, down, right)
-        total += share * np.asarray(said(params["executor"], image, inverse(seen)), np.float64)
+        matrix = affine(degrees, np.exp(size), shear, down, right)
+        each = probabilities(params["executor"], image, inverse(matrix))
+        total += share * np.asarray(each, np.float64)
     return np.log(total)
 
 
@@ -92,7 +88,7 @@ def mixture(params, style, image):
 
 
 @pytest.mark.parametrize("poses", [ANGLES, ALL_POSES], ids=["angles", "all"])
-def test_untrained_eyes_leave_the_executor_as_it_is(poses):
+def test_untrained_encoders_leave_the_executor_as_it_is(poses):
     straw, params = geometric(poses).straw, untrained(poses)
     want = nn.log_softmax(jax.jit(EXECUTOR.apply)({"params": params["executor"]}, IMAGES))
     assert_close(jax.jit(straw.apply)(params, IMAGES), want, 1e-5)
@@ -112,7 +108,7 @@ def test_each_hypothesis_is_tried_on_an_image_that_is_brought_upright(poses, hyp
     assert_close(jax.jit(straw.apply_styles)(params, styles, IMAGES), y, 1e-6)
     want = np.stack([mixture(params, *each) for each in zip(styles, IMAGES, strict=True)])
     assert_close(y, want, 2e-5)
-    upright = [np.log(said(params["executor"], image, jnp.eye(2, 3))) for image in IMAGES]
+    upright = [np.log(probabilities(params["executor"], image, jnp.eye(2, 3))) for image in IMAGES]
     assert relative_error(y, np.stack(upright)) > 1e-3
 
 
@@ -141,13 +137,14 @@ def test_factors_are_the_likeliest_pose_and_are_not_merged():
 
 
 def test_it_is_saved_for_batches_of_any_size(tmp_path):
+    pytest.importorskip("flatbuffers")
     straw, params = geometric(ALL_POSES).straw, trained_like(ALL_POSES)
     save_exported(tmp_path / "geometric.zip", straw.apply, params, IMAGES[:1])
     predict = load_exported(tmp_path / "geometric.zip", batch_sizes=(4,))
     assert_close(predict(IMAGES), jax.jit(straw.apply)(params, IMAGES), 1e-5)
 
 
-def test_what_the_executor_says_refines_the_eye():
+def test_the_executors_loss_refines_the_encoder():
     straw = geometric().straw
     params = trained_like()
     gradient = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(straw.apply(p, IMAGES)))))(params)
@@ -161,7 +158,7 @@ def test_no_more_hypotheses_than_angles(hypotheses):
 
 
 @pytest.mark.parametrize("kernel", ["*/kernel", "conv?/kernel", "conv/kernel"])
-def test_one_kernel_is_turned(kernel):
+def test_one_kernel_is_posed(kernel):
     with pytest.raises(ValueError, match=r"expected the path of one of conv1/kernel.*, got '"):
         make_geometric(EXECUTOR, IMAGES, kernel=kernel)
 
@@ -173,12 +170,12 @@ def test_a_sample_is_a_batch_of_images(sample):
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 28, 1), (2, 3, 32, 32)])
-def test_an_eye_that_would_be_blind_is_refused(shape):
+def test_images_too_small_for_the_encoder_are_refused(shape):
     with pytest.raises(ValueError, match=r"of at least 8 x 8 pixels for 3 max-pools, got \(2, "):
         PoseEncoder().init(jax.random.key(0), jnp.ones(shape))
 
 
-def test_only_a_convolution_can_be_turned():
+def test_only_a_convolution_can_be_posed():
     with pytest.raises(ValueError, match=r"kernel of four axes, got fc/kernel of shape \(64, 4\)"):
         make_geometric(EXECUTOR, IMAGES, kernel="fc/kernel")
 
@@ -221,7 +218,7 @@ def peaks(*which):
 
 
 @pytest.mark.parametrize("poses", [PoseRange(45.0), ALL_POSES])
-def test_an_eye_of_another_range_is_refused(poses):
+def test_an_encoder_of_another_range_is_refused(poses):
     with pytest.raises(
         ValueError,
         match=r"expected an encoder that returns a `PoseEstimate` with angles \(3, \d+\)",
@@ -241,39 +238,39 @@ def hypotheses_of(logits, count, others=None):
 
 @pytest.mark.parametrize("angles", [(-31.3, 22.0), (10.0, -40.0), (58.9, -12.2)])
 def test_the_likeliest_angles_are_those_of_the_peaks(angles):
-    (seen,) = hypotheses_of(peaks((0.7, angles[0]), (0.3, angles[1])), 2)
-    np.testing.assert_allclose(seen[:, 1], angles, atol=0.5)
-    np.testing.assert_allclose(np.exp(seen[:, 0]), [0.7, 0.3], atol=0.02)
-    assert not np.any(seen[:, 2:])
+    (found,) = hypotheses_of(peaks((0.7, angles[0]), (0.3, angles[1])), 2)
+    np.testing.assert_allclose(found[:, 1], angles, atol=0.5)
+    np.testing.assert_allclose(np.exp(found[:, 0]), [0.7, 0.3], atol=0.02)
+    assert not np.any(found[:, 2:])
 
 
 @pytest.mark.parametrize("likely", [BINS, (0, 5, 10), (-20, -15), (15, 20), (-5, 0)])
 def test_of_angles_that_are_as_likely_the_one_nearest_upright_is_the_maximum(likely):
-    """An eye that knows nothing leaves images as they are."""
+    """An encoder that knows nothing leaves images as they are."""
     logits = jnp.where(np.isin(BINS, likely), 0.0, -20.0)[None]
-    (seen,) = hypotheses_of(logits, 2)
+    (found,) = hypotheses_of(logits, 2)
     nearest = min(likely, key=abs)
     near = [angle for angle in likely if abs(angle - nearest) <= 10]
-    np.testing.assert_allclose(seen[0, 1], np.mean(near), atol=1e-3)
-    assert seen[0, 0] > -2
-    assert np.exp(seen[1, 0]) < 1e-5
+    np.testing.assert_allclose(found[0, 1], np.mean(near), atol=1e-3)
+    assert found[0, 0] > -2
+    assert np.exp(found[1, 0]) < 1e-5
 
 
 def test_hypotheses_beyond_the_peaks_count_for_nothing():
-    (seen,) = hypotheses_of(peaks((0.7, -31.0), (0.3, 22.0)), 4)
-    assert np.all(np.exp(seen[2:, 0]) < 1e-5)
-    assert np.all(np.isfinite(seen))
+    (found,) = hypotheses_of(peaks((0.7, -31.0), (0.3, 22.0)), 4)
+    assert np.all(np.exp(found[2:, 0]) < 1e-5)
+    assert np.all(np.isfinite(found))
 
 
 def test_other_numbers_are_those_at_the_chosen_angle():
     others = random_array(1, (1, len(BINS), 4)).at[..., 1].set(0.01 * jnp.asarray(BINS)[None])
-    (seen,) = hypotheses_of(peaks((0.7, -31.0), (0.3, 22.0)), 2, others)
-    np.testing.assert_allclose(seen[:, 3], 0.01 * seen[:, 1], atol=1e-6)
+    (found,) = hypotheses_of(peaks((0.7, -31.0), (0.3, 22.0)), 2, others)
+    np.testing.assert_allclose(found[:, 3], 0.01 * found[:, 1], atol=1e-6)
     for number, angle in ((0, -31.0), (1, 22.0)):
         near = np.abs(BINS - 5 * np.rint(angle / 5)) <= 10
         weights = np.exp(-0.5 * ((BINS[near] - angle) / 4) ** 2)
         want = np.average(others[0, near], axis=0, weights=weights)
-        np.testing.assert_allclose(seen[number, 2:], want, atol=1e-3)
+        np.testing.assert_allclose(found[number, 2:], want, atol=1e-3)
 
 
 def test_the_logits_get_a_gradient_by_angle_and_by_confidence():
@@ -291,15 +288,15 @@ def test_the_logits_get_a_gradient_by_angle_and_by_confidence():
         assert (up - down) / 2e-2 == pytest.approx(float(jnp.linalg.norm(gradient)), rel=1e-2)
 
 
-# What the eye learns from.
+# The self-supervised loss.
 
 
-def linear_eye(poses, seen, pixels=64):
-    """An eye whose numbers are sums of pixels; what it looks at is kept."""
+def linear_encoder(poses, inputs, pixels=64):
+    """An encoder whose outputs are sums of pixels; its inputs are kept."""
     bins = len(angles_of(poses))
 
     def apply(params, x):
-        jax.debug.callback(lambda x: seen.append(np.asarray(x, np.float64)), x)
+        jax.debug.callback(lambda x: inputs.append(np.asarray(x, np.float64)), x)
         logits = x.reshape(len(x), -1) @ params["angles"]
         others = None
         if poses.more_than_angles:
@@ -345,28 +342,28 @@ def spots():
 
 
 @pytest.mark.parametrize("poses", [ANGLES, ALL_POSES])
-def test_the_eye_is_shown_images_in_the_poses_that_were_drawn(poses):
-    looked_at, key, images = [], jax.random.key(6), spots()
-    eye, params = linear_eye(poses, looked_at, 24 * 24)
-    jax.jit(lambda x: pose_loss(eye, params, x, poses, key))(images)
+def test_the_encoders_input_is_images_in_the_poses_that_were_drawn(poses):
+    inputs, key, images = [], jax.random.key(6), spots()
+    encoder, params = linear_encoder(poses, inputs, 24 * 24)
+    jax.jit(lambda x: pose_loss(encoder, params, x, poses, key))(images)
     jax.effects_barrier()
     degrees, size, shear, down, right = drawn(poses, key, 12).T
-    turned = RESAMPLE(images, affine(degrees, np.exp(size), shear, down, right))
-    errors = [relative_error(*pair) for pair in zip(looked_at[0], turned, strict=True)]
-    others = [relative_error(*pair) for pair in zip(looked_at[0], images, strict=True)]
+    rotated = RESAMPLE(images, affine(degrees, np.exp(size), shear, down, right))
+    errors = [relative_error(*pair) for pair in zip(inputs[0], rotated, strict=True)]
+    others = [relative_error(*pair) for pair in zip(inputs[0], images, strict=True)]
     assert max(errors) < 0.15
     assert np.median(others) > 0.3
 
 
-def test_an_image_does_not_tell_by_its_looks_that_it_was_turned():
+def test_smoothness_does_not_reveal_that_an_image_was_rotated():
     noise = random_array(0, (600, 12, 12, 1))
     roughness = jax.jit(lambda x: jnp.mean(jnp.abs(jnp.diff(x, axis=1)), axis=(1, 2, 3)))
-    upright, turned = affine(jnp.zeros(600)), affine(jnp.full(600, 30.0))
-    by_looks = np.median(roughness(noise)) / np.median(roughness(RESAMPLE(noise, turned)))
-    assert by_looks > 1.5
+    upright, rotated = affine(jnp.zeros(600)), affine(jnp.full(600, 30.0))
+    ratio = np.median(roughness(noise)) / np.median(roughness(RESAMPLE(noise, rotated)))
+    assert ratio > 1.5
     before, after = (
         np.asarray(roughness(pose._in_poses(noise, matrices, jax.random.key(1))))
-        for matrices in (upright, turned)
+        for matrices in (upright, rotated)
     )
     assert np.median(before) / np.median(after) < 1.25
     assert np.quantile(before, 0.25) < np.median(after) < np.quantile(before, 0.75)
@@ -379,40 +376,40 @@ def softmax(x):
 
 @pytest.mark.parametrize("poses", [ANGLES, ALL_POSES, PoseRange(30.0, shear=0.3)])
 def test_pose_loss_is_a_cross_entropy_with_the_pose_that_was_drawn(poses):
-    looked_at, key = [], jax.random.key(5)
-    eye, params = linear_eye(poses, looked_at)
-    got = jax.jit(lambda x: pose_loss(eye, params, x, poses, key))(IMAGES)
+    inputs, key = [], jax.random.key(5)
+    encoder, params = linear_encoder(poses, inputs)
+    got = jax.jit(lambda x: pose_loss(encoder, params, x, poses, key))(IMAGES)
     jax.effects_barrier()
     degrees = (numbers := drawn(poses, key))[:, 0]
     angles = angles_of(poses).astype(np.float64)
-    pixels = looked_at[0].reshape(3, -1)
+    pixels = inputs[0].reshape(3, -1)
     target = softmax(-0.5 * ((angles - degrees[:, None]) / 4) ** 2)
     likely = softmax(pixels @ np.asarray(params["angles"], np.float64))
     want = -(target * np.log(likely)).sum(-1)
     if poses is not ANGLES:
-        seen = (pixels @ np.asarray(params["others"], np.float64)).reshape(3, -1, 4)
+        found = (pixels @ np.asarray(params["others"], np.float64)).reshape(3, -1, 4)
         ranges = largest(poses)[1:]
         ranges[ranges == 0] = 1
-        errors = ((seen - numbers[:, None, 1:]) / ranges) ** 2
+        errors = ((found - numbers[:, None, 1:]) / ranges) ** 2
         want += (target[..., None] * errors).sum((1, 2))
     assert_close(got, want, 1e-5)
 
 
 def test_every_key_draws_other_poses_of_every_image():
-    looked_at = []
-    eye, params = linear_eye(ANGLES, looked_at)
+    inputs = []
+    encoder, params = linear_encoder(ANGLES, inputs)
     same = jnp.stack([IMAGES[0]] * 2)
-    call = jax.jit(lambda key: pose_loss(eye, params, same, ANGLES, key))
+    call = jax.jit(lambda key: pose_loss(encoder, params, same, ANGLES, key))
     for key in (1, 1, 2):
         call(jax.random.key(key))
         jax.effects_barrier()
-    first, again, other = looked_at
+    first, again, other = inputs
     assert np.array_equal(first, again)
     assert relative_error(first, other) > 0.1
     assert relative_error(first[0], first[1]) > 0.1
 
 
-def test_pose_loss_teaches_the_eye_and_not_the_executor():
+def test_pose_loss_trains_the_encoder_and_not_the_executor():
     model = geometric(ALL_POSES)
     params = trained_like(ALL_POSES)
 
@@ -436,15 +433,16 @@ def arrows(count, seed):
     return jnp.asarray(images + rng.normal(0, 0.05, images.shape), jnp.float32)
 
 
-def test_the_eye_learns_angles_without_labels():
-    eye = linen(PoseEncoder(features=(8, 16)))
+def test_the_encoder_learns_angles_without_labels():
+    optax = pytest.importorskip("optax")
+    encoder = linen(PoseEncoder(features=(8, 16)))
     images, optimizer = arrows(256, 0), optax.adam(1e-2)
 
     def step(carry, key):
         params, state = carry
-        chosen, turned = jax.random.split(key)
+        chosen, rotated = jax.random.split(key)
         batch = images[jax.random.randint(chosen, (32,), 0, len(images))]
-        gradient = jax.grad(lambda p: pose_loss(eye, p, batch, ANGLES, turned).mean())(params)
+        gradient = jax.grad(lambda p: pose_loss(encoder, p, batch, ANGLES, rotated).mean())(params)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to an integer
             changes, state = optimizer.update(gradient, state)
         return (optax.apply_updates(params, changes), state), None
@@ -459,39 +457,15 @@ def test_the_eye_learns_angles_without_labels():
 
     @jax.jit
     def median_error(params):
-        seen = likeliest(eye.apply(params, others), angles_of(ANGLES), 1)[:, 0, 1]
-        return jnp.median(jnp.abs(seen - degrees))
+        found = likeliest(encoder.apply(params, others), angles_of(ANGLES), 1)[:, 0, 1]
+        return jnp.median(jnp.abs(found - degrees))
 
-    params = jax.jit(eye.init)(jax.random.key(0), images[:1])
+    params = jax.jit(encoder.init)(jax.random.key(0), images[:1])
     assert median_error(params) > 25
     assert median_error(learn(params)) < 10
 
 
-# The rule: labels are only seen on upright images.
-
-LABELS = np.array([0, 2, 1, 1], np.int32)
-REAL = np.array([True, True, True, False])
-BATCH = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
-
-
-SMALL = functools.partial(CompactCNN, stages=((8,), (16,)))
-
-
-def small(name, executor=SMALL, make=contender):
-    """A contender with a smaller executor and a smaller eye."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contenders, "CompactCNN", executor)
-        for module in (contenders, pose):
-            patch.setattr(module, "PoseEncoder", functools.partial(PoseEncoder, features=(8, 16)))
-        return make(name, classes=3, rank=1, base="trained", image=(8, 8, 1))
-
-
-@functools.cache
-def start(name):
-    return jax.jit(small(name).init)(jax.random.key(0), as_input(BATCH))
-
-
-def test_the_label_loss_turns_nothing_at_random():
+def test_the_label_loss_rotates_nothing_at_random():
     """In training, without dropout, nothing depends on the key."""
 
     def trainings(dropout):
@@ -504,213 +478,3 @@ def test_the_label_loss_turns_nothing_at_random():
 
     assert jnp.array_equal(*trainings(0.0))
     assert relative_error(*trainings(0.5)) > 1e-3
-
-
-def cross_entropy(logits, labels):
-    return -jnp.take_along_axis(nn.log_softmax(logits), jnp.asarray(labels)[:, None], 1)[:, 0]
-
-
-@functools.cache
-def spied_step(name):
-    """A training step of plain gradient descent, and what each of its losses looks at."""
-    model, looks = small(name), {"labelled": [], "unlabelled": []}
-
-    def keep(kind, images):
-        jax.debug.callback(lambda images: looks[kind].append(np.array(images)), images)
-
-    def apply(variables, images, key):
-        keep("labelled", images)
-        return model.apply(variables, images, key)
-
-    def unlabelled(variables, images, key):
-        keep("unlabelled", images)
-        return model.unlabelled(variables, images, key)
-
-    spied = model._replace(apply=apply, unlabelled=unlabelled)
-    return make_train_step(spied, optax.sgd(1.0)), looks
-
-
-def gradient_of_step(name, images=BATCH, labels=LABELS):
-    step, looks = spied_step(name)
-    for images_of in looks.values():
-        images_of.clear()
-    variables = jax.tree.map(jnp.array, start(name))
-    opt_state = optax.sgd(1.0).init(variables["params"])
-    state, metrics = step(
-        State(jnp.int32(0), variables, opt_state), training_key(0), images, labels, REAL
-    )
-    jax.effects_barrier()
-    after = state.variables["params"]
-    gradient = jax.tree.map(lambda a, b: a - b, start(name)["params"], after)
-    return gradient, {kind: list(images_of) for kind, images_of in looks.items()}, metrics
-
-
-KEY = jax.random.fold_in(training_key(0), 0)  # of the first step
-
-
-@functools.cache
-def plain_gradient():
-    """Of the executor alone, on the upright images that are real, sample by sample."""
-    keys = jax.random.split(KEY, 4)
-    images = as_input(BATCH)
-
-    def loss(weights):
-        losses = [
-            cross_entropy(
-                SMALL(3).apply(
-                    {"params": weights}, images[i : i + 1], train=True, rngs={"dropout": keys[i]}
-                ),
-                LABELS[i : i + 1],
-            )
-            for i in range(3)
-        ]
-        return jnp.concatenate(losses).mean()
-
-    return jax.jit(jax.grad(loss))(start("geometric")["params"]["executor"])
-
-
-@functools.cache
-def eye_gradient(of_labels):
-    """Of what the eye learns from images alone, or from labels that are seen as they are."""
-    model, images = small("geometric_refined"), as_input(BATCH)
-    params = start("geometric")["params"]
-
-    def loss(encoder):
-        variables = {"params": params | {"encoder": encoder}}
-        if not of_labels:
-            return model.unlabelled(variables, images, jax.random.fold_in(KEY, 0))[:3].mean()
-        return cross_entropy(model.apply(variables, images, KEY)[0], LABELS)[:3].mean()
-
-    return jax.jit(jax.grad(loss))(params["encoder"])
-
-
-@pytest.mark.parametrize("name", ["geometric", "geometric_refined"])
-def test_labels_are_only_seen_on_upright_images(name):
-    gradient, looks, metrics = gradient_of_step(name)
-    assert [len(images) for images in looks.values()] == [1, 1]
-    for images in looks["labelled"] + looks["unlabelled"]:
-        np.testing.assert_allclose(images, as_input(BATCH), atol=1e-6)
-    assert metrics.samples == 3
-    assert_close(gradient["executor"], plain_gradient(), 1e-4)
-    parts = [eye_gradient(of_labels=False)]
-    if name == "geometric_refined":
-        parts.append(eye_gradient(of_labels=True))
-    for part in parts:
-        assert np.abs(part["angles"]["kernel"]).max() > 1e-4
-    assert_close(gradient["encoder"], jax.tree.map(lambda *leaves: sum(leaves), *parts), 1e-4)
-
-
-def test_what_is_learnt_without_labels_does_not_change_with_them():
-    gradient, *_ = gradient_of_step("geometric")
-    other, *_ = gradient_of_step("geometric", labels=LABELS[::-1].copy())
-    assert_close(other["encoder"], gradient["encoder"], 1e-6)
-    assert relative_error(other["executor"]["fc"]["bias"], gradient["executor"]["fc"]["bias"]) > 0.1
-
-
-def test_an_executor_learns_from_the_likeliest_pose_and_is_tested_with_all():
-    executor, images = functools.partial(SMALL, dropout=0.0), as_input(BATCH)
-    model, refined = (small(name, executor) for name in ("geometric", "geometric_refined"))
-    straw = small("geometric", executor, make=straw_of)
-    params = perturbed(start("geometric")["params"], 0.3)
-    styles = jax.jit(straw.styles)(params, images)
-    assert np.exp(styles[:, 6]).min() > 1e-3  # a second hypothesis of some confidence
-
-    def said(model, key):
-        return jax.jit(lambda: model.apply({"params": params}, images, key)[0])()
-
-    likeliest = jax.jit(straw.apply_styles)(params, styles[:, :6], images)
-    assert_close(said(model, jax.random.key(0)), likeliest, 1e-5)
-    assert relative_error(said(model, None), likeliest) > 1e-4
-    assert_close(said(model, None), said(refined, jax.random.key(0)), 1e-5)
-
-
-def test_fillers_count_in_neither_loss():
-    gradient, _, metrics = gradient_of_step("geometric")
-    images, labels = BATCH.copy(), LABELS.copy()
-    images[3], labels[3] = 255 - images[3], 2
-    other, _, again = gradient_of_step("geometric", images, labels)
-    assert_close(other, gradient, 1e-5)
-    assert_close(again, metrics, 1e-5)
-
-
-# What it is measured by.
-
-
-def test_augmented_training_turns_labelled_images_and_testing_does_not():
-    executor, images = functools.partial(SMALL, dropout=0.0), as_input(BATCH)
-    model = small("compact_augmented", executor)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    plain = jax.jit(lambda images: executor(3).apply(variables, images))
-    call = jax.jit(lambda key: model.apply(variables, images, key)[0])
-    key = jax.random.key(7)
-    assert_close(call(None), plain(images), 1e-5)
-    turned, poses = pose.in_random_poses(images, ANGLES, jax.random.fold_in(key, 1))
-    assert np.abs(poses[:, 0]).max() > 5
-    assert_close(call(key), plain(turned), 1e-5)
-    assert relative_error(call(key), plain(images)) > 1e-2
-    assert relative_error(call(key), call(jax.random.key(8))) > 1e-2
-    assert model.unlabelled is None
-
-
-def test_a_fan_is_tested_with_the_mean_of_its_rotations_and_trained_without():
-    model, static, images = small("compact_fan"), small("compact_static"), as_input(BATCH)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    plain = jax.jit(lambda images: static.apply(variables, images, None)[0])
-    total = 0.0
-    for degrees in range(-60, 61, 15):
-        turned = RESAMPLE(images, affine(np.full(4, float(degrees))))
-        total += np.asarray(nn.softmax(plain(turned)), np.float64)
-    assert_close(
-        jax.jit(lambda: model.apply(variables, images, None)[0])(), np.log(total / 9), 1e-5
-    )
-    got, want = (
-        jax.jit(lambda key, m=m: m.apply(variables, images, key)[0])(jax.random.key(3))
-        for m in (model, static)
-    )
-    assert jnp.array_equal(got, want)
-    assert model.unlabelled is None
-
-
-def test_the_same_network_may_learn_from_labels_alone():
-    stn, image = contender("geometric_stn", classes=47, rank=4, base="trained"), (28, 28, 1)
-    assert stn.unlabelled is None
-    for name in ("geometric", "geometric_refined"):
-        model = contender(name, classes=47, rank=4, base="trained")
-        assert model.unlabelled is not None
-        assert parameters(model, image) == parameters(stn, image)
-
-
-def test_an_eye_for_more_than_angles_is_taught_all_numbers_of_a_pose():
-    model, images = small("geometric_affine"), as_input(BATCH)
-    straw = small("geometric_affine", make=straw_of)
-    params = perturbed(start("geometric_affine")["params"], 0.1)
-    seen = np.asarray(jax.jit(straw.styles)(params, images)).reshape(4, 3, 6)
-    assert np.abs(seen[:, 0, 1:]).min() > 1e-4
-
-    def loss(params):
-        return jnp.sum(model.unlabelled({"params": params}, images, jax.random.key(0)))
-
-    gradient = jax.jit(jax.grad(loss))(params)["encoder"]["others"]["kernel"]
-    assert np.all(np.any(np.asarray(gradient).reshape(-1, 4), axis=0))
-
-
-def test_a_context_is_written_by_an_eye_that_learns_poses():
-    model, images = small("compact_context"), as_input(BATCH)
-    straw = small("compact_context", make=straw_of)
-    params = start("compact_context")["params"]
-    styles = jax.jit(straw.styles)
-    before = styles(params, images)
-    assert before.shape == (4, 32)
-    other = perturbed(params, 0.1)
-    assert relative_error(styles(params | {"encoder": other["encoder"]}, images), before) > 0.1
-    assert relative_error(styles(other | {"encoder": params["encoder"]}, images), before) < 1e-6
-
-    def loss(params):
-        return jnp.sum(model.unlabelled({"params": params}, images, jax.random.key(0)))
-
-    gradient = jax.jit(jax.grad(loss))(other)
-    for part in ("executor", "generator"):
-        assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient[part]))
-    style = gradient["encoder"].pop("style")
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(style))
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient["encoder"]))

@@ -1,4 +1,4 @@
-"""Train a small STRAW on the devices that the command line gives: for tests/test_sharding.py.
+"""Train a small STRAW on the devices that the command line gives, for test_mesh.py.
 
 `python mesh_program.py OUT finish|interrupt [DATA MODEL [ADDRESS COUNT INDEX]]`
 """
@@ -13,8 +13,8 @@ from flax import linen as nn
 
 from straw_experiments.data import Dataset
 from straw_experiments.image_classification.controls import control_scores
-from straw_experiments.image_classification.models import straw_model
-from straw_experiments.image_classification.train import Contender, Recipe, finish
+from straw_experiments.image_classification.networks import straw_model
+from straw_experiments.image_classification.train import Recipe, Trainer, train_and_test
 from straw_experiments.runner import checkpoints, hosts
 from straw_experiments.runner.runs import Run
 from straw_jax import make_straw
@@ -22,7 +22,7 @@ from straw_jax.sharding import make_mesh
 
 
 class Executor(nn.Module):
-    """A convolution, dropout, and two dense layers, of which one sees one vector a sample."""
+    """A convolution, dropout, and two dense layers with one input vector per sample."""
 
     @nn.compact
     def __call__(self, x, *, train=False):
@@ -33,7 +33,7 @@ class Executor(nn.Module):
 
 
 def straw():
-    """The model: rank 4, which a mesh may deal out over 2 or 4 devices."""
+    """The model, of rank 4, which 2 or 4 devices divide."""
     return make_straw(Executor(), np.zeros((1, 12, 12, 1), np.float32), rank=4, hidden=8)
 
 
@@ -52,17 +52,16 @@ def main():
         hosts.join(sys.argv[5], *map(int, sys.argv[6:]))
     mesh = make_mesh(*map(int, sys.argv[3:5])) if sys.argv[3:] else None
     model, data = straw(), dataset()
-    contender = Contender(
+    trainer = Trainer(
         "straw",
         straw_model(model),
         Recipe(2, 16, 1e-3, "constant"),  # Adam's first steps turn rounding into some of the rate
         data.train_images.shape,
         mesh,
     )
-    run = Run(contender, 0, out)
+    run = Run(trainer, 0, out)
     variants = {"standard": data.test_images}
-    result = finish(run, data, variants)
-    print(result)
+    result = train_and_test(run, data, variants)
     variables = run.placed_variables()
     scores = control_scores(model, variables, data.train_images, variants, data.test_labels)
     if hosts.is_first():
@@ -70,7 +69,7 @@ def main():
         shares = {
             name: head["kernel"].addressable_shards[0].data.shape for name, head in heads.items()
         }
-        (out / "compiled.txt").write_text(contender.train_step.as_text())
+        (out / "compiled.txt").write_text(trainer.train_step.as_text())
         np.savez(
             out / "found.npz",
             *map(np.asarray, jax.tree.leaves(run.variables())),
