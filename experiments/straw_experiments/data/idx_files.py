@@ -15,7 +15,7 @@ from straw_experiments.data import idx
 from straw_experiments.data.cache import Arrays
 from straw_experiments.data.sources import Shape, Source
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 SPLITS = ("train", "test")
 _KINDS = {"images": idx.IMAGES, "labels": idx.LABELS}
@@ -138,7 +138,7 @@ def read_images(files: Files, *, transposed: bool) -> Arrays:
     return {split: each.swapaxes(1, 2) if transposed else each for split, each in images.items()}
 
 
-def _from(function: Callable[[idx.Readable, int, str], T], path: Path, kind: str) -> T:
+def _from(function: Callable[[idx.Readable, int, str], _T], path: Path, kind: str) -> _T:
     """Call a function of `idx` on a plain or compressed file; an error names the file."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
