@@ -42,6 +42,7 @@ def script_and_flags(command):
     return Path(name).stem.replace("-", "_"), flags
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=identifier)
 def test_examples_run_one_after_the_other(page, tmp_path):
     program = tmp_path / "page.py"
@@ -75,6 +76,7 @@ def test_reproductions_are_known(command, tmp_path):
     assert studies == len(flags) - 1 if "--only" in flags else studies > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", BENCHMARKS)
 def test_flags_of_benchmarks_are_known(command):
     words = shlex.split(command.partition("python ")[2])
