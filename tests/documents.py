@@ -22,7 +22,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> list[str]:
     """Return the commands of a page's bash blocks, one by one."""
-    lines = "\n".join(blocks(page, "bash")).splitlines()
+    lines = "".join(blocks(page, "bash")).splitlines()
     return [command for line in lines for command in line.split(" && ")]
 
 

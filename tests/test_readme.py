@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 
+import pytest
 from documents import README, ROOT, commands, run
 
 MAIN = "python experiments/run.py --rank 16 --fraction 0.1"
@@ -21,6 +22,7 @@ def test_fresh_machines_need_one_line_each():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_main_command_trains_and_reports(tmp_path):
     """The main command, made short: a few glyphs, one epoch."""
     short = f"--dataset glyphs --limit 64 --epochs 1 --data-dir {tmp_path} --out {tmp_path / 'out'}"
