@@ -100,12 +100,12 @@ def _reordered(gates: Tensor) -> Tensor:
 
 
 def build(
-    contender: str, features: int, hyper: int, characters: int, batch: int, length: int
+    name: str, features: int, hyper: int, characters: int, batch: int, length: int
 ) -> Callable[[], object]:
     """Return what takes a training step.
 
     Args:
-        contender: "lstm", a loop of `nn.LSTMCell`; "lstm_fused", PyTorch's own `nn.LSTM`; "hyper".
+        name: "lstm", a loop of `nn.LSTMCell`; "lstm_fused", PyTorch's own `nn.LSTM`; "hyper".
         features: length of the state.
         hyper: of the smaller LSTM's state.
         characters: different ones.
@@ -117,12 +117,12 @@ def build(
         "lstm_fused": lambda: nn.LSTM(characters, features),
         "hyper": lambda: HyperLSTMCell(characters, features, hyper),
     }
-    model = CharacterModel(cells[contender](), features, characters)
+    model = CharacterModel(cells[name](), features, characters)
     parameters = list(model.parameters())
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
     cross_entropy = nn.CrossEntropyLoss()
     numbers = torch.randint(characters, (length + 1, batch))
-    sizes = [features, features] + [hyper, hyper] * (contender == "hyper")
+    sizes = [features, features] + [hyper, hyper] * (name == "hyper")
     state: State = tuple(torch.zeros(batch, size) for size in sizes)
 
     def take_step() -> int:

@@ -62,12 +62,12 @@ def compute(weights: Sequence[Tensor], x: Tensor) -> Tensor:
 
 
 def build(
-    contender: str, sizes: Sequence[int], pairs: int, batch: int, steps: int
+    name: str, sizes: Sequence[int], pairs: int, batch: int, steps: int
 ) -> Callable[[], object]:
     """Return what takes training steps.
 
     Args:
-        contender: "torch_pairwise" draws pair after pair, as the post does; "torch" draws them at
+        name: "torch_pairwise" draws pair after pair, as the post does; "torch" draws them at
             once, and "torch_compile" compiles the loss.
         sizes: inputs, hidden units and outputs of the networks.
         pairs: shown of each.
@@ -79,7 +79,7 @@ def build(
     mean_squared = nn.MSELoss()
 
     def draw(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        if contender != "torch_pairwise":
+        if name != "torch_pairwise":
             x = torch.randn(batch, pairs, sizes[0])
             return x, compute(weights, x)
         drawn = [torch.randn(batch, 1, sizes[0]) for _ in range(pairs)]
@@ -88,7 +88,7 @@ def build(
     def loss_of(x: Tensor, y: Tensor, fresh: Tensor, wanted: Tensor) -> Tensor:
         return mean_squared(compute(model(x, y), fresh), wanted)
 
-    if contender == "torch_compile":
+    if name == "torch_compile":
         loss_of = torch.compile(loss_of)
 
     def step() -> None:

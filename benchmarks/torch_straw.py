@@ -95,13 +95,13 @@ class Straw(nn.Module):
         return vmap(one_sample, randomness="different")(self.weights(images), images)
 
 
-def build(contender: str, work: str, batch: int, rank: int, base: str) -> Callable[[], object]:
+def build(name: str, work: str, batch: int, rank: int, base: str) -> Callable[[], object]:
     """Return the step to time; it returns when its work is done.
 
     Images are noise, normalised beforehand, as PyTorch's loaders do.
 
     Args:
-        contender: "torch", or "torch_compile".
+        name: "torch", or "torch_compile".
         work: "training" or "inference".
         batch: Images.
         rank: Of the generated kernels.
@@ -115,7 +115,7 @@ def build(contender: str, work: str, batch: int, rank: int, base: str) -> Callab
         straw.generator.to(device)
     else:
         straw.to(device)
-    model: Any = torch.compile(straw) if contender == "torch_compile" else straw
+    model: Any = torch.compile(straw) if name == "torch_compile" else straw
     images = torch.randn(batch, 1, *IMAGE[:2], device=device)
     labels = torch.randint(CLASSES, (batch,), device=device)
     if work == "training":

@@ -1,4 +1,4 @@
-"""The contenders in JAX: each as a training step, or as inference of a whole batch."""
+"""The models in JAX: each as a training step, or as inference of a whole batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,10 @@ import numpy as np
 from article import CLASSES, IMAGE, LEARNING_RATE
 
 from straw_experiments.image_classification.evaluate import make_forward
-from straw_experiments.image_classification.models import article_straw, contender, straw_model
+from straw_experiments.image_classification.models import build_model
+from straw_experiments.image_classification.networks import article_straw, straw_model
 from straw_experiments.image_classification.step import Model
-from straw_experiments.image_classification.train import Contender, Recipe
+from straw_experiments.image_classification.train import Recipe, Trainer
 from straw_experiments.runner.state import training_key
 from straw_jax.lift import materialize
 from straw_jax.models import CNN
@@ -20,11 +21,11 @@ from straw_jax.straw import Base, make_straw
 _SAMPLE = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)
 
 
-def build(contender: str, work: str, batch: int, rank: int, base: Base) -> Callable[[], object]:
+def build(name: str, work: str, batch: int, rank: int, base: Base) -> Callable[[], object]:
     """Return the step to time; it returns when its work is done.
 
     Args:
-        contender: A name of `cells.MODELS`.
+        name: A name of `cells.MODELS`.
         work: "training" or "inference".
         batch: Images, noise.
         rank: Of the generated kernels, where there are any.
@@ -32,16 +33,16 @@ def build(contender: str, work: str, batch: int, rank: int, base: Base) -> Calla
     """
     images, labels = make_batch(batch)
     case = training if work == "training" else inference
-    return case(model(contender, rank, base), images, labels)
+    return case(model(name, rank, base), images, labels)
 
 
 def model(name: str, rank: int, base: Base) -> Model:
-    """Return a contender as pure functions."""
+    """Return a model as pure functions."""
     if name == "naive":
         return naive_model(rank, base)
     if name == "dense":  # every weight of the executor is a number that the generator writes
         return straw_model(make_straw(CNN(CLASSES), _SAMPLE, rank={"*": "whole"}, base=base))
-    return contender(name, classes=CLASSES, rank=rank, base=base)
+    return build_model(name, classes=CLASSES, rank=rank, base=base)
 
 
 def make_batch(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,13 +58,13 @@ def training(model: Model, images: np.ndarray, labels: np.ndarray) -> Callable[[
     Without the large pages that run.py asks for: see GLIBC_TUNABLES in docs/performance.md.
     """
     recipe = Recipe(1, len(images), LEARNING_RATE, "constant")
-    contender = Contender("", model, recipe, images.shape)
-    state, key = contender.init_state(seed=0), training_key(0)
+    trainer = Trainer("", model, recipe, images.shape)
+    state, key = trainer.init_state(seed=0), training_key(0)
     real = np.ones(len(images), np.bool_)
 
     def step() -> object:
         nonlocal state
-        state, metrics = contender.train_step(state, key, images, labels, real)
+        state, metrics = trainer.train_step(state, key, images, labels, real)
         return jax.block_until_ready((state, metrics))
 
     return step
