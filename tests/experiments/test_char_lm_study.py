@@ -87,9 +87,9 @@ def test_models_learn_and_say_how_far_they_are(tmp_path, trainer, monkeypatch, c
         result["bits"]["test"] < history[0]["validation"]["bits"] < 2
     )  # as much as four characters have
     assert len(result["sample"]) == 12
-    told = capsys.readouterr().err
-    assert "epoch 1/4   9%  bits a character: train" in told  # within an epoch
-    assert "characters/s" in told
+    printed = capsys.readouterr().err
+    assert "epoch 1/4   9%  bits a character: train" in printed  # within an epoch
+    assert "characters/s" in printed
 
 
 @pytest.mark.parametrize("stop", [1, 3])
@@ -199,10 +199,10 @@ def test_study_is_stopped_and_gone_on_with(tmp_path):
     assert all(each["parameters"]["all"] <= 1500 for each in summary["results"].values())
     for name in ("curves.png", "movement.png"):
         assert (out / name).stat().st_size > 5_000
-    told = (out / "report.md").read_text()
-    assert "| HyperLSTM |" in told
-    assert "Adam, rates 0.004 (LSTM), 0.008 (HyperLSTM), cosine" in told
-    assert "the paper's" not in told  # it is another text
+    printed = (out / "report.md").read_text()
+    assert "| HyperLSTM |" in printed
+    assert "Adam, rates 0.004 (LSTM), 0.008 (HyperLSTM), cosine" in printed
+    assert "the paper's" not in printed  # it is another text
 
     process = _start(tmp_path, *TINY, "--out", "cut")
     while not (tmp_path / "cut/runs/lstm-seed0/epochs/2/commit_success.txt").exists():

@@ -47,7 +47,7 @@ def test_weights_after_are_those_of_pixels_before_the_resampling():
         assert_close(jnp.sum(after * image[..., 0]), want, 1e-5)
 
 
-class Eye:
+class Poses:
     """Sees 0 degrees in every image, 30 with a confidence of its own, and -30 with next to none."""
 
     def __init__(self, second):
@@ -68,12 +68,12 @@ class Eye:
 def test_poses_are_seen_where_a_hypothesis_counts(second, largest):
     angles = np.array(distortions.AMOUNTS["rotation"])
     labels = np.array([1, 0, 1])
-    found = distortions._seen(Eye(second), [{"params": {}}] * 2, [IMAGES] * len(angles), labels)
+    found = distortions._poses(Poses(second), [{"params": {}}] * 2, [IMAGES] * len(angles), labels)
     assert [each["mean"] for each in found["median"]] == list(np.abs(angles))
     want = (angles >= -15) & (angles <= largest)
     assert [each["mean"] for each in found["share"]] == list(want.astype(float))
-    told = [each["mean"] for each in found["told"]]
-    np.testing.assert_allclose(told, np.where(angles > 0, 2 / 3, 1 / 3))
+    accuracies = [each["mean"] for each in found["told"]]
+    np.testing.assert_allclose(accuracies, np.where(angles > 0, 2 / 3, 1 / 3))
 
 
 def test_confused_pairs_are_of_the_model_that_reads_turned_images_best():
@@ -81,7 +81,7 @@ def test_confused_pairs_are_of_the_model_that_reads_turned_images_best():
     upright, turned = np.array([0, 0, 1, 1]), np.array([1, 0, 0, 2])
     good = [upright if angle == 0 else turned for angle in angles]
     guesses = {"bad": [np.array([2, 2, 2, 0])] * len(angles), "good": good}
-    # Others, taken for one another as often upright, are not told.
+    # Others, taken for one another as often upright, are left out.
     (first,) = distortions._confused(guesses, labels, "abc")
     assert first["pair"] == ["a", "b"]
     assert first["upright"] == {"bad": 0.0, "good": 0.0}

@@ -64,16 +64,16 @@ def test_vit_models_have_their_sizes():
 
 def test_straw_may_have_the_trm_encoder():
     straw = build_model("straw", classes=47, rank=16, base="none", encoder="trm")
-    eye, trm = 9 * 16 + 9 * 16 * 32 + 48 + (1568 + 1) * 64, 94_464
-    assert parameters(straw) == 20_606_863 - eye + trm
+    usual, trm = 9 * 16 + 9 * 16 * 32 + 48 + (1568 + 1) * 64, 94_464
+    assert parameters(straw) == 20_606_863 - usual + trm
     wide = build_model("wide", classes=47, rank=16, base="none", encoder="trm")
     assert parameters(wide) == pytest.approx(parameters(straw), rel=0.01)
     for name, executor in (("straw", "vit"), ("compact", "cnn")):
         options = {"classes": 47, "rank": 4, "base": "trained", "executor": executor}
         usual, other = (build_model(name, **options, encoder=e) for e in ("conv", "trm"))
         assert parameters(other) != parameters(usual)
-    with pytest.raises(ValueError, match=r"expected an encoder of conv, trm, got 'eye'"):
-        build_model("straw", classes=47, rank=4, base="none", encoder="eye")
+    with pytest.raises(ValueError, match=r"expected an encoder of conv, trm, got 'lens'"):
+        build_model("straw", classes=47, rank=4, base="none", encoder="lens")
 
 
 def test_widened_executors_keep_their_proportions():

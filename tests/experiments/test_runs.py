@@ -23,7 +23,7 @@ DATASET = Dataset(
 )
 VARIANTS = {"standard": DATASET.test_images, "flipped": DATASET.test_images[:, ::-1]}
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=1e-2, schedule="constant")
-CONTENDER = Trainer("small", MODEL, RECIPE, DATASET.train_images.shape)
+TRAINER = Trainer("small", MODEL, RECIPE, DATASET.train_images.shape)
 
 
 class KilledError(Exception):
@@ -51,7 +51,7 @@ def _finish_but_die(monkeypatch, run, call, function):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing disturbed, and its result."""
-    run = Run(CONTENDER, 4, tmp_path_factory.mktemp("whole"))
+    run = Run(TRAINER, 4, tmp_path_factory.mktemp("whole"))
     return run, train_and_test(run, DATASET, VARIANTS)
 
 
@@ -77,14 +77,14 @@ def test_finished_run_keeps_variables_result_and_history(whole):
 @pytest.mark.parametrize("function", ["append_line", "save"])
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_stopped_run_continues_to_the_same_bits(tmp_path, monkeypatch, whole, function, epoch):
-    run = Run(CONTENDER, 4, tmp_path)
+    run = Run(TRAINER, 4, tmp_path)
     _finish_but_die(monkeypatch, run, epoch, function)
     train_and_test(run, DATASET, VARIANTS)
     _assert_same_end(run, whole)
 
 
 def test_damaged_checkpoint_costs_an_epoch_and_no_more(tmp_path, monkeypatch, whole):
-    run = Run(CONTENDER, 4, tmp_path)
+    run = Run(TRAINER, 4, tmp_path)
     _finish_but_die(monkeypatch, run, 3, "append_line")
     shutil.rmtree(run.epochs / "2" / "tree" / "d")
     with pytest.warns(UserWarning, match="falling back to step 1"):
@@ -93,7 +93,7 @@ def test_damaged_checkpoint_costs_an_epoch_and_no_more(tmp_path, monkeypatch, wh
 
 
 def test_killed_between_last_save_and_result_repeats_no_epoch(tmp_path, monkeypatch, whole):
-    run = Run(CONTENDER, 4, tmp_path)
+    run = Run(TRAINER, 4, tmp_path)
     _finish_but_die(monkeypatch, run, 4, "save")  # That of the final variables.
     lines = run.history()
     train_and_test(run, DATASET, VARIANTS)
@@ -103,7 +103,7 @@ def test_killed_between_last_save_and_result_repeats_no_epoch(tmp_path, monkeypa
 
 def test_only_unfinished_seeds_are_trained(tmp_path, whole):
     shutil.copytree(whole[0].result.parent, tmp_path / "runs" / "small-seed4")
-    group = [Run(CONTENDER, seed, tmp_path) for seed in (4, 5)]
+    group = [Run(TRAINER, seed, tmp_path) for seed in (4, 5)]
     results = [train_and_test(run, DATASET, VARIANTS) for run in group]
     assert results[0] == whole[1]
     assert results[1]["variants"] != results[0]["variants"]
@@ -115,7 +115,7 @@ def test_epochs_are_tested_on_a_sample_of_the_images(tmp_path, monkeypatch, whol
     few = DATASET._replace(
         test_images=DATASET.test_images[::2], test_labels=DATASET.test_labels[::2]
     )
-    run, run_few = Run(CONTENDER, 4, tmp_path / "all"), Run(CONTENDER, 4, tmp_path / "few")
+    run, run_few = Run(TRAINER, 4, tmp_path / "all"), Run(TRAINER, 4, tmp_path / "few")
     result = train_and_test(run, DATASET, VARIANTS)
     result_few = train_and_test(run_few, few, {"standard": few.test_images})
     assert result["variants"] == whole[1]["variants"]  # these are of all images
@@ -126,7 +126,7 @@ def test_divergence_names_step_and_checkpoint(tmp_path, monkeypatch):
     def poisoned(state, *batch):
         if state.step == 4:
             state = jax.tree.map(lambda leaf: leaf * np.nan if leaf.ndim else leaf, state)
-        return CONTENDER.train_step(state, *batch)
+        return TRAINER.train_step(state, *batch)
 
     trainer = Trainer("small", MODEL, RECIPE, DATASET.train_images.shape)
     monkeypatch.setattr(trainer, "train_step", poisoned)
@@ -139,7 +139,7 @@ def test_divergence_names_step_and_checkpoint(tmp_path, monkeypatch):
 
 def test_lost_variables_say_what_to_do(tmp_path):
     with pytest.raises(CheckpointError, match=r"is gone. Delete .* --resume"):
-        Run(CONTENDER, 0, tmp_path).variables()
+        Run(TRAINER, 0, tmp_path).variables()
 
 
 def test_cut_off_line_is_dropped(tmp_path):

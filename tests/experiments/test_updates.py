@@ -24,7 +24,7 @@ class Executor(nn.Module):
         return nn.Dense(5, name="dense")(x.reshape(x.shape[0], -1))
 
 
-class Eye(nn.Module):
+class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.tanh(nn.Dense(4)(x.reshape(x.shape[0], -1)))
@@ -38,7 +38,7 @@ PATHS = ["dense/bias", "dense/kernel"]
 
 def trained(base):
     """A STRAW of random weights, as if trained."""
-    straw = make_straw(Executor(), jnp.zeros((1, 28, 28, 1)), rank=2, base=base, encoder=Eye())
+    straw = make_straw(Executor(), jnp.zeros((1, 28, 28, 1)), rank=2, base=base, encoder=Encoder())
     params = straw.init(jax.random.key(0))
     leaves, treedef = jax.tree.flatten(params)
     generator = np.random.default_rng(1)
