@@ -157,6 +157,26 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help explains the flags)\n")
 
 
+def parse(
+    parser: argparse.ArgumentParser,
+    config_class: type[C],
+    configure: Callable[[dict[str, Any]], C],
+    argv: Sequence[str],
+) -> C:
+    """Read, complete and check a command line; a mistake ends the process with one line.
+
+    Args:
+        parser: Gets the flags.
+        config_class: The study's settings.
+        configure: Completes given settings and checks them; raises ValueError.
+        argv: The words after the program's name.
+    """
+    try:
+        return configure(read(parser, config_class, argv))
+    except ValueError as error:
+        parser.error(str(error))
+
+
 def read(
     parser: argparse.ArgumentParser, config_class: type[C], argv: Sequence[str]
 ) -> dict[str, Any]:

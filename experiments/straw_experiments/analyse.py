@@ -1,4 +1,4 @@
-"""The command `analyse.py`."""
+"""The command `analyse.py`: measures of the trained models of a finished `run.py`."""
 
 from collections.abc import Sequence
 from pathlib import Path
