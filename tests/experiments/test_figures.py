@@ -10,6 +10,7 @@ from PIL import Image
 from summaries import CLASSES, MODELS, UNOFFICIAL, VARIANTS, example
 
 from straw_experiments.image_classification import figures, published
+from straw_experiments.runner.plots import drawable
 
 
 def history_of(models=MODELS, seeds=3, epochs=5):
@@ -230,6 +231,15 @@ def test_samples_tell_right_from_wrong(drawn):
     assert verdicts == {(True, "✓", figures.RIGHT), (False, "✗", figures.WRONG)}
     assert [axes.get_title() for axes in grid[0]] == list(VARIANTS)
     assert [axes.get_ylabel().split()[-1] for axes in grid[:, 0]] == [CLASSES[i] for i in labels]
+
+
+def test_any_class_name_is_drawn(tmp_path):
+    names = ["price_$5_$10", "ampelmännchen_of_the_north", "日本語", "a\\b {c} ^d_"]
+    images, labels, predictions = sheet_of(MODELS[:1], samples=3, classes=4)
+    figures.plot_samples(images, labels, predictions, names, tmp_path / "x.png", dataset="$a_$b")
+    figures.plot_styles(*styles_of(40, 4), names, tmp_path / "y.png", dataset="$a_$b")
+    assert (drawable("price_$5", 16), drawable("日本語a")) == (r"price_\$5", "???a")
+    assert drawable("ampelmännchen_of_the_north", 16) == "ampelmännchen_o…"
 
 
 def test_styles_are_drawn_in_their_principal_plane(drawn):

@@ -91,6 +91,12 @@ def test_other_settings_get_another_folder():
     assert all(Path(_parse(line).out).parent == Path("results") for line in flags)
 
 
+def test_results_of_your_own_data_are_named_after_the_last_part_of_the_path():
+    for path in ("./flowers", "~/some/flowers.npz", "/some/flowers/"):
+        assert Path(_parse(f"--dataset {path}").out).name.startswith("flowers_0.1_rank16_")
+    assert Path(_parse("--dataset emnist/digits").out).name.startswith("emnist-digits_0.1_")
+
+
 @pytest.fixture(scope="module")
 def no_jax(tmp_path_factory):
     """A folder whose `jax` cannot be imported: what answers in spite of it answers at once."""

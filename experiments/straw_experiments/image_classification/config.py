@@ -345,8 +345,11 @@ def _name(chosen: Mapping[str, Any]) -> str:
     """Name a run by its settings; usual ones are left out: other settings, another name."""
     usual = settings.defaults(Config)
     networks = [chosen[name] for name in _NETWORKS if chosen[name] != usual[name]]
+    dataset = chosen["dataset"]
+    if dataset[:1] in ("/", ".", "~") or Path(dataset).exists():  # a user's own data
+        dataset = Path(dataset).expanduser().resolve().name.removesuffix(".npz")
     parts = [
-        chosen["dataset"],
+        dataset,
         *networks,
         f"{chosen['fraction']:.6g}",
         f"rank{chosen['rank']}",
