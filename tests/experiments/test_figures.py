@@ -10,7 +10,7 @@ from PIL import Image
 from summaries import CLASSES, MODELS, UNOFFICIAL, VARIANTS, example
 
 from straw_experiments.image_classification import figures, published
-from straw_experiments.runner.plots import drawable
+from straw_experiments.runner.plots import DPI, drawable
 
 
 def history_of(models=MODELS, seeds=3, epochs=5):
@@ -92,8 +92,8 @@ def test_figures_are_sound_files(name, models, seeds, tmp_path):
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         pixels = np.asarray(picture.convert("L"), float)
-    assert min(pixels.shape) >= 3 * figures.DPI
-    assert max(pixels.shape) <= 12 * figures.DPI
+    assert min(pixels.shape) >= 3 * DPI
+    assert max(pixels.shape) <= 12 * DPI
     assert pixels.std() > 10
     # Nothing is cut off: the outermost pixels are background.
     border = [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
@@ -106,7 +106,7 @@ def test_figures_are_sound_files(name, models, seeds, tmp_path):
 def test_figures_have_the_size_they_ask_for(name, inches, tmp_path):
     DRAWINGS[name](tmp_path / "a.png", MODELS, 2)
     with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == tuple(round(side * figures.DPI) for side in inches)
+        assert picture.size == tuple(round(side * DPI) for side in inches)
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
