@@ -75,7 +75,15 @@ def test_without_the_extra_one_line_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["runner.tables", "data", "image_classification", "char_lm", "configs", "pages"]
+    "module",
+    [
+        "runner.tables",
+        "data",
+        "image_classification",
+        "char_lm",
+        "weight_prediction.train",
+        "pages",
+    ],
 )
 def test_importing_without_the_extra_says_so(tmp_path, module):
     code = f"{_NO_OPTAX} import straw_experiments.{module}; main = int; "

@@ -113,7 +113,7 @@ def test_columns_of_the_table_line_up():
     assert all(line[end : end + 2].strip() == "" for line in rows for end in ends)
 
 
-@pytest.mark.parametrize("write", [report.markdown, report.table])
+@pytest.mark.parametrize("write", [lambda summary: report.markdown(summary, {}), report.table])
 def test_one_seed_claims_no_spread(write):
     one, three = write(example(seeds=1)), write(example(seeds=3))
     assert "one seed: no spread" in one.lower()
