@@ -1,4 +1,4 @@
-"""Builds the documentation: `sphinx-build -W -b html docs site`.
+"""Builds the documentation: `sphinx-build -W -b html docs build/site`.
 
 With `-t online` names of other projects (`jax.Array`) become links; it needs a network.
 """
