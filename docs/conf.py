@@ -1,8 +1,9 @@
-"""Builds the documentation: `sphinx-build -W -b html docs site`.
+"""Builds the documentation: `sphinx-build -W -b html docs build/site`.
 
 With `-t online` names of other projects (`jax.Array`) become links; it needs a network.
 """
 
+import re
 from typing import Any
 
 import jax
@@ -80,8 +81,8 @@ def _shorten_signature(
     app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: Any
 ) -> tuple[str | None, Any]:
     """Leave out the two arguments that every Flax module has."""
-    if what == "class" and signature and (start := signature.find(", parent: ")) >= 0:
-        signature = signature[:start] + ")"
+    if what == "class" and signature:
+        signature = re.sub(r"(?:, )?parent=.*", ")", signature)
     return signature, returns
 
 
