@@ -290,6 +290,7 @@ def _summary(text="Penn Treebank"):
         "device": "cpu (test)",
         "command": "python experiments/char_lm.py",
         "commit": None,
+        "jobs": 1,
         "versions": {"jax": "1"},
         "config": {
             "epochs": 2, "batch_size": 32, "length": 100, "learning_rate": 0.004, "dropout": 0.1,

@@ -379,6 +379,7 @@ def _summary(seeds=2, **changes):
         "device": "cpu (test)",
         "command": "python experiments/weight_prediction.py",
         "commit": None,
+        "jobs": 1,
         "versions": {"jax": "1"},
         "config": {
             "predict": "weights",
