@@ -74,21 +74,21 @@ def model_cells(
     batches: Sequence[int],
     ranks: Sequence[int],
     bases: Sequence[str],
-    contenders: Sequence[str],
+    models: Sequence[str],
 ) -> list[Cell]:
-    """Return a cell for every combination, of all contenders."""
+    """Return a cell for every combination, of all models."""
     cells = []
     for batch, rank, base, work in itertools.product(batches, ranks, bases, works):
         arguments = {"work": work, "batch": batch, "rank": rank, "base": base}
         cases = [
             Case(
                 name,
-                "torch_straw" if name.startswith("torch") else "jax_contenders",
-                {"contender": name, **arguments},
+                "torch_straw" if name.startswith("torch") else "jax_models",
+                {"name": name, **arguments},
                 model_bytes(name, work, batch, rank, base),
                 1 if name in ("dense", "naive") else 3,
             )
-            for name in contenders
+            for name in models
         ]
         title = f"{WORKS[work]}, batch {batch}, rank {rank}, base {base}"
         cells.append(Cell(title, title, arguments, cases))
@@ -113,17 +113,17 @@ def layer_cells(layers: Sequence[str], widths: Sequence[int]) -> list[Cell]:
     return cells
 
 
-def model_bytes(contender: str, work: str, batch: int, rank: int, base: str) -> int:
-    """Estimate a contender's peak: parameters (with Adam's and gradient), samples, framework."""
+def model_bytes(name: str, work: str, batch: int, rank: int, base: str) -> int:
+    """Estimate a model's peak: parameters (with Adam's and gradient), samples, framework."""
     executor, modulator = weights(EXECUTOR), weights(ENCODER)
-    if contender == "standalone":
+    if name == "standalone":
         parameters, sample = executor, 0
-    elif contender == "dense":
+    elif name == "dense":
         parameters, sample = modulator + generator_weights(executor), executor
     else:
         parameters = modulator + generator_weights(generated(rank))
-        sample = generated(rank) if contender == OURS else executor + generated(rank)
-    if base == "trained" and contender != "standalone":
+        sample = generated(rank) if name == OURS else executor + generated(rank)
+    if base == "trained" and name != "standalone":
         parameters += executor
     copies = 5 if work == "training" else 1
     samples = batch * (sample * _WEIGHT_COPIES[work] + _ACTIVATIONS[work])

@@ -68,11 +68,11 @@ def phases(work: str, batch: int, rank: int, base: str) -> list[Phase]:
     encoder, executor = _products(ENCODER.values()), _products(EXECUTOR.values())
     generator = STYLE * HIDDEN + HIDDEN * generated(rank)
     update = sum(_update_products(layer, rank) for layer in EXECUTOR.values())
-    eye, first = ENCODER["conv1"], EXECUTOR["conv1"]
+    stem, first = ENCODER["conv1"], EXECUTOR["conv1"]
     first_update = first.positions * first.rows * rank
     # Numbers in memory: of all samples, and of parameters.
     factors = batch * sum(l.generated(rank) for l in EXECUTOR.values() if l.positions > 1)  # noqa: E741
-    seen = batch * sum(layer.inputs for layer in ENCODER.values())
+    encoded = batch * sum(layer.inputs for layer in ENCODER.values())
     activations = batch * sum(layer.inputs for layer in EXECUTOR.values())
     passes = 1 if training else 2  # an activation's transfers in the forward pass
     encoder_weights, base_weights = weights(ENCODER), weights(EXECUTOR)
@@ -82,7 +82,7 @@ def phases(work: str, batch: int, rank: int, base: str) -> list[Phase]:
         return Phase(name, 2 * batch * products, 4 * numbers)
 
     forward = [
-        phase("encoder forward", encoder, encoder_weights + passes * seen),
+        phase("encoder forward", encoder, encoder_weights + passes * encoded),
         phase("generator forward", generator, generator_parameters + factors),
         phase("executor forward", update, factors + passes * activations),
         phase("base forward", executor, base_weights),
@@ -91,7 +91,7 @@ def phases(work: str, batch: int, rank: int, base: str) -> list[Phase]:
         phase("base backward", 2 * executor - first.products, 2 * base_weights),
         phase("executor backward", 2 * update - first_update, 2 * factors + activations),
         phase("generator backward", 2 * generator, 2 * generator_parameters + factors),
-        phase("encoder backward", 2 * encoder - eye.products, 2 * encoder_weights + seen),
+        phase("encoder backward", 2 * encoder - stem.products, 2 * encoder_weights + encoded),
         phase("optimiser", 0, _ADAM_NUMBERS * parameters(rank, base)),
     ]
     both = forward + (backward if training else [])

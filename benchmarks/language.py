@@ -12,8 +12,8 @@ from cells import Case
 from measure import free_memory, side_by_side, summary
 from tables import columns
 
-# (contender in its module, module, to a reader, length of the state for a million parameters)
-CONTENDERS = {
+# (its name in the module, module, label, length of the state for a million parameters)
+MODELS = {
     "straw_lstm": ("lstm", "jax_language", "LSTM, straw_jax", 469),
     "torch_lstm": ("lstm", "torch_language", "LSTM, a loop of nn.LSTMCell", 469),
     "torch_lstm_fused": ("lstm_fused", "torch_language", "LSTM, PyTorch's nn.LSTM", 469),
@@ -33,36 +33,36 @@ def parse() -> argparse.Namespace:
     add("--batch-sizes", nargs="+", type=int, default=[32, 128], metavar="N")
     add("--length", type=int, default=100, metavar="N", help="characters of each piece")
     add("--repeats", type=int, default=10, metavar="N", help="steps")
-    add("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
+    add("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
     args = parser.parse_args()
-    if util.find_spec("torch") is None and any("torch" in name for name in args.contenders):
-        parser.error('PyTorch is missing: pip install -e ".[benchmarks]", or name --contenders')
+    if util.find_spec("torch") is None and any("torch" in name for name in args.models):
+        parser.error('PyTorch is missing: pip install -e ".[benchmarks]", or name --models')
     if min(args.length, args.repeats, *args.batch_sizes) < 1:
         parser.error("expected numbers of at least 1")
     return args
 
 
 def main() -> None:
-    """Time all contenders in turn, and print a table for each batch."""
+    """Time all models in turn, and print a table for each batch."""
     args = parse()
     for batch in args.batch_sizes:
         sizes = {"hyper": HYPER, "characters": CHARACTERS, "batch": batch, "length": args.length}
         cases = []
-        for name in args.contenders:
-            contender, module, _, features = CONTENDERS[name]
-            arguments = {"contender": contender, "features": features, **sizes}
+        for name in args.models:
+            kind, module, _, features = MODELS[name]
+            arguments = {"name": kind, "features": features, **sizes}
             cases.append(Case(name, module, arguments))
         results = side_by_side(cases, args.repeats, float("inf"), free_memory())
         rows = [[f"{batch} x {args.length} characters", "characters/s", "median"]]
-        timed = summary(results, args.contenders[0])
+        timed = summary(results, args.models[0])
         for name, result in results.items():
-            told = CONTENDERS[name][2]
+            label = MODELS[name][2]
             if name in timed:
                 read = batch * args.length
                 rates = [f"{read / timed[name][key]:,.0f}" for key in ("min", "median")]
-                rows.append([told, *rates])
+                rows.append([label, *rates])
             else:
-                rows.append([told, result["reason"], ""])
+                rows.append([label, result["reason"], ""])
         print(columns(rows), end="\n\n")
         sys.stdout.flush()
 

@@ -13,14 +13,14 @@ from cells import Case
 from measure import free_memory, side_by_side, summary
 from tables import columns
 
-CONTENDERS = {
+MODELS = {
     "straw": ("jax_prediction", "straw_jax, the post's recipe"),
     "straw_muon": ("jax_prediction", "straw_jax, Muon, 64 inputs"),
     "torch_pairwise": ("torch_prediction", "PyTorch, pair by pair"),
     "torch": ("torch_prediction", "PyTorch, drawn at once"),
     "torch_compile": ("torch_prediction", "the same, compiled"),
 }
-STEPS = 5  # a call of each contender
+STEPS = 5  # a call of each model
 
 
 def parse() -> argparse.Namespace:
@@ -33,10 +33,10 @@ def parse() -> argparse.Namespace:
     add("--pairs", type=int, default=2, metavar="N", help="an unknown")
     add("--batch-sizes", nargs="+", type=int, default=[128, 1024], metavar="N")
     add("--repeats", type=int, default=20, metavar="N", help=f"of {STEPS} steps")
-    add("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
+    add("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
     args = parser.parse_args()
-    if util.find_spec("torch") is None and any("torch" in name for name in args.contenders):
-        parser.error('PyTorch is missing: pip install -e ".[benchmarks]", or name --contenders')
+    if util.find_spec("torch") is None and any("torch" in name for name in args.models):
+        parser.error('PyTorch is missing: pip install -e ".[benchmarks]", or name --models')
     for text in args.networks:
         parts = text.split("-")
         if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
@@ -47,27 +47,24 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Time all contenders in turn, and print a table for each network and batch."""
+    """Time all models in turn, and print a table for each network and batch."""
     args = parse()
     for text, batch in itertools.product(args.networks, args.batch_sizes):
         sizes = [int(part) for part in text.split("-")]
         pairs = args.pairs * (sizes[0] * sizes[1] + sizes[1] * sizes[2])
         arguments = {"sizes": sizes, "pairs": pairs, "batch": batch, "steps": STEPS}
-        cases = [
-            Case(name, CONTENDERS[name][0], {"contender": name, **arguments})
-            for name in args.contenders
-        ]
+        cases = [Case(name, MODELS[name][0], {"name": name, **arguments}) for name in args.models]
         results = side_by_side(cases, args.repeats, float("inf"), free_memory())
         rows = [[f"{text}, {pairs} pairs, batch {batch}", "steps/s", "median", "x min", "x median"]]
         timed = summary(results, "straw")
         for name, result in results.items():
             if name not in timed:
-                rows.append([CONTENDERS[name][1], result["reason"], "", "", ""])
+                rows.append([MODELS[name][1], result["reason"], "", "", ""])
                 continue
             row = timed[name]
             ratios = [f"{row.get(key, 0):.2f}" for key in ("min_ratio", "median_ratio")]
             rates = [f"{STEPS / row[key]:.1f}" for key in ("min", "median")]
-            rows.append([CONTENDERS[name][1], *rates, *ratios])
+            rows.append([MODELS[name][1], *rates, *ratios])
         print(columns(rows), end="\n\n")
         sys.stdout.flush()
 

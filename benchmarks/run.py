@@ -2,7 +2,7 @@
 """Measure the library beside what users would take instead.
 
 `python benchmarks/run.py` takes training steps and forward passes of the article's system with all
-contenders, and compares the library's with the least time that the machine could need.
+models, and compares the library's with the least time that the machine could need.
 `python benchmarks/run.py layers` does so with single layers of growing width.
 """
 
@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="run.py",
         description=__doc__.splitlines()[0],
-        epilog="Without flags: all contenders at batch 128, rank 16, base none, with the floor.",
+        epilog="Without flags: all models at batch 128, rank 16, base none, with the floor.",
     )
     parser.add_argument(
         "what",
@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--ranks", nargs="+", type=_positive, default=[16], metavar="N", help="(16)")
     add("--bases", nargs="+", choices=BASES, default=["none"], help="(none)")
     add(
-        "--contenders",
+        "--models",
         nargs="+",
         choices=MODELS,
         default=list(MODELS),
@@ -85,7 +85,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         type=float,
         default=30.0,
         help="for the timed steps of one case in one cell: then it stops, but after 3 steps at the"
-        " earliest, 1 of the slowest contenders (30)",
+        " earliest, 1 of the slowest models (30)",
     )
     add(
         "--out",
@@ -98,12 +98,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         vars(parsed).update(FULL)
     if not parsed.seconds >= 0:
         parser.error(f"argument --seconds: expected a number of at least 0, got {parsed.seconds}")
-    needs_torch = parsed.what == "models" and any("torch" in name for name in parsed.contenders)
+    needs_torch = parsed.what == "models" and any("torch" in name for name in parsed.models)
     if needs_torch and util.find_spec("torch") is None:
-        others = " ".join(name for name in parsed.contenders if "torch" not in name)
+        others = " ".join(name for name in parsed.models if "torch" not in name)
         parser.error(
             'PyTorch is missing: pip install -e ".[benchmarks]", or leave it out: '
-            f"--contenders {others or OURS}"
+            f"--models {others or OURS}"
         )
     if parsed.out is None:
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -118,7 +118,7 @@ def main() -> int:
         The exit code: 0 finished, 1 a check or the rates failed, 2 bad input, 130 stopped.
     """
     args = parse(sys.argv[1:])
-    fixed = ("what", "contenders", "repeats", "seconds")
+    fixed = ("what", "models", "repeats", "seconds")
     try:
         results = Results(args.out, {name: getattr(args, name) for name in fixed})
         environment = describe_start()
@@ -141,16 +141,16 @@ def main() -> int:
 def run_models(args: argparse.Namespace, results: Results) -> None:
     """Measure and print the article's system, cell by cell."""
     cells = model_cells(
-        args.works, args.batch_sizes, args.ranks, args.bases, list(dict.fromkeys(args.contenders))
+        args.works, args.batch_sizes, args.ranks, args.bases, list(dict.fromkeys(args.models))
     )
-    if any("torch" in name for name in args.contenders):
+    if any("torch" in name for name in args.models):
         for rank in args.ranks:
             for base in args.bases:
                 key = f"same model, rank {rank}, base {base}"
                 found = _once(results, key, lambda r=rank, b=base: same_model(r, b))
                 print(f"{key}: {json.dumps(found)}")
     rates = None
-    if OURS in args.contenders:
+    if OURS in args.models:
         if any(cell.key not in results.cells for cell in cells):
             results.add("rates", measure_rates(args.seconds, results.cells.get("rates", {})))
         rates = best_rates(results.cells["rates"])

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import torch_straw
 from article import CLASSES, parameters
-from jax_contenders import make_batch
+from jax_models import make_batch
 
 from straw_experiments.data import normalise
-from straw_experiments.image_classification.models import article_straw
+from straw_experiments.image_classification.networks import article_straw
 from straw_jax.straw import Base
 
 

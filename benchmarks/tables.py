@@ -22,7 +22,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def model_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lay the contenders of one cell out; a line below says why one has no figures."""
+    """Lay the models of one cell out; a line below says why one has no figures."""
     header = ["", "min, ms", "median, ms", "steps", "x min", "x median", "first call, s"]
     header += ["peak, GiB", "imports, GiB"]
     on_device = any(result.get("memory", {}).get("device_peak") for result in results.values())

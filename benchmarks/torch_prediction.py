@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,18 +37,37 @@ class WeightPredictor(nn.Module):
         return [part.view(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
+def predictor_weights(params: Any) -> dict[str, Tensor]:
+    """Return a `WeightPredictor`'s weights by name, of the library's parameters (as tensors)."""
+    encoder, generator = params["encoder"], params["generator"]
+    heads = [generator[f"layer{i}.whole"] for i in (1, 2)]
+    layers = {
+        **{f"encoder.{2 * i}": encoder[f"element{i + 1}"] for i in range(3)},
+        "decoder.0": encoder["decoder1"],
+        "decoder.2": generator["hidden"],
+        "decoder.4": {
+            "kernel": torch.cat([head["kernel"] for head in heads], dim=1),
+            "bias": torch.cat([head["bias"] for head in heads]),
+        },
+    }
+    weights = {}
+    for name, layer in layers.items():
+        weights |= {f"{name}.weight": layer["kernel"].T, f"{name}.bias": layer["bias"]}
+    return weights
+
+
 def compute(weights: Sequence[Tensor], x: Tensor) -> Tensor:
     """Return outputs `[batch, n, out]` of networks of the batch's own weights."""
     return torch.relu(x @ weights[0]) @ weights[1]
 
 
 def build(
-    contender: str, sizes: Sequence[int], pairs: int, batch: int, steps: int
+    name: str, sizes: Sequence[int], pairs: int, batch: int, steps: int
 ) -> Callable[[], object]:
     """Return what takes training steps.
 
     Args:
-        contender: "torch_pairwise" draws pair after pair, as the post does; "torch" draws them at
+        name: "torch_pairwise" draws pair after pair, as the post does; "torch" draws them at
             once, and "torch_compile" compiles the loss.
         sizes: inputs, hidden units and outputs of the networks.
         pairs: shown of each.
@@ -59,7 +79,7 @@ def build(
     mean_squared = nn.MSELoss()
 
     def draw(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        if contender != "torch_pairwise":
+        if name != "torch_pairwise":
             x = torch.randn(batch, pairs, sizes[0])
             return x, compute(weights, x)
         drawn = [torch.randn(batch, 1, sizes[0]) for _ in range(pairs)]
@@ -68,7 +88,7 @@ def build(
     def loss_of(x: Tensor, y: Tensor, fresh: Tensor, wanted: Tensor) -> Tensor:
         return mean_squared(compute(model(x, y), fresh), wanted)
 
-    if contender == "torch_compile":
+    if name == "torch_compile":
         loss_of = torch.compile(loss_of)
 
     def step() -> None:

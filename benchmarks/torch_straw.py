@@ -95,13 +95,13 @@ class Straw(nn.Module):
         return vmap(one_sample, randomness="different")(self.weights(images), images)
 
 
-def build(contender: str, work: str, batch: int, rank: int, base: str) -> Callable[[], object]:
+def build(name: str, work: str, batch: int, rank: int, base: str) -> Callable[[], object]:
     """Return the step to time; it returns when its work is done.
 
     Images are noise, normalised beforehand, as PyTorch's loaders do.
 
     Args:
-        contender: "torch", or "torch_compile".
+        name: "torch", or "torch_compile".
         work: "training" or "inference".
         batch: Images.
         rank: Of the generated kernels.
@@ -115,7 +115,7 @@ def build(contender: str, work: str, batch: int, rank: int, base: str) -> Callab
         straw.generator.to(device)
     else:
         straw.to(device)
-    model: Any = torch.compile(straw) if contender == "torch_compile" else straw
+    model: Any = torch.compile(straw) if name == "torch_compile" else straw
     images = torch.randn(batch, 1, *IMAGE[:2], device=device)
     labels = torch.randint(CLASSES, (batch,), device=device)
     if work == "training":
@@ -162,18 +162,38 @@ def load_params(model: Straw, params: Any) -> None:
         model: changed in place.
         params: what the library's `Straw.init` returns.
     """
+    model.load_state_dict(straw_weights(as_tensors(params)), strict=model.base == "trained")
+
+
+def as_tensors(params: Any) -> Any:
+    """Return the library's parameters as nested dicts of tensors."""
+    if hasattr(params, "items"):
+        return {name: as_tensors(part) for name, part in params.items()}
+    return torch.tensor(np.asarray(params))
+
+
+def straw_weights(params: Any) -> dict[str, Tensor]:
+    """Return a `Straw`'s weights by name, of the library's parameters (as tensors)."""
     encoder, generator = params["encoder"], params["generator"]
-    with torch.no_grad():
-        for layer, name, positions in ((0, "conv1", 9), (2, "conv2", 9), (5, "style", 7 * 7)):
-            _copy(model.encoder[layer], encoder[name], positions)
-        if model.base == "trained":
-            for name, positions in _POSITIONS.items():
-                _copy(getattr(model.executor, name), params["executor"][name], positions)
-        _copy(model.generator[0], generator["hidden"], 1)
-        heads = [_head(generator, name) for name in model.parts]
-        last: Any = model.generator[2]
-        last.weight.copy_(torch.tensor(np.concatenate([weight for weight, _ in heads])))
-        last.bias.copy_(torch.tensor(np.concatenate([bias for _, bias in heads])))
+    weights = {}
+    for layer, name, positions in ((0, "conv1", 9), (2, "conv2", 9), (5, "style", 7 * 7)):
+        weights |= _layer(f"encoder.{layer}", encoder[name], positions)
+    if "executor" in params:
+        executor = executor_weights(params["executor"])
+        weights |= {f"executor.{name}": weight for name, weight in executor.items()}
+    weights |= _layer("generator.0", generator["hidden"], 1)
+    heads = [_head(generator, layer, leaf) for layer in _POSITIONS for leaf in ("weight", "bias")]
+    weights["generator.2.weight"] = torch.cat([weight for weight, _ in heads])
+    weights["generator.2.bias"] = torch.cat([bias for _, bias in heads])
+    return weights
+
+
+def executor_weights(params: Any) -> dict[str, Tensor]:
+    """Return an `Executor`'s weights by name, of the library's parameters (as tensors)."""
+    weights = {}
+    for name, positions in _POSITIONS.items():
+        weights |= _layer(name, params[name], positions)
+    return weights
 
 
 def _parts(shape: torch.Size, rank: int) -> list[tuple[int, ...]]:
@@ -181,30 +201,29 @@ def _parts(shape: torch.Size, rank: int) -> list[tuple[int, ...]]:
     return [(shape[0], rank), (rank, math.prod(shape[1:]))] if len(shape) > 1 else [tuple(shape)]
 
 
-def _copy(layer: Any, ours: Any, positions: int) -> None:
-    kernel = np.asarray(ours["kernel"])
-    matrix = _channels_first(kernel.reshape(-1, kernel.shape[-1]), positions)
-    layer.weight.copy_(torch.tensor(matrix.T.reshape(layer.weight.shape)))
-    layer.bias.copy_(torch.tensor(np.asarray(ours["bias"])))
+def _layer(name: str, ours: Any, positions: int) -> dict[str, Tensor]:
+    kernel = ours["kernel"]
+    *window, _, out = kernel.shape
+    matrix = _channels_first(kernel.reshape(-1, out), positions).T
+    weight = matrix.reshape(out, -1, *window) if window else matrix
+    return {f"{name}.weight": weight, f"{name}.bias": ours["bias"]}
 
 
-def _head(generator: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _head(generator: Any, layer: str, leaf: str) -> tuple[Tensor, Tensor]:
     """Return the generator's rows `[n, hidden]` and biases `[n]` that write one weight."""
-    layer, leaf = name.split(".")
     if leaf == "bias":
         whole = generator[f"{layer}.bias.whole"]
-        return np.asarray(whole["kernel"]).T, np.asarray(whole["bias"])
+        return whole["kernel"].T, whole["bias"]
     # The library's `B [in, r]` is the right factor, and `A [r, out]` the left one, transposed.
     left, right = generator[f"{layer}.kernel.A"], generator[f"{layer}.kernel.B"]
-    kernels = [np.asarray(left["kernel"]), _channels_first(right["kernel"], _POSITIONS[layer])]
-    biases = [np.asarray(left["bias"]), _channels_first(right["bias"], _POSITIONS[layer])]
+    kernels = [left["kernel"], _channels_first(right["kernel"], _POSITIONS[layer])]
+    biases = [left["bias"], _channels_first(right["bias"], _POSITIONS[layer])]
     return (
-        np.concatenate([kernel.swapaxes(0, 1).reshape(-1, HIDDEN) for kernel in kernels]),
-        np.concatenate([bias.T.reshape(-1) for bias in biases]),
+        torch.cat([kernel.swapaxes(0, 1).reshape(-1, HIDDEN) for kernel in kernels]),
+        torch.cat([bias.T.reshape(-1) for bias in biases]),
     )
 
 
-def _channels_first(rows: Any, positions: int) -> np.ndarray:
+def _channels_first(rows: Tensor, positions: int) -> Tensor:
     """Reorder rows from `positions, channels` to `channels, positions`."""
-    rows = np.asarray(rows)
     return rows.reshape(positions, -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)

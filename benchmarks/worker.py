@@ -1,4 +1,4 @@
-"""One case in a process of its own: builds it, then takes one step whenever it is told to.
+"""One case in a process of its own: builds it, then takes one step for each message.
 
 Started by `measure.Worker` with the number of an open connection and the case as JSON.
 """
@@ -38,7 +38,7 @@ def timed(step: Callable[[], object]) -> float:
 def peak_memory() -> int:
     """Return the most bytes of memory that this process has held.
 
-    `ru_maxrss` would be wrong where Linux tells better: it starts from the parent's.
+    `ru_maxrss` would be wrong where Linux says it better: it starts from the parent's.
     """
     status = Path("/proc/self/status")
     if status.exists():

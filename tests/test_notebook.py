@@ -24,7 +24,7 @@ import sys
 print(json.dumps({
     "interpreter": sys.executable, "dataset": dataset.name, "images": len(test_labels),
     "difference": difference, "accuracies": accuracies, "controls": controls, "y": y.shape,
-    "turned": turned_accuracies,
+    "rotated": rotated_accuracies,
 }))
 """
 
@@ -74,7 +74,7 @@ def test_runs_with_small_settings(tmp_path):
     assert figures["difference"] < 1e-5
     assert figures["y"] == [8, 10]
     shares = [*figures["accuracies"].values(), *figures["controls"].values()]
-    for by_variant in figures["turned"].values():
+    for by_variant in figures["rotated"].values():
         assert list(by_variant) == ["standard", "rotated", "blurred"]
         shares += by_variant.values()
     assert len(shares) == 12

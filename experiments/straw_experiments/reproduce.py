@@ -81,7 +81,7 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
         "--out",
         metavar="DIR",
         default=str(Path("results", "reproduction")),
-        help="folder for a folder of each study, and for results.md (%(default)s)",
+        help="folder for a folder of each study, and for the pages (%(default)s)",
     )
     for flag, metavar in (("dataset", "NAME"), ("data-dir", "DIR"), ("archive", "FILE")):
         parser.add_argument(f"--{flag}", metavar=metavar, help="as run.py takes it")
@@ -135,9 +135,9 @@ def _run(waiting: dict[str, list[str]], out: Path, studies: int) -> int:
                 if code != 2:  # else the command has said all
                     fail(f"{name} failed, exit code {code}", code)
                 return code
-        if code := _write_page(out):
+        if code := _write_pages(out):
             return code
-    return 0 if waiting else _write_page(out)
+    return 0 if waiting else _write_pages(out)
 
 
 def _commands(name: str, words: list[str], out: Path) -> list[list[str]]:
@@ -151,8 +151,8 @@ def _shown(command: Sequence[str]) -> str:
     return shlex.join(["python", *command])
 
 
-def _write_page(out: Path) -> int:
-    return _call([*sibling("write-results"), str(out), "--out", str(out / "results.md")])
+def _write_pages(out: Path) -> int:
+    return _call([*sibling("write-results"), str(out), "--out", str(out / "pages")])
 
 
 def _call(words: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ import optax
 import pytest
 from reference import assert_close
 
-from straw_experiments.image_classification.models import article_straw
+from straw_experiments.image_classification.networks import article_straw
 from straw_experiments.image_classification.step import lower_train_step
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import article
 import cells
 import floor
-import jax_contenders
+import jax_models
 import layers
 import measure
 import results
@@ -251,16 +251,16 @@ def test_floor_counts_by_hand():
     executor = 676 * 656 + 576 * 5632 + (128 * 16 + 16 * 128) + (128 * 16 + 16 * 47)
     base = 676 * 9 * 32 + 576 * 288 * 64 + 9216 * 128 + 128 * 47
     factors = b * (656 + 32 + 5632 + 64)
-    seen, activations = b * (784 + 3136 + 1568), b * (784 + 21_632 + 9216 + 128)
+    encoded, activations = b * (784 + 3136 + 1568), b * (784 + 21_632 + 9216 + 128)
     wanted = {  # multiplications a sample, numbers moved
-        "encoder forward": (encoder, 105_216 + seen),
+        "encoder forward": (encoder, 105_216 + encoded),
         "generator forward": (generator, 65 * 128 + 129 * 158_863 + factors),
         "executor forward": (executor, factors + activations),
         "base forward": (base, 1_204_655),
         "base backward": (2 * base - 676 * 9 * 32, 2 * 1_204_655),
         "executor backward": (2 * executor - 676 * 9 * 16, 2 * factors + activations),
         "generator backward": (2 * generator, 2 * (65 * 128 + 129 * 158_863) + factors),
-        "encoder backward": (2 * encoder - 196 * 9 * 16, 2 * 105_216 + seen),
+        "encoder backward": (2 * encoder - 196 * 9 * 16, 2 * 105_216 + encoded),
         "optimiser": (0, 7 * 21_811_518),
     }
     got = {phase.name: phase for phase in floor.phases("training", b, 16, "trained")}
@@ -298,7 +298,7 @@ def test_floor_is_near_the_operations_that_xla_counts(base):
     straw = article_straw(classes=article.CLASSES, rank=rank, base=base)
     params = jax.eval_shape(straw.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((batch, *article.IMAGE), jnp.float32)
-    model = jax_contenders.model("straw", rank, base)
+    model = jax_models.model("straw", rank, base)
     lowered = {
         "inference": jax.jit(straw.apply).lower(params, images),
         "training": lower_train_step(model, optax.adam(1e-4), article.IMAGE, batch_size=batch),
@@ -325,7 +325,7 @@ def test_cells_of_the_grid():
 
 
 def test_dense_hypernetwork_generates_every_weight():
-    model = jax_contenders.model("dense", 16, "none")
+    model = jax_models.model("dense", 16, "none")
     variables = jax.eval_shape(model.init, jax.random.key(0), None)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))
     assert count == 105_216 + article.generator_weights(1_204_655)
@@ -359,7 +359,7 @@ def test_layers_are_built(work, monkeypatch):
 
 @pytest.mark.parametrize("base", ["none", "trained"])
 def test_naive_jax_is_the_same_model_too(base):
-    model = jax_contenders.model("naive", 1, base)
+    model = jax_models.model("naive", 1, base)
     straw = article_straw(classes=article.CLASSES, rank=1, base=base)
     key = jax.random.key(0)
     params = jax.jit(straw.init)(key)
@@ -374,8 +374,8 @@ def test_naive_jax_is_the_same_model_too(base):
 
 
 @pytest.mark.parametrize("work", cells.WORKS)
-def test_jax_contender_is_built(work):
-    step = jax_contenders.build("standalone", work, 2, rank=1, base="none")
+def test_jax_model_is_built(work):
+    step = jax_models.build("standalone", work, 2, rank=1, base="none")
     found = [jax.tree.leaves(step()) for _ in range(2)]
     moved = any(not np.array_equal(*pair) for pair in zip(*found, strict=True))
     assert moved == (work == "training")
@@ -415,46 +415,46 @@ def test_pytorch_trains_every_part_of_its_model(base):
     np.testing.assert_allclose(changes, 1e-3, rtol=1e-2)
 
 
-@pytest.mark.parametrize("contender", ["straw", "straw_muon"])
-def test_predictors_of_weights_are_built(contender):
-    take_steps = benchmark_module("jax_prediction").build(contender, [2, 5, 1], 3, 4, 5)
+@pytest.mark.parametrize("name", ["straw", "straw_muon"])
+def test_predictors_of_weights_are_built(name):
+    take_steps = benchmark_module("jax_prediction").build(name, [2, 5, 1], 3, 4, 5)
     assert take_steps() == 134_287
 
 
-@pytest.mark.parametrize("contender", ["torch_pairwise", "torch"])
-def test_pytorch_predictor_of_weights_is_as_large_as_ours_and_learns(contender):
+@pytest.mark.parametrize("name", ["torch_pairwise", "torch"])
+def test_pytorch_predictor_of_weights_is_as_large_as_ours_and_learns(name):
     torch = pytest.importorskip("torch")
     torch_prediction = benchmark_module("torch_prediction")
     torch.manual_seed(0)
-    assert torch_prediction.build(contender, [2, 5, 1], 3, 4, 5)() == 134_287
+    assert torch_prediction.build(name, [2, 5, 1], 3, 4, 5)() == 134_287
     model = torch_prediction.WeightPredictor([2, 5, 1])
     weights = model(torch.randn(4, 3, 2), torch.randn(4, 3, 1))
     assert [tuple(each.shape) for each in weights] == [(4, 2, 5), (4, 5, 1)]
     assert torch_prediction.compute(weights, torch.randn(4, 7, 2)).shape == (4, 7, 1)
 
 
-@pytest.mark.parametrize("contender", ["lstm", "hyper"])
-def test_pytorch_character_model_is_as_large_as_ours(contender):
+@pytest.mark.parametrize("name", ["lstm", "hyper"])
+def test_pytorch_character_model_is_as_large_as_ours(name):
     pytest.importorskip("torch")
     sizes = {"features": 6, "hyper": 3, "characters": 5, "batch": 2, "length": 4}
     ours, theirs = (
-        benchmark_module(module).build(contender, **sizes)()
+        benchmark_module(module).build(name, **sizes)()
         for module in ("jax_language", "torch_language")
     )
-    twice = 4 * {"lstm": 6, "hyper": 3}[contender]  # PyTorch's LSTM has two biases
+    twice = 4 * {"lstm": 6, "hyper": 3}[name]  # PyTorch's LSTM has two biases
     assert theirs == ours + twice
 
 
 def test_character_models_are_built():
     language, build = benchmark_module("language"), benchmark_module("jax_language").build
-    for contender, module, _, features in language.CONTENDERS.values():
-        if module == "jax_language" and contender != "lowrank":
+    for name, module, _, features in language.MODELS.values():
+        if module == "jax_language" and name != "lowrank":
             sizes = {"hyper": language.HYPER, "characters": language.CHARACTERS}
-            count = build(contender, features, batch=1, length=2, **sizes)()
+            count = build(name, features, batch=1, length=2, **sizes)()
             assert 0.99e6 < count <= 1e6
 
 
-def test_pytorch_contender_is_built():
+def test_pytorch_model_is_built():
     pytest.importorskip("torch")
     build = benchmark_module("torch_straw").build
     assert np.isfinite(build("torch", "training", 2, 1, "trained")())
@@ -474,18 +474,18 @@ def test_command_line(monkeypatch, capsys):
     monkeypatch.setattr(run.util, "find_spec", lambda name: True)
     args = run.parse([])
     assert (args.batch_sizes, args.ranks, args.bases) == ([128], [16], ["none"])
-    assert args.contenders == list(cells.MODELS)
+    assert args.models == list(cells.MODELS)
     assert args.out.parent == Path("results")
     args = run.parse(["--full", "--repeats", "7", "--out", "a.json"])
     assert (args.batch_sizes, args.ranks) == ([1, 32, 128, 512], [4, 16, 64])
     assert (args.bases, args.repeats, args.out) == (["none", "trained"], 7, Path("a.json"))
     assert run.parse(["layers", "--widths", "256", "512"]).widths == [256, 512]
     monkeypatch.setattr(run.util, "find_spec", lambda name: None)
-    assert run.parse(["--contenders", "straw"]).contenders == ["straw"]
+    assert run.parse(["--models", "straw"]).models == ["straw"]
     for wrong, where in (
         (["--ranks", "0"], "--ranks"),
         (["--seconds", "nan"], "--seconds"),
-        (["--contenders", "other"], "--contenders"),
+        (["--models", "other"], "--models"),
         (["everything"], "what"),
         ([], "PyTorch is missing"),
     ):
@@ -528,7 +528,7 @@ def test_benchmark_measures_and_continues(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # of the workers: quick to compile
     out = tmp_path / "out.json"
     words = ["--batch-sizes", "2", "--ranks", "1", "--repeats", "3", "--out", str(out)]
-    words += ["--contenders", "straw", "standalone", "--works", "inference"]
+    words += ["--models", "straw", "standalone", "--works", "inference"]
     assert main(monkeypatch, *words) == 0
     printed = capsys.readouterr().out
     assert "executor alone" in printed

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import scripts
 
-from straw_experiments.image_classification import evaluate
 from straw_experiments.image_classification.config import parse, parse_analysis
-from straw_experiments.image_classification.study import Config, Experiment, load_dataset
+from straw_experiments.image_classification.evaluate import evaluate
+from straw_experiments.image_classification.study import Study, load_dataset
 from straw_experiments.runner import checkpoints, records
 
 
@@ -27,35 +27,28 @@ def analyse(line, folder):
     )
 
 
-def settings_of(words):
-    """The fields of a `Config`, as run.py would have them."""
-    settings = vars(parse(words))
-    del settings["distributed"]
-    return settings
-
-
 def finished(line):
-    """Write what an experiment leaves whose first seed is finished, without the training."""
-    config = Config(**settings_of(shlex.split(line)))
+    """Write what a study leaves whose first seed is finished, without the training."""
+    config = parse(shlex.split(line))
     dataset = load_dataset(config)
-    experiment = Experiment(config, dataset)
+    study = Study(config, dataset)
     data = {"name": dataset.name, "train": 64, "test": 94, "classes": 47}
     records.write_json(
         Path(config.out, "config.json"), {**dataclasses.asdict(config), "data": data}
     )
     for name in config.models:
-        run = experiment.run(name, 0)
-        variables = run.trainee.init_state(0).variables
+        run = study.run(name, 0)
+        variables = run.trainer.init_state(0).variables
         checkpoints.save(run.final, 1, variables)
-        score = evaluate(run.trainee.forward, variables, dataset.test_images, dataset.test_labels)
+        score = evaluate(run.trainer.forward, variables, dataset.test_images, dataset.test_labels)
         records.write_json(run.result, {"variants": {"standard": score._asdict()}})
 
 
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
-    """The settings of an experiment in the folder "old"."""
+    """The settings of a run in the folder "old"."""
     monkeypatch.chdir(tmp_path)
-    settings = settings_of(["--rank", "4", "--out", "elsewhere"])
+    settings = vars(parse(["--rank", "4", "--out", "elsewhere"]))
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text(
         json.dumps({**settings, "command": "", "data": 1})
@@ -67,9 +60,8 @@ def test_settings_are_the_experiments_own_but_for_places(stored):
     scripts.write_archive("some.zip")
     found = parse_analysis(["old", "--archive", "some.zip"])
     changes = {"out": "old", "resume": True, "archive": "some.zip"}
-    assert found.settings == {**stored, **changes}
-    assert Config(**found.settings).rank == 4
-    assert parse_analysis(["old", "--data-dir", "here"]).settings["data_dir"] == "here"
+    assert vars(found.config) == {**stored, **changes}
+    assert parse_analysis(["old", "--data-dir", "here"]).config.data_dir == "here"
 
 
 @pytest.mark.parametrize(

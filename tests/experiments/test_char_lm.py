@@ -9,9 +9,11 @@ import optax
 import pytest
 from flax import traverse_util
 
-from straw_experiments.char_lm import analysis, models, train
-from straw_experiments.char_lm.models import KINDS, Sizes, breakdown, features_for, make_model
-from straw_experiments.char_lm.train import Learner, Recipe, in_chunks, streams
+from straw_experiments.char_lm import analysis, evaluate, networks
+from straw_experiments.char_lm.evaluate import in_chunks
+from straw_experiments.char_lm.models import MODELS, Sizes
+from straw_experiments.char_lm.networks import breakdown, features_for, make_model
+from straw_experiments.char_lm.train import Recipe, Trainer, streams
 from straw_experiments.data import text
 from straw_experiments.runner.state import training_key
 
@@ -22,7 +24,7 @@ TEXT = text.Text("made", "abcd\n", NUMBERS, NUMBERS[:90], NUMBERS[100:230])
 
 def params_of(name, features=4, scale=0.3):
     """Random parameters: none of them starts at 0, so that none is without effect."""
-    shapes = models._shapes(make_model(name, features, SIZES))
+    shapes = networks._shapes(make_model(name, features, SIZES))
     leaves, tree = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(7), len(leaves))
     drawn = [scale * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
@@ -33,7 +35,7 @@ def learner_of(name, dropout=0.2):
     model, trained = (
         make_model(name, 4, SIZES, dropout=dropout, train=train) for train in (False, True)
     )
-    return Learner(name, model, trained, TEXT, Recipe(2, 4, 10, 1e-2))
+    return Trainer(name, model, trained, TEXT, Recipe(2, 4, 10, 1e-2))
 
 
 # --- text ---------------------------------------------------------------------------------------
@@ -97,10 +99,10 @@ def test_texts_that_are_too_short_are_refused(tmp_path):
 # --- models -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", MODELS)
 def test_models_are_as_large_as_they_may_be(name):
     def count(features):
-        return breakdown(models._shapes(make_model(name, features, SIZES)))["all"]
+        return breakdown(networks._shapes(make_model(name, features, SIZES)))["all"]
 
     features = features_for(name, 3_000, SIZES)
     assert count(features) <= 3_000 < count(features + 1)
@@ -108,7 +110,7 @@ def test_models_are_as_large_as_they_may_be(name):
     found = breakdown(params)
     assert found.pop("all") == sum(found.values()) == sum(x.size for x in jax.tree.leaves(params))
     assert found["output"] == 5 * 4 + 5
-    modulated = KINDS[name].modulated
+    modulated = MODELS[name].modulated
     assert bool(found["hyper cell"]) == bool(found["projections"]) == modulated
     with pytest.raises(ValueError, match=f"argument --parameters: {name} has at least"):
         features_for(name, 10, SIZES)
@@ -116,7 +118,7 @@ def test_models_are_as_large_as_they_may_be(name):
 
 def test_multiply_adds_are_those_of_the_matrices():
     model = make_model("lstm", 4, SIZES)
-    assert models.multiply_adds(model) == (5 + 4) * 16 + 4 * 5
+    assert networks.multiply_adds(model) == (5 + 4) * 16 + 4 * 5
 
 
 def test_dropout_is_of_inputs_and_outputs_too():
@@ -149,13 +151,13 @@ def test_bits_are_those_of_a_plain_loop(name):
     for number, said in itertools.pairwise(TEXT.test):
         carry, logs = step(np.int32(number), carry)
         surprise -= float(logs[said])
-    found = train.make_bits(model)(params, TEXT.test)
+    found = evaluate.make_bits(model)(params, TEXT.test)
     assert found == pytest.approx(surprise / (len(TEXT.test) - 1) / np.log(2), rel=1e-5)
 
 
 def test_test_texts_are_read_in_pieces(monkeypatch):
-    monkeypatch.setattr(train, "_STREAM", 30)
-    monkeypatch.setattr(train, "_CHUNK", 8)
+    monkeypatch.setattr(evaluate, "_STREAM", 30)
+    monkeypatch.setattr(evaluate, "_CHUNK", 8)
     inputs, targets, real = in_chunks(TEXT.test)  # 129 to predict: 4 pieces of 33
     assert inputs.shape == targets.shape == real.shape == (5, 4, 8)
     assert real.sum() == 129
@@ -218,7 +220,7 @@ def test_samples_follow_the_model_and_the_key():
         ),
         params,
     )
-    sample = train.make_sample(model, 4)
+    sample = evaluate.make_sample(model, 4)
     np.testing.assert_array_equal(sample(sure, jax.random.key(0), 6), [2] * 6)
     one, same, other = (sample(params, jax.random.key(i), 30) for i in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
@@ -231,7 +233,7 @@ def test_samples_follow_the_model_and_the_key():
 @pytest.mark.parametrize("name", ["hyper", "ln_hyper", "lowrank"])
 def test_what_a_cell_saw_can_be_put_in_its_own_place(name):
     model, params = make_model(name, 4, SIZES), params_of(name)
-    bits = train.make_bits(model)
+    bits = evaluate.make_bits(model)
     seen = analysis._seen(model, params, TEXT.test)
     assert bits(params, TEXT.test, seen) == pytest.approx(bits(params, TEXT.test), rel=1e-6)
     assert bits(params, TEXT.test, jnp.zeros_like(seen)) != bits(params, TEXT.test)
@@ -256,9 +258,9 @@ def test_frozen_factors_are_a_static_lstm():
     kernels = [cell[name]["kernel"] * factors(name)[None] for name in ("input", "state")]
     gates = {"kernel": jnp.concatenate(kernels), "bias": cell["bias"] + factors("bias")}
     plain = {"cell": {"gates": gates}, "output": params["output"]}
-    expected = train.make_bits(make_model("lstm", 4, SIZES))(plain, TEXT.test)
+    expected = evaluate.make_bits(make_model("lstm", 4, SIZES))(plain, TEXT.test)
     shape = analysis._seen(model, params, TEXT.test).shape
-    found = train.make_bits(model)(params, TEXT.test, jnp.broadcast_to(held, shape))
+    found = evaluate.make_bits(model)(params, TEXT.test, jnp.broadcast_to(held, shape))
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -282,8 +284,8 @@ def test_mean_weights_are_a_static_lstm_of_dense_means(name):
         kernel = cell["kernel"] + (written["B"][0] @ written["A"][0]).mean(axis=0)
         bias = cell["bias"]
     plain = {"cell": {"gates": {"kernel": kernel, "bias": bias}}, "output": params["output"]}
-    expected = train.make_bits(make_model("lstm", 4, SIZES))(plain, TEXT.test)
-    found = analysis.examine(learner_of(name), params, seed=0)["controls"]
+    expected = evaluate.make_bits(make_model("lstm", 4, SIZES))(plain, TEXT.test)
+    found = analysis.analyse(learner_of(name), params, seed=0)["controls"]
     assert found["mean weights"] == pytest.approx(expected, rel=1e-5)
     if name == "lowrank":
         assert abs(found["mean weights"] - found["mean"]) > 1e-4
@@ -308,11 +310,11 @@ def test_movement_is_that_of_dense_kernels(name):
     np.testing.assert_allclose(found, change / mean, rtol=1e-4, atol=1e-5)
 
 
-def test_examination_tells_controls_and_movement():
-    found = analysis.examine(learner_of("ln_hyper"), params_of("ln_hyper"), seed=0)
+def test_analysis_reports_controls_and_movement():
+    found = analysis.analyse(learner_of("ln_hyper"), params_of("ln_hyper"), seed=0)
     assert list(found["controls"]) == ["own", "mean", "mean weights", "shuffled", "zero"]
     assert len({round(bits, 6) for bits in found["controls"].values()}) == 4
     assert found["controls"]["mean weights"] == found["controls"]["mean"]
-    assert found == analysis.examine(learner_of("ln_hyper"), params_of("ln_hyper"), seed=0)
+    assert found == analysis.analyse(learner_of("ln_hyper"), params_of("ln_hyper"), seed=0)
     assert set(found["movement"]["gates"]) == set(analysis.GATES)
     assert len(found["stretch"]["text"]) == len(found["stretch"]["gates"]["input"])

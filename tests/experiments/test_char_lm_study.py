@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import scripts
 
-from straw_experiments.char_lm import analysis, figures, report, study, train
-from straw_experiments.char_lm.config import parse
-from straw_experiments.char_lm.models import Sizes, make_model
-from straw_experiments.char_lm.study import Config, Study, load_text
-from straw_experiments.char_lm.train import Learner, Recipe, finish
+from straw_experiments.char_lm import analysis, figures, report, train
+from straw_experiments.char_lm.config import Config, parse
+from straw_experiments.char_lm.models import Sizes
+from straw_experiments.char_lm.networks import make_model
+from straw_experiments.char_lm.study import Study, load_text
+from straw_experiments.char_lm.train import Recipe, Trainer, train_and_test
 from straw_experiments.data.text import Text
-from straw_experiments.pages import language as results_language
+from straw_experiments.pages import tables
 from straw_experiments.runner import records, runs
 from straw_experiments.runner.runs import NonFiniteError, Run
 from straw_experiments.runner.state import training_key
+from straw_experiments.runner.study import conduct
 from straw_experiments.runner.tables import statistic
 
 # Orbax reads in threads, and leaves them behind when a read fails.
@@ -54,17 +56,17 @@ def _config(**changes):
     return Config(**usual | changes)
 
 
-def _learner(recipe):
+def _trainer(recipe):
     sizes = Sizes(4, hyper_features=3, embedding=2, rank=1)
     model, trained = (
         make_model("hyper", 6, sizes, dropout=0.1, train=train) for train in (False, True)
     )
-    return Learner("hyper", model, trained, TEXT, recipe)
+    return Trainer("hyper", model, trained, TEXT, recipe)
 
 
 @pytest.fixture(scope="module")
-def learner():
-    return _learner(Recipe(epochs=4, batch_size=4, length=10, learning_rate=0.1))
+def trainer():
+    return _trainer(Recipe(epochs=4, batch_size=4, length=10, learning_rate=0.1))
 
 
 def _untimed(run):
@@ -74,10 +76,10 @@ def _untimed(run):
 # --- runs ---------------------------------------------------------------------------------------
 
 
-def test_models_learn_and_say_how_far_they_are(tmp_path, learner, monkeypatch, capsys):
+def test_models_learn_and_say_how_far_they_are(tmp_path, trainer, monkeypatch, capsys):
     monkeypatch.setattr(train, "_QUIET", 0.0)
-    run = Run(learner, 0, tmp_path)
-    result = finish(run, 12)
+    run = Run(trainer, 0, tmp_path)
+    result = train_and_test(run, 12)
     history = run.history()
     assert [line["characters"] for line in history] == [440, 880, 1320, 1760]
     assert result["bits"]["validation"] == history[-1]["validation"]["bits"]
@@ -85,15 +87,15 @@ def test_models_learn_and_say_how_far_they_are(tmp_path, learner, monkeypatch, c
         result["bits"]["test"] < history[0]["validation"]["bits"] < 2
     )  # as much as four characters have
     assert len(result["sample"]) == 12
-    told = capsys.readouterr().err
-    assert "epoch 1/4   9%  bits a character: train" in told  # within an epoch
-    assert "characters/s" in told
+    printed = capsys.readouterr().err
+    assert "epoch 1/4   9%  bits a character: train" in printed  # within an epoch
+    assert "characters/s" in printed
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch, learner, stop):
-    whole, run, calls = Run(learner, 3, tmp_path / "whole"), Run(learner, 3, tmp_path / "cut"), []
-    result = finish(whole, 5)
+def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch, trainer, stop):
+    whole, run, calls = Run(trainer, 3, tmp_path / "whole"), Run(trainer, 3, tmp_path / "cut"), []
+    result = train_and_test(whole, 5)
 
     def dying(*args, **kwargs):
         calls.append(1)
@@ -105,8 +107,8 @@ def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch, learner, sto
     with monkeypatch.context() as patch:
         patch.setattr(runs.checkpoints, "save", dying)
         with pytest.raises(KeyboardInterrupt):
-            finish(run, 5)
-    again = finish(run, 5)
+            train_and_test(run, 5)
+    again = train_and_test(run, 5)
     jax.tree.map(np.testing.assert_array_equal, run.variables(), whole.variables())
     assert _untimed(run) == _untimed(whole)
     assert (again["bits"], again["sample"]) == (result["bits"], result["sample"])
@@ -114,7 +116,7 @@ def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch, learner, sto
 
 def test_divergence_names_the_step(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "_PARTS", 2)  # of 11 steps: 6, and then 5
-    wild = _learner(Recipe(epochs=4, batch_size=4, length=10, learning_rate=1e30))
+    wild = _trainer(Recipe(epochs=4, batch_size=4, length=10, learning_rate=1e30))
     state, carry, finite, steps = wild.init_state(0), wild.initial_carry(), 1, 0
     while finite and steps < 11:  # one by one
         state, carry, _, finite = wild.train_steps(state, carry, training_key(0), 1)
@@ -123,18 +125,18 @@ def test_divergence_names_the_step(tmp_path, monkeypatch):
     with pytest.raises(
         NonFiniteError, match=f"hyper seed 0: the loss is not finite at step {steps};"
     ):
-        finish(Run(wild, 0, tmp_path), 0)
+        train_and_test(Run(wild, 0, tmp_path), 0)
 
 
-def test_run_that_an_earlier_version_examined_is_examined_again(tmp_path):
+def test_run_that_an_earlier_version_analysed_is_analysed_again(tmp_path):
     made = Study(_config(out=str(tmp_path)), TEXT)
-    examined = made.finish("lowrank", 0)["examined"]
+    examined = made.execute("lowrank", 0)["examined"]
     assert made.is_finished("lowrank", 0)
     path = tmp_path / "runs" / "lowrank-seed0" / "examined.json"
     controls = {k: v for k, v in examined["controls"].items() if k != "mean weights"}
     records.write_json(path, {**examined, "controls": controls})
     assert not made.is_finished("lowrank", 0)
-    assert made.finish("lowrank", 0)["examined"] == examined
+    assert made.execute("lowrank", 0)["examined"] == examined
 
 
 def test_study_goes_on_with_its_own_text_alone(tmp_path):
@@ -142,7 +144,7 @@ def test_study_goes_on_with_its_own_text_alone(tmp_path):
     path.write_text("one text, read again. " * 50)
     config = _config(text=str(path), out=str(out), models=["lstm"])
     load_text(config)
-    study.run(Study(config, load_text(config)), "a command")
+    conduct(Study(config, load_text(config)), "a command")
     stored = records.read_json(out / "config.json")
     assert stored["data"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     load_text(config)
@@ -177,7 +179,7 @@ def _run(folder, *words):
 def test_models_have_one_learning_rate_or_each_its_own(words, rates):
     read = parse(["--models", "lstm", "hyper", "--learning-rate", *words.split()])
     planned = Study(_config(models=read.models, learning_rate=read.learning_rate), TEXT)
-    recipes = [planned.learner(name).recipe for name in read.models]
+    recipes = [planned.trainer(name).recipe for name in read.models]
     assert [recipe.learning_rate for recipe in recipes] == list(rates)
 
 
@@ -197,10 +199,10 @@ def test_study_is_stopped_and_gone_on_with(tmp_path):
     assert all(each["parameters"]["all"] <= 1500 for each in summary["results"].values())
     for name in ("curves.png", "movement.png"):
         assert (out / name).stat().st_size > 5_000
-    told = (out / "report.md").read_text()
-    assert "| HyperLSTM |" in told
-    assert "Adam, rates 0.004 (LSTM), 0.008 (HyperLSTM), cosine" in told
-    assert "the paper's" not in told  # it is another text
+    printed = (out / "report.md").read_text()
+    assert "| HyperLSTM |" in printed
+    assert "Adam, rates 0.004 (LSTM), 0.008 (HyperLSTM), cosine" in printed
+    assert "the paper's" not in printed  # it is another text
 
     process = _start(tmp_path, *TINY, "--out", "cut")
     while not (tmp_path / "cut/runs/lstm-seed0/epochs/2/commit_success.txt").exists():
@@ -288,6 +290,7 @@ def _summary(text="Penn Treebank"):
         "device": "cpu (test)",
         "command": "python experiments/char_lm.py",
         "commit": None,
+        "jobs": 1,
         "versions": {"jax": "1"},
         "config": {
             "epochs": 2, "batch_size": 32, "length": 100, "learning_rate": 0.004, "dropout": 0.1,
@@ -311,7 +314,7 @@ def test_table_tells_differences_from_the_lstm_with_the_same_seed():
     assert "1.265" not in report.table(_summary("another"))
 
 
-def test_report_tells_what_was_examined():
+def test_report_has_the_analysis():
     text = report.markdown(_summary(), {"a picture": "x.png"})
     assert "| model | own | mean | mean weights | shuffled | zero |" in text
     assert "| HyperLSTM | 1.6000 ± 0.1414 | 1.6000 ± 0.1414 |" in text
@@ -321,19 +324,18 @@ def test_report_tells_what_was_examined():
     assert "### LSTM\n\n    a line\n    and one more" in text
 
 
-def test_page_tells_of_a_study():
+def test_tables_of_the_page():
     summary = _summary()
-    summary["config"] |= {"parameters": 7}
-    pictures = {"characters": ["a/curves.png", "a/movement.png"]}
-    text = "\n".join(results_language.language_parts({"characters": summary}, pictures))
-    assert text.startswith("### Penn Treebank\nLSTM, layer-norm LSTM, HyperLSTM")
-    assert "each has read 10,000 characters (2 epochs, 32 pieces" in text
-    assert "of those with layer norm from the one with layer norm" in text
-    assert "of larger models, trained for longer" in text
-    assert "#### What the hyper cell is good for" in text
-    assert text.endswith("at each character, by gate](a/movement.png)")
-    assert "![Bits a character by characters read](a/curves.png)" in text
-    assert results_language.language_parts({}, {}) == []
+    bits = tables.bits_table(summary)
+    assert "| HyperLSTM | 1.4200 ± 0.0283 | -0.0900 ± 0.0141 | 1.4200 ± 0.0283 | 1.265 |" in bits
+    assert "| layer-norm LSTM | 1.4600 ± 0.0283 | - |" in bits
+    assert tables.bits_difference(summary, "ln_hyper") == "+0.0400 ± 0.0283"
+    assert "| LSTM | 5 | 0 | 0 | 2 | 7 | 1,000 |" in tables.parts_table(summary)
+    gates = tables.hyper_table(summary, "movement", "gates", scale=100, digits=1)
+    assert gates.splitlines()[2:] == ["| HyperLSTM | 20.0 ± 14.1 |"]
+    farthest = "`space` 50.0 ± 0.0, `e` 30.0 ± 0.0, `bar` 10.0 ± 0.0"
+    least = "`bar` 10.0 ± 0.0, `e` 30.0 ± 0.0, `space` 50.0 ± 0.0"
+    assert f"| HyperLSTM | {farthest} | {least} |" in tables.extremes_table(summary)
 
 
 def test_one_epoch_is_no_curve(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from straw_experiments import data
-from straw_experiments.data import emnist, glyphs
+from straw_experiments.data import emnist, emnist_archive, glyphs
 
 COUNTS = {"train": 94, "test": 47}
 
@@ -302,13 +302,14 @@ def test_the_real_archive(tmp_path):
     dataset = data.load("emnist", fraction=0.1, archive=archive, data_dir=tmp_path)
     assert dataset.test_images.shape == (18_800, 28, 28, 1)
     np.testing.assert_array_equal(np.bincount(dataset.test_labels), np.full(47, 400))
-    images, labels = emnist.read_split(archive, "train")
+    images, labels = emnist_archive.read_split(archive, "train")
     assert images.shape == (112_800, 28, 28, 1)
     np.testing.assert_array_equal(dataset.train_images, images[::10])
     np.testing.assert_array_equal(dataset.train_labels, labels[::10])
     # Upright: L's foot is at the bottom, T's bar at the top.
     mean = {
-        name: images[labels == emnist.CLASS_NAMES.index(name)].mean(axis=(0, 2, 3)) for name in "LT"
+        name: images[labels == emnist_archive.CLASS_NAMES.index(name)].mean(axis=(0, 2, 3))
+        for name in "LT"
     }
     assert mean["L"][18:24].sum() > mean["L"][4:10].sum()
     assert mean["T"][4:10].sum() > mean["T"][18:24].sum()

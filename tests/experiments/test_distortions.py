@@ -7,7 +7,7 @@ from reference import assert_close, random_array
 from straw_experiments.data.variants import rotate
 from straw_experiments.image_classification import analysis_figures, distortions
 from straw_experiments.image_classification.report import model_name
-from straw_experiments.pages import analysis as results_analysis
+from straw_experiments.pages import images
 from straw_experiments.runner.tables import statistic
 from straw_jax.geometry import affine, composed, resample
 
@@ -47,7 +47,7 @@ def test_weights_after_are_those_of_pixels_before_the_resampling():
         assert_close(jnp.sum(after * image[..., 0]), want, 1e-5)
 
 
-class Eye:
+class Poses:
     """Sees 0 degrees in every image, 30 with a confidence of its own, and -30 with next to none."""
 
     def __init__(self, second):
@@ -68,12 +68,12 @@ class Eye:
 def test_poses_are_seen_where_a_hypothesis_counts(second, largest):
     angles = np.array(distortions.AMOUNTS["rotation"])
     labels = np.array([1, 0, 1])
-    found = distortions._seen(Eye(second), [{"params": {}}] * 2, [IMAGES] * len(angles), labels)
+    found = distortions._poses(Poses(second), [{"params": {}}] * 2, [IMAGES] * len(angles), labels)
     assert [each["mean"] for each in found["median"]] == list(np.abs(angles))
     want = (angles >= -15) & (angles <= largest)
     assert [each["mean"] for each in found["share"]] == list(want.astype(float))
-    told = [each["mean"] for each in found["told"]]
-    np.testing.assert_allclose(told, np.where(angles > 0, 2 / 3, 1 / 3))
+    accuracies = [each["mean"] for each in found["told"]]
+    np.testing.assert_allclose(accuracies, np.where(angles > 0, 2 / 3, 1 / 3))
 
 
 def test_confused_pairs_are_of_the_model_that_reads_turned_images_best():
@@ -81,14 +81,14 @@ def test_confused_pairs_are_of_the_model_that_reads_turned_images_best():
     upright, turned = np.array([0, 0, 1, 1]), np.array([1, 0, 0, 2])
     good = [upright if angle == 0 else turned for angle in angles]
     guesses = {"bad": [np.array([2, 2, 2, 0])] * len(angles), "good": good}
-    # Others, taken for one another as often upright, are not told.
+    # Others, taken for one another as often upright, are left out.
     (first,) = distortions._confused(guesses, labels, "abc")
     assert first["pair"] == ["a", "b"]
     assert first["upright"] == {"bad": 0.0, "good": 0.0}
     assert first["turned"] == {"bad": 0.0, "good": pytest.approx(0.5)}
 
 
-def test_the_page_tells_of_distortions():
+def test_tables_of_distortions():
     amounts = {kind: list(each) for kind, each in distortions.AMOUNTS.items()}
     accuracy = {
         kind: {"geometric": [statistic([0.5, 0.5])] * len(each)} for kind, each in amounts.items()
@@ -96,7 +96,6 @@ def test_the_page_tells_of_distortions():
     per_angle = [statistic([1.0, 3.0])] * len(amounts["rotation"])
     confused = {"pair": ["6", "9"], "upright": {"geometric": 0.001}, "turned": {"geometric": 0.02}}
     analysis = {
-        "images": {"accuracy": 1000},
         "distortions": {
             "amounts": amounts,
             "accuracy": accuracy,
@@ -104,10 +103,15 @@ def test_the_page_tells_of_distortions():
             "confused": [confused],
         },
     }
-    text = "\n".join(results_analysis._of_distortions("geometry3", analysis))
-    assert "| shear | -0.6 | -0.4 |" in text
-    assert "| median error | 2.0 ± 1.4 |" in text
-    assert "| 6 9 | 0.10, 2.00 |" in text
+    name = model_name("geometric")
+    shear = images.distortion_table(analysis, "shear", [-0.6, -0.4])
+    assert shear.splitlines()[0] == "| shear | -0.6 | -0.4 |"
+    assert shear.splitlines()[2] == f"| {name} | 50.0 ± 0.0 | 50.0 ± 0.0 |"
+    assert images.distorted(analysis, "geometric", "scale", 0.6) == 0.5
+    assert f"| {name} | 2.0 ± 1.4 |" in images.pose_table(analysis, "median", [30])
+    assert images.pose_figures(analysis, "geometric", "told", [0, 30]) == [2.0, 2.0]
+    assert "| 6 9 | 0.10, 2.00 |" in images.confused_table(analysis, ["geometric"])
+    assert images.confusion_growth(analysis, "geometric") == pytest.approx(0.019)
 
 
 @pytest.fixture
@@ -177,7 +181,7 @@ def test_the_sheet_of_poses_shows_hands_that_turn_as_the_image_does(channels, dr
         angles = {float(np.rad2deg(np.arctan2(x, y)).round(3)) for x, y in tips}
         assert angles == set(likely)  # clockwise from upright: a turn to the left is positive
     assert [row[0].get_ylabel() for row in rows[1:]] == ["b", "c"]
-    assert [row[0].get_xlabel() for row in rows[1:]] == ["turned +30°", "turned -20°"]
+    assert [row[0].get_xlabel() for row in rows[1:]] == ["rotated +30°", "rotated -20°"]
     assert [row[2].get_xlabel() for row in rows[1:]] == ["✓ b", "✗ a"]
     after = rows[2][3].images[0].get_array()
     np.testing.assert_allclose(after, -before[0][1:11, 1:11])

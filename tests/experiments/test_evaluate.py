@@ -4,8 +4,12 @@ import pytest
 from training_models import CLASSES, MODEL, images_and_labels, start
 
 from straw_experiments.data import normalise
-from straw_experiments.image_classification import evaluate
-from straw_experiments.image_classification.evaluate import in_batches, make_forward, predict
+from straw_experiments.image_classification.evaluate import (
+    evaluate,
+    in_batches,
+    make_forward,
+    predict,
+)
 
 FORWARD = make_forward(MODEL)
 IMAGES, LABELS = images_and_labels(300)

@@ -10,6 +10,7 @@ from PIL import Image
 from summaries import CLASSES, MODELS, UNOFFICIAL, VARIANTS, example
 
 from straw_experiments.image_classification import figures, published
+from straw_experiments.runner.plots import DPI, drawable
 
 
 def history_of(models=MODELS, seeds=3, epochs=5):
@@ -91,8 +92,8 @@ def test_figures_are_sound_files(name, models, seeds, tmp_path):
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         pixels = np.asarray(picture.convert("L"), float)
-    assert min(pixels.shape) >= 3 * figures.DPI
-    assert max(pixels.shape) <= 12 * figures.DPI
+    assert min(pixels.shape) >= 3 * DPI
+    assert max(pixels.shape) <= 12 * DPI
     assert pixels.std() > 10
     # Nothing is cut off: the outermost pixels are background.
     border = [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
@@ -105,7 +106,7 @@ def test_figures_are_sound_files(name, models, seeds, tmp_path):
 def test_figures_have_the_size_they_ask_for(name, inches, tmp_path):
     DRAWINGS[name](tmp_path / "a.png", MODELS, 2)
     with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == tuple(round(side * figures.DPI) for side in inches)
+        assert picture.size == tuple(round(side * DPI) for side in inches)
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
@@ -230,6 +231,15 @@ def test_samples_tell_right_from_wrong(drawn):
     assert verdicts == {(True, "✓", figures.RIGHT), (False, "✗", figures.WRONG)}
     assert [axes.get_title() for axes in grid[0]] == list(VARIANTS)
     assert [axes.get_ylabel().split()[-1] for axes in grid[:, 0]] == [CLASSES[i] for i in labels]
+
+
+def test_any_class_name_is_drawn(tmp_path):
+    names = ["price_$5_$10", "ampelmännchen_of_the_north", "日本語", "a\\b {c} ^d_"]
+    images, labels, predictions = sheet_of(MODELS[:1], samples=3, classes=4)
+    figures.plot_samples(images, labels, predictions, names, tmp_path / "x.png", dataset="$a_$b")
+    figures.plot_styles(*styles_of(40, 4), names, tmp_path / "y.png", dataset="$a_$b")
+    assert (drawable("price_$5", 16), drawable("日本語a")) == (r"price_\$5", "???a")
+    assert drawable("ampelmännchen_of_the_north", 16) == "ampelmännchen_o…"
 
 
 def test_styles_are_drawn_in_their_principal_plane(drawn):

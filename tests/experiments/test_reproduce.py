@@ -12,7 +12,7 @@ import pytest
 import scripts
 
 from straw_experiments.image_classification.config import parse
-from straw_experiments.reproduce import READERS, STUDIES
+from straw_experiments.reproduce import PARSERS, STUDIES
 
 SCRIPT = scripts.EXPERIMENTS / "reproduce.py"
 
@@ -45,7 +45,7 @@ def no_jax(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, study in STUDIES.items() if study.script == "run.py"]
+    "name", [name for name, study in STUDIES.items() if study.command == "run"]
 )
 def test_every_study_is_a_command_of_run(name):
     settings = parse(STUDIES[name].flags.split())
@@ -69,7 +69,7 @@ def test_study_of_its_own_data_keeps_them(no_jax):
 
 
 def test_no_two_studies_are_the_same():
-    outs = {READERS[study.script](study.flags.split()).out for study in STUDIES.values()}
+    outs = {PARSERS[study.command](study.flags.split()).out for study in STUDIES.values()}
     assert len(outs) == len(STUDIES)
 
 
@@ -179,18 +179,12 @@ if name.name == "rank2":
     ("code", "said"), [(1, "reproduce.py: rank2 failed, exit code 1\n"), (2, "")]
 )
 def test_a_study_that_fails_ends_it_with_its_exit_code(tmp_path, code, said):
-    for name in (
-        "reproduce.py",
-        "arguments.py",
-        "language_arguments.py",
-        "weight_arguments.py",
-        "process.py",
-    ):
-        (tmp_path / name).write_bytes(SCRIPT.with_name(name).read_bytes())
+    (tmp_path / "reproduce.py").write_bytes(SCRIPT.read_bytes())
     (tmp_path / "run.py").write_text(FAKE_RUN)
     (tmp_path / "write_results.py").write_text("print('page written')")
     words = ["--only", "rank1", "rank2", "rank4", "--", "--seed", str(code)]
-    ran = reproduce(*words, script=tmp_path / "reproduce.py")
+    first = [scripts.EXPERIMENTS]
+    ran = reproduce(*words, first=first, script=tmp_path / "reproduce.py")
     assert (ran.returncode, ran.stderr) == (code, said)
     assert [line.split(":")[0] for line in ran.stdout.splitlines() if line] == [
         "3 studies, 0 of them finished; results in results/reproduction",
@@ -220,7 +214,7 @@ def test_studies_are_stopped_and_gone_on_with(tmp_path):
     assert stderr.splitlines()[-1] == f"reproduce.py: stopped; to go on: {again}"
     assert "Traceback" not in stderr
     assert "not run: set2" in stdout
-    page, summary = (tmp_path / "here" / name for name in ("results.md", "rank1/summary.json"))
+    page, summary = (tmp_path / "here" / name for name in ("pages/runs.md", "rank1/summary.json"))
     assert "| `rank1` | cpu (" in page.read_text()
     assert "| `rank2` | not run |" in page.read_text()
     before = summary.read_bytes()

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import platform
-import runpy
 import shlex
 import signal
 import socket
@@ -16,11 +15,10 @@ from pathlib import Path
 import pytest
 import scripts
 
-from straw_experiments.image_classification import models as contenders
-from straw_experiments.image_classification.config import EXPERIMENTS, MODELS, PRESETS, parse
+from straw_experiments.image_classification.config import EXPERIMENTS, PRESETS, Config, parse
 from straw_experiments.image_classification.published import PUBLISHED
-from straw_experiments.image_classification.study import Config
 from straw_experiments.image_classification.train import Recipe
+from straw_experiments.runner.command import use_large_pages
 
 SCRIPT = scripts.EXPERIMENTS / "run.py"
 
@@ -39,14 +37,7 @@ def _parse(line=""):
 
 
 def test_arguments_are_the_settings():
-    assert set(vars(_parse())) - {"distributed"} == {
-        field.name for field in dataclasses.fields(Config)
-    }
     assert set(Recipe._fields) <= set(vars(_parse()))
-
-
-def test_models_are_the_contenders():
-    assert MODELS == contenders.NAMES
 
 
 def test_experiments_are_those_of_the_report():
@@ -98,6 +89,12 @@ def test_other_settings_get_another_folder():
     flags += ["--executor vit", "--encoder trm", "--executor vit --encoder trm"]
     assert len({_parse(line).out for line in flags}) == len(flags)
     assert all(Path(_parse(line).out).parent == Path("results") for line in flags)
+
+
+def test_results_of_your_own_data_are_named_after_the_last_part_of_the_path():
+    for path in ("./flowers", "~/some/flowers.npz", "/some/flowers/"):
+        assert Path(_parse(f"--dataset {path}").out).name.startswith("flowers_0.1_rank16_")
+    assert Path(_parse("--dataset emnist/digits").out).name.startswith("emnist-digits_0.1_")
 
 
 @pytest.fixture(scope="module")
@@ -436,17 +433,16 @@ def test_other_data_are_refused_on_resume(place, finished, tmp_path):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_it_starts_anew_with_large_pages_once(monkeypatch):
-    script = runpy.run_path(str(SCRIPT))["use_large_pages"]
     calls = []
     monkeypatch.setattr(os, "execv", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(os, "environ", {"PATH": "unchanged"})
-    script()
+    use_large_pages()
     assert calls == [(sys.executable, sys.orig_argv)]
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
-    script()
+    use_large_pages()
     del os.environ["GLIBC_TUNABLES"]  # as glibc does in a process with privileges
-    script()
+    use_large_pages()
     assert len(calls) == 1
     monkeypatch.setattr(os, "environ", {"GLIBC_TUNABLES": "glibc.malloc.check=0"})
-    script()
+    use_large_pages()
     assert len(calls) == 1

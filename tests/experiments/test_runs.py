@@ -9,7 +9,7 @@ from training_models import CLASSES, MODEL, images_and_labels
 
 from straw_experiments.data import Dataset
 from straw_experiments.image_classification import train as classifiers
-from straw_experiments.image_classification.train import Contender, Recipe, finish
+from straw_experiments.image_classification.train import Recipe, Trainer, train_and_test
 from straw_experiments.runner import records, runs
 from straw_experiments.runner.checkpoints import CheckpointError
 from straw_experiments.runner.runs import NonFiniteError, Run
@@ -23,7 +23,7 @@ DATASET = Dataset(
 )
 VARIANTS = {"standard": DATASET.test_images, "flipped": DATASET.test_images[:, ::-1]}
 RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=1e-2, schedule="constant")
-CONTENDER = Contender("small", MODEL, RECIPE, DATASET.train_images.shape)
+TRAINER = Trainer("small", MODEL, RECIPE, DATASET.train_images.shape)
 
 
 class KilledError(Exception):
@@ -44,15 +44,15 @@ def _finish_but_die(monkeypatch, run, call, function):
     with monkeypatch.context() as patch:
         patch.setattr(module, function, stopping)
         with pytest.raises(KilledError):
-            finish(run, DATASET, VARIANTS)
+            train_and_test(run, DATASET, VARIANTS)
     assert not run.result.exists()
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing disturbed, and its result."""
-    run = Run(CONTENDER, 4, tmp_path_factory.mktemp("whole"))
-    return run, finish(run, DATASET, VARIANTS)
+    run = Run(TRAINER, 4, tmp_path_factory.mktemp("whole"))
+    return run, train_and_test(run, DATASET, VARIANTS)
 
 
 def _assert_same_end(run, whole):
@@ -77,34 +77,34 @@ def test_finished_run_keeps_variables_result_and_history(whole):
 @pytest.mark.parametrize("function", ["append_line", "save"])
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_stopped_run_continues_to_the_same_bits(tmp_path, monkeypatch, whole, function, epoch):
-    run = Run(CONTENDER, 4, tmp_path)
+    run = Run(TRAINER, 4, tmp_path)
     _finish_but_die(monkeypatch, run, epoch, function)
-    finish(run, DATASET, VARIANTS)
+    train_and_test(run, DATASET, VARIANTS)
     _assert_same_end(run, whole)
 
 
 def test_damaged_checkpoint_costs_an_epoch_and_no_more(tmp_path, monkeypatch, whole):
-    run = Run(CONTENDER, 4, tmp_path)
+    run = Run(TRAINER, 4, tmp_path)
     _finish_but_die(monkeypatch, run, 3, "append_line")
     shutil.rmtree(run.epochs / "2" / "tree" / "d")
     with pytest.warns(UserWarning, match="falling back to step 1"):
-        finish(run, DATASET, VARIANTS)
+        train_and_test(run, DATASET, VARIANTS)
     _assert_same_end(run, whole)
 
 
 def test_killed_between_last_save_and_result_repeats_no_epoch(tmp_path, monkeypatch, whole):
-    run = Run(CONTENDER, 4, tmp_path)
+    run = Run(TRAINER, 4, tmp_path)
     _finish_but_die(monkeypatch, run, 4, "save")  # That of the final variables.
     lines = run.history()
-    finish(run, DATASET, VARIANTS)
+    train_and_test(run, DATASET, VARIANTS)
     assert run.history() == lines
     _assert_same_end(run, whole)
 
 
 def test_only_unfinished_seeds_are_trained(tmp_path, whole):
     shutil.copytree(whole[0].result.parent, tmp_path / "runs" / "small-seed4")
-    group = [Run(CONTENDER, seed, tmp_path) for seed in (4, 5)]
-    results = [finish(run, DATASET, VARIANTS) for run in group]
+    group = [Run(TRAINER, seed, tmp_path) for seed in (4, 5)]
+    results = [train_and_test(run, DATASET, VARIANTS) for run in group]
     assert results[0] == whole[1]
     assert results[1]["variants"] != results[0]["variants"]
     assert [{line["seed"] for line in run.history()} for run in group] == [{4}, {5}]
@@ -115,9 +115,9 @@ def test_epochs_are_tested_on_a_sample_of_the_images(tmp_path, monkeypatch, whol
     few = DATASET._replace(
         test_images=DATASET.test_images[::2], test_labels=DATASET.test_labels[::2]
     )
-    run, run_few = Run(CONTENDER, 4, tmp_path / "all"), Run(CONTENDER, 4, tmp_path / "few")
-    result = finish(run, DATASET, VARIANTS)
-    result_few = finish(run_few, few, {"standard": few.test_images})
+    run, run_few = Run(TRAINER, 4, tmp_path / "all"), Run(TRAINER, 4, tmp_path / "few")
+    result = train_and_test(run, DATASET, VARIANTS)
+    result_few = train_and_test(run_few, few, {"standard": few.test_images})
     assert result["variants"] == whole[1]["variants"]  # these are of all images
     assert run.history()[-1]["test"] == result_few["variants"]["standard"]
 
@@ -126,20 +126,20 @@ def test_divergence_names_step_and_checkpoint(tmp_path, monkeypatch):
     def poisoned(state, *batch):
         if state.step == 4:
             state = jax.tree.map(lambda leaf: leaf * np.nan if leaf.ndim else leaf, state)
-        return CONTENDER.train_step(state, *batch)
+        return TRAINER.train_step(state, *batch)
 
-    contender = Contender("small", MODEL, RECIPE, DATASET.train_images.shape)
-    monkeypatch.setattr(contender, "train_step", poisoned)
-    run = Run(contender, 4, tmp_path)
+    trainer = Trainer("small", MODEL, RECIPE, DATASET.train_images.shape)
+    monkeypatch.setattr(trainer, "train_step", poisoned)
+    run = Run(trainer, 4, tmp_path)
     good = run.epochs / "1"
     with pytest.raises(NonFiniteError, match=f"small seed 4: the loss is nan at step 5; .*{good}"):
-        finish(run, DATASET, VARIANTS)
+        train_and_test(run, DATASET, VARIANTS)
     assert list(run.epochs.iterdir()) == [good]
 
 
 def test_lost_variables_say_what_to_do(tmp_path):
     with pytest.raises(CheckpointError, match=r"is gone. Delete .* --resume"):
-        Run(CONTENDER, 0, tmp_path).variables()
+        Run(TRAINER, 0, tmp_path).variables()
 
 
 def test_cut_off_line_is_dropped(tmp_path):

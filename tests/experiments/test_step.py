@@ -9,7 +9,7 @@ from flax import linen as nn
 from training_models import MODEL, OPTIMIZER, SHAPE, STEP, images_and_labels, start
 
 from straw_experiments.data import normalise
-from straw_experiments.image_classification.models import contender
+from straw_experiments.image_classification.models import build_model
 from straw_experiments.image_classification.step import (
     Model,
     init_state,
@@ -100,7 +100,7 @@ def test_state_is_donated():
 
 
 def test_parameters_are_updated_in_place():
-    model = contender("straw", classes=5, rank=2, base="none")
+    model = build_model("straw", classes=5, rank=2, base="none")
     step = lower_train_step(model, optax.adam(1e-3), (28, 28, 1), batch_size=4).compile()
     largest = r"= f32\[9216,2,128\]\S* "
     assert re.search(largest, step.as_text())

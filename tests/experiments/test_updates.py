@@ -13,8 +13,7 @@ from summaries import UNOFFICIAL
 
 from straw_experiments.data import normalise
 from straw_experiments.image_classification import analysis as modulator
-from straw_experiments.image_classification import analysis_figures
-from straw_experiments.image_classification import models as contenders
+from straw_experiments.image_classification import analysis_figures, models, networks
 from straw_experiments.runner.tables import statistic
 from straw_jax import CNN, factor_spec, make_straw
 
@@ -25,7 +24,7 @@ class Executor(nn.Module):
         return nn.Dense(5, name="dense")(x.reshape(x.shape[0], -1))
 
 
-class Eye(nn.Module):
+class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.tanh(nn.Dense(4)(x.reshape(x.shape[0], -1)))
@@ -39,7 +38,7 @@ PATHS = ["dense/bias", "dense/kernel"]
 
 def trained(base):
     """A STRAW of random weights, as if trained."""
-    straw = make_straw(Executor(), jnp.zeros((1, 28, 28, 1)), rank=2, base=base, encoder=Eye())
+    straw = make_straw(Executor(), jnp.zeros((1, 28, 28, 1)), rank=2, base=base, encoder=Encoder())
     params = straw.init(jax.random.key(0))
     leaves, treedef = jax.tree.flatten(params)
     generator = np.random.default_rng(1)
@@ -102,17 +101,17 @@ def test_movements_and_their_yardsticks():
 
 @pytest.mark.parametrize("base", ["none", "trained"])
 def test_costs_add_up_to_the_models_own(base):
-    straw = contenders.article_straw(classes=47, rank=16, base=base)
+    straw = networks.article_straw(classes=47, rank=16, base=base)
     rows = modulator.costs(straw, CNN(), base)
     layers = ["encoder", "hidden", "conv1", "conv2", "fc1", "fc2", "total"]
     assert [row["layer"] for row in rows] == layers
-    total, model = rows[-1], contenders.straw_model(straw)
-    assert total["factors"]["multiply_adds"] == contenders.sample_cost(model)
-    assert total["factors"]["parameters"] == contenders.parameters(model)
+    total, model = rows[-1], networks.straw_model(straw)
+    assert total["factors"]["multiply_adds"] == networks.sample_cost(model)
+    assert total["factors"]["parameters"] == networks.parameters(model)
     assert total["factors"]["bytes"] == 4 * total["generated_numbers"] == 4 * 158_863
-    executor = contenders.contender("standalone", classes=47, rank=16, base=base)
-    assert total["static"]["multiply_adds"] == contenders.sample_cost(executor)
-    assert total["static"]["parameters"] == contenders.parameters(executor) == 1_204_655
+    executor = models.build_model("standalone", classes=47, rank=16, base=base)
+    assert total["static"]["multiply_adds"] == networks.sample_cost(executor)
+    assert total["static"]["parameters"] == networks.parameters(executor) == 1_204_655
     assert total["dense_numbers"] == 1_204_655
     fc1 = rows[4]
     assert fc1["static"] == {
@@ -123,11 +122,11 @@ def test_costs_add_up_to_the_models_own(base):
 
 
 def test_costs_of_another_executor_add_up():
-    straw = contenders.compact_straw(classes=47)
-    total = modulator.costs(straw, contenders.executor_of("compact", 47), "trained")[-1]
-    model = contenders.straw_model(straw)
-    assert total["factors"]["multiply_adds"] == contenders.sample_cost(model)
-    assert total["factors"]["parameters"] == contenders.parameters(model) == 342_702
+    straw = networks.compact_straw(classes=47)
+    total = modulator.costs(straw, models.executor_of("compact", 47), "trained")[-1]
+    model = networks.straw_model(straw)
+    assert total["factors"]["multiply_adds"] == networks.sample_cost(model)
+    assert total["factors"]["parameters"] == networks.parameters(model) == 342_702
 
 
 def test_ranks_say_what_is_possible():
@@ -204,7 +203,7 @@ def test_figures_are_sound_files(seeds, tmp_path):
     analysis = json.loads(json.dumps(analysis_of(seeds)))
     analysis_figures.plot_updates(analysis, "straw", tmp_path / "updates.png")
     analysis_figures.plot_movement(analysis, "straw", tmp_path / "movement.png")
-    analysis_figures.plot_turned(analysis, tmp_path / "angles.png")
+    analysis_figures.plot_rotated(analysis, tmp_path / "angles.png")
     for path in tmp_path.iterdir():
         assert path.stat().st_size < 300_000
         with Image.open(path) as picture:

@@ -1,1 +1,317 @@
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from straw_experiments.weight_prediction import (
+    OutputPredictor,
+    Pairs,
+    analysis,
+    compute,
+    draw,
+    equivalence,
+    evaluate,
+    fit,
+    least_squares,
+    objectives,
+    predict,
+    target,
+    unknowns,
+    weight_predictor,
+)
+from straw_experiments.weight_prediction.networks import output_predictor
+from straw_experiments.weight_prediction.targets import parse_sizes, positive, uniform
+
 SIZES = (2, 3, 1)
+
+
+def reference(weights, x):
+    """What one network makes of one input, in plain numpy."""
+    layers = [np.asarray(weights[f"layer{i}"], np.float64) for i in range(1, len(weights) + 1)]
+    for kernel in layers[:-1]:
+        x = np.maximum(x @ kernel, 0)
+    return x @ layers[-1]
+
+
+# --- targets ------------------------------------------------------------------------------------
+
+
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=2, max_size=4),
+    tasks=st.integers(1, 4),
+    pairs=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_pairs_are_what_plain_networks_compute(sizes, tasks, pairs, seed):
+    drawn = draw(sizes, jax.random.key(seed), tasks, pairs=pairs, fresh=2)
+    assert sum(leaf[0].size for leaf in drawn.weights.values()) == unknowns(sizes)
+    for i, (x, y) in itertools.product(range(tasks), (drawn.context, drawn.fresh)):
+        weights = {name: leaf[i] for name, leaf in drawn.weights.items()}
+        expected = reference(weights, np.asarray(x[i], np.float64))
+        np.testing.assert_allclose(y[i], expected, atol=1e-5)
+
+
+def test_targets_start_as_lecun_has_it():
+    weights = jax.vmap(target((8, 50, 1)).init)(jax.random.split(jax.random.key(0), 200))
+    assert float(weights["layer1"].var()) == pytest.approx(1 / 8, rel=0.03)
+    assert float(weights["layer2"].var()) == pytest.approx(1 / 50, rel=0.03)
+
+
+def test_other_inputs_leave_everything_else_as_it_is():
+    usual = draw(SIZES, jax.random.key(1), 3, pairs=4, fresh=5)
+    other = draw(SIZES, jax.random.key(1), 3, pairs=4, fresh=5, context_inputs=uniform)
+    jax.tree.map(np.testing.assert_array_equal, usual.weights, other.weights)
+    jax.tree.map(np.testing.assert_array_equal, usual.fresh, other.fresh)
+    assert not np.array_equal(usual.context.x, other.context.x)
+
+
+def test_inputs_of_other_distributions():
+    x = uniform(jax.random.key(0), (10_000,))
+    assert float(abs(x).max()) <= math.sqrt(3)
+    assert float(x.var()) == pytest.approx(1, rel=0.03)
+    assert float(positive(jax.random.key(0), (100,)).min()) >= 0
+
+
+@pytest.mark.parametrize("text", ["", "5", "2-0-1", "2-x-1", "2--1", "-1"])
+def test_sizes_that_are_none_are_refused(text):
+    with pytest.raises(ValueError, match=r"such as 2-5-1 .* got"):
+        parse_sizes(text)
+
+
+# --- predictors ---------------------------------------------------------------------------------
+
+
+def test_predictor_has_the_parameters_of_the_posts():
+    params = jax.eval_shape(weight_predictor((2, 5, 1)).init, jax.random.key(0))
+    encoder = [(3, 128), (128, 256), (256, 128)]
+    decoder = [(128, 256), (256, 128), (128, 15)]
+    expected = sum(m * n + n for m, n in encoder + decoder)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_prediction_knows_no_order_and_takes_sets_of_any_size(pooling):
+    straw = weight_predictor(SIZES, pooling=pooling, embedding=16)
+    params = straw.init(jax.random.key(0))
+    context = draw(SIZES, jax.random.key(1), 2, pairs=7, fresh=1).context
+    weights = predict(straw, params, context)
+    assert {name: leaf.shape for name, leaf in weights.items()} == {
+        "layer1": (2, 2, 3),
+        "layer2": (2, 3, 1),
+    }
+    shuffled = Pairs(*(part[:, ::-1] for part in context))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        weights,
+        predict(straw, params, shuffled),
+    )
+    fewer = predict(straw, params, Pairs(*(part[:, :3] for part in context)))
+    assert fewer["layer1"].shape == (2, 2, 3)
+    # Pairs that are given twice say nothing more.
+    twice = Pairs(*(jnp.concatenate([part, part], axis=1) for part in context))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        weights,
+        predict(straw, params, twice),
+    )
+
+
+def test_output_predictors_are_what_they_say():
+    x = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+
+    def layer(params, name, x):
+        return x @ params[name]["kernel"] + params[name]["bias"]
+
+    def relu(x):
+        return np.maximum(x, 0)
+
+    def expected(kind, p):
+        h = relu(layer(p, "input", x))
+        for i in (1, 2):
+            if kind == "plain":
+                h = relu(layer(p, f"hidden{i}", h))
+            elif kind == "concat":
+                h = relu(layer(p, f"hidden{i}", np.concatenate([h, x], axis=1)))
+            else:
+                block = layer(p, f"block{i}b", relu(layer(p, f"block{i}a", h)))
+                h = relu(block + layer(p, f"skip{i}", h))
+        return layer(p, "output", np.concatenate([h, x], axis=1) if kind == "concat" else h)
+
+    for kind in ("plain", "concat", "residual"):
+        module = OutputPredictor(kind, width=5)
+        params = module.init(jax.random.key(1), x)["params"]
+        numbers = jax.tree.map(np.asarray, params)
+        found = module.apply({"params": params}, x)
+        np.testing.assert_allclose(found, expected(kind, numbers), atol=1e-5)
+    with pytest.raises(ValueError, match=r"expected a kind of .* got 'other'"):
+        OutputPredictor("other").init(jax.random.key(0), x)
+
+
+# --- objectives ---------------------------------------------------------------------------------
+
+
+def test_score_is_the_share_of_variance():
+    y = jnp.asarray([[1.0], [2.0], [6.0]])
+    assert float(evaluate.score(y, y).explained) == 1
+    assert float(evaluate.score(jnp.full_like(y, 3.0), y).explained) == pytest.approx(0, abs=1e-6)
+    assert float(evaluate.score(y + 1, y).loss) == pytest.approx(1)
+
+
+def test_objectives_draw_anew_for_every_key_and_have_gradients():
+    weights = objectives.weights_objective(SIZES, 4, straw=weight_predictor(SIZES), fresh=3)
+    outputs = objectives.outputs_objective(SIZES, output_predictor(SIZES, kind="residual"))
+    for objective, shape in ((weights, (5, 3, 1)), (outputs, (5, 1))):
+        params = objective.init(jax.random.key(0))
+        one, two = (objective.outputs(params, objective.draw(jax.random.key(i), 5)) for i in (1, 2))
+        assert one[0].shape == one[1].shape == shape
+        assert not np.array_equal(one[1], two[1])
+
+        def loss(params, objective=objective):
+            return evaluate.score(
+                *objective.outputs(params, objective.draw(jax.random.key(1), 5))
+            ).loss
+
+        gradient = jax.grad(loss)(params)
+        assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+
+
+def test_outputs_objective_shows_input_and_weights(monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        OutputPredictor, "__call__", lambda self, x: shown.append(np.asarray(x)) or x[:, :1]
+    )
+    objective = objectives.outputs_objective(SIZES, output_predictor(SIZES, kind="plain"))
+    _, y = objective.outputs({}, objective.draw(jax.random.key(3), 6))
+    (vectors,) = shown
+    assert vectors.shape == (6, 2 + unknowns(SIZES))
+    for vector, output in zip(vectors, y, strict=True):
+        weights = {"layer1": vector[2:8].reshape(2, 3), "layer2": vector[8:].reshape(3, 1)}
+        np.testing.assert_allclose(output, reference(weights, vector[:2]), atol=1e-5)
+
+
+# --- fitting ------------------------------------------------------------------------------------
+
+
+def test_fit_finds_the_network_from_nearby_and_never_gets_worse():
+    drawn = draw((2, 4, 1), jax.random.key(0), 8, pairs=40, fresh=50)
+    keys = jax.random.split(jax.random.key(1), 2)
+    near = {
+        name: leaf + 0.05 * jax.random.normal(key, leaf.shape)
+        for key, (name, leaf) in zip(keys, drawn.weights.items(), strict=True)
+    }
+    errors = []
+    for steps in (0, 1, 3, 20):
+        weights = fit((2, 4, 1), near, drawn.context, steps)
+        found = compute((2, 4, 1), weights, drawn.context.x)
+        errors.append(np.mean((found - drawn.context.y) ** 2, axis=(1, 2)))
+    assert all(np.all(later <= earlier + 1e-9) for earlier, later in itertools.pairwise(errors))
+    fresh = compute((2, 4, 1), weights, drawn.fresh.x)
+    assert float(evaluate.score(fresh, drawn.fresh.y).explained) > 0.999
+    jax.tree.map(np.testing.assert_array_equal, near, fit((2, 4, 1), near, drawn.context, 0))
+
+
+@given(pairs=st.integers(1, 8), outputs=st.integers(1, 3))
+def test_least_squares_is_the_smallest_network_that_fits(pairs, outputs):
+    context = draw((4, outputs), jax.random.key(pairs), 3, pairs=pairs, fresh=1).context
+    found = least_squares(context)["layer1"]
+    for x, y, kernel in zip(*map(np.asarray, context), found, strict=True):
+        expected = np.linalg.lstsq(x.astype(np.float64), y.astype(np.float64), rcond=1e-6)[0]
+        np.testing.assert_allclose(kernel, expected, atol=2e-3 * max(1, abs(expected).max()))
+
+
+# --- equivalence --------------------------------------------------------------------------------
+
+
+def _networks(key, tasks=6, sizes=(3, 5, 2)):
+    return jax.vmap(target(sizes).init)(jax.random.split(jax.random.key(key), tasks))
+
+
+def test_rescaled_networks_compute_the_same_and_are_recognised():
+    weights = _networks(0)
+    other = equivalence.rescaled(weights, np.random.default_rng(0))
+    assert not np.allclose(other["layer1"], weights["layer1"])
+    x = jax.random.normal(jax.random.key(1), (6, 9, 3))
+    same = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in other.items()}
+    np.testing.assert_allclose(
+        compute((3, 5, 2), weights, x), compute((3, 5, 2), same, x), atol=1e-5
+    )
+    matched = equivalence.match(weights, other)
+    assert matched.share == pytest.approx(1, abs=1e-6)
+    found = np.take_along_axis(other["layer1"], matched.order[:, None, :], axis=2)
+    cosine = np.sum(found * weights["layer1"], axis=1)
+    cosine /= np.linalg.norm(found, axis=1) * np.linalg.norm(weights["layer1"], axis=1)
+    np.testing.assert_allclose(cosine, 1, atol=1e-6)
+
+
+def test_silent_units_share_nothing_and_strangers_less_than_the_same():
+    weights = _networks(0)
+    silent = {name: np.zeros_like(leaf) for name, leaf in weights.items()}
+    assert equivalence.match(weights, silent).share == pytest.approx(0)
+    assert equivalence.match(weights, _networks(1)).share < 0.5
+    with pytest.raises(ValueError, match=r"one hidden layer.*layer3"):
+        equivalence.match({**weights, "layer3": weights["layer2"]}, weights)
+
+
+def test_distance_of_units_is_that_of_what_they_add():
+    one, two = (_networks(i, tasks=1, sizes=(3, 1, 1)) for i in (0, 1))
+    x = np.random.default_rng(0).standard_normal((200_000, 3))
+    first, second = (
+        reference({name: leaf[0] for name, leaf in each.items()}, x) for each in (one, two)
+    )
+    expected = 1 - np.mean((first - second) ** 2) / np.mean(first**2)
+    assert equivalence.match(one, two).share == pytest.approx(expected, abs=0.02)
+
+
+def test_agreement_and_preference():
+    weights, other = _networks(0, tasks=400), _networks(1, tasks=400)
+    assert equivalence.agreement(weights, weights) == 1
+    assert equivalence.agreement(weights, other) == pytest.approx(0, abs=0.1)
+    assert equivalence.preference(weights) < 0.15
+    one_way = {**weights, "layer1": abs(weights["layer1"][:1]) * (1 + 0 * other["layer1"])}
+    assert equivalence.preference(one_way) == pytest.approx(1, abs=1e-6)
+
+
+# --- analysis -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few_tasks(monkeypatch):
+    monkeypatch.setattr(analysis, "_TASKS", 64)
+    monkeypatch.setattr(analysis, "_BATCH", 32)
+    monkeypatch.setattr(analysis, "_FRESH", 8)
+    jax.clear_caches()
+
+
+def test_an_oracle_is_perfect_in_every_analysis(few_tasks, monkeypatch):
+    """Least squares in place of a trained predictor: it is right wherever pairs suffice."""
+    monkeypatch.setattr(analysis, "predict", lambda straw, params, context: least_squares(context))
+    found = analysis.analyse((4, 1), 8, weight_predictor((4, 1)), {}, 0)
+    for name in ("fresh inputs", "context inputs"):
+        assert set(found[name]) == set(analysis.INPUTS)
+        assert all(share > 0.999 for share in found[name].values())
+    assert list(found["pairs"]) == ["2", "4", "5", "8", "12", "20"]
+    assert found["pairs"] == found["least squares"]
+    assert found["pairs"]["2"] == pytest.approx(0.5, abs=0.2)  # half of the numbers are known
+    assert found["pairs"]["20"] > 0.999
+    assert found["other task"] < 0
+    assert found["fit"]["predicted"]["0"]["explained"] > 0.999
+    assert found["fit"]["random"]["0"]["explained"] < 0
+    assert found["fit"]["random"]["30"]["solved"] == 1
+    assert "units" not in found
+
+
+def test_units_are_examined_with_one_hidden_layer(few_tasks):
+    straw = weight_predictor(SIZES, embedding=8)
+    found = analysis.analyse(SIZES, 5, straw, straw.init(jax.random.key(0)), 0)
+    units = found["units"]
+    assert "least squares" not in found
+    assert units["same place"] > 0.9  # an untrained predictor says nearly the same of everything
+    assert units["preference"] > units["preference of targets"]
+    assert units["share"] < 1
+    again = analysis.analyse(SIZES, 5, straw, straw.init(jax.random.key(0)), 0)
+    assert again == found

@@ -11,31 +11,34 @@ import numpy as np
 import pytest
 import scripts
 
-from straw_experiments.pages import prediction as results_prediction
+from straw_experiments.pages import stored, tables
 from straw_experiments.runner import runs
 from straw_experiments.runner.runs import NonFiniteError, Run
 from straw_experiments.runner.state import training_key
 from straw_experiments.runner.tables import over_seeds, statistic
 from straw_experiments.weight_prediction import config as weight_arguments
-from straw_experiments.weight_prediction import figures, report, train, weight_predictor
-from straw_experiments.weight_prediction.objectives import outputs_problem, score, weights_problem
+from straw_experiments.weight_prediction import evaluate, figures, report, train, weight_predictor
+from straw_experiments.weight_prediction.config import Config
+from straw_experiments.weight_prediction.evaluate import score
+from straw_experiments.weight_prediction.networks import output_predictor
+from straw_experiments.weight_prediction.objectives import outputs_objective, weights_objective
 from straw_experiments.weight_prediction.published import EXPLAINED
-from straw_experiments.weight_prediction.study import Config, Study
-from straw_experiments.weight_prediction.train import Predictor, Recipe, finish
+from straw_experiments.weight_prediction.study import Study
+from straw_experiments.weight_prediction.train import Recipe, Trainer, train_and_test
 
 # Orbax reads in threads, and leaves them behind when a read fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 SCRIPT = scripts.EXPERIMENTS / "weight_prediction.py"
 RECIPE = Recipe(steps=47, batch_size=16, learning_rate=1e-2, optimizer="muon")
-SMALL = weights_problem((2, 2, 1), 4, straw=weight_predictor((2, 2, 1), embedding=8), fresh=4)
+SMALL = weights_objective((2, 2, 1), 4, straw=weight_predictor((2, 2, 1), embedding=8), fresh=4)
 
 
 @pytest.fixture(autouse=True)
 def few_tasks(monkeypatch):
     monkeypatch.setattr(train, "TESTED", 64)
     monkeypatch.setattr(train, "_TESTED_EACH_EPOCH", 32)
-    monkeypatch.setattr(train, "_BATCH", 32)
+    monkeypatch.setattr(evaluate, "_BATCH", 32)
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -43,11 +46,11 @@ def few_tasks(monkeypatch):
 
 @pytest.fixture(scope="module")
 def predictor():
-    return Predictor("small", SMALL, RECIPE)
+    return Trainer("small", SMALL, RECIPE)
 
 
 def _finish(run):
-    return finish(run, lambda params: {"leaves": len(jax.tree.leaves(params))})
+    return train_and_test(run, lambda params: {"leaves": len(jax.tree.leaves(params))})
 
 
 def _untimed(run):
@@ -72,8 +75,8 @@ def test_gradient_of_a_batch_is_that_of_its_parts(predictor):
     [(30, 128, 128), (30, 1024, 64), (150, 128, 32), (1, 8192, 8192), (30, 1021, 1021)],
 )
 def test_parts_are_of_some_tens_of_tasks_that_fit_the_cache(vectors, batch, part):
-    problem = SMALL._replace(vectors=vectors)
-    parts = train._parts(problem, batch)
+    objective = SMALL._replace(vectors=vectors)
+    parts = train._parts(objective, batch)
     assert parts * part == batch if jax.default_backend() == "cpu" else parts == 1
 
 
@@ -146,16 +149,24 @@ def test_many_steps_at_once_are_the_same_as_one_by_one(predictor):
 
 
 def test_divergence_names_the_step(tmp_path):
-    wild = Predictor("wild", SMALL, RECIPE._replace(learning_rate=1e30, optimizer="adam"))
+    wild = Trainer("wild", SMALL, RECIPE._replace(learning_rate=1e30, optimizer="adam"))
     with pytest.raises(NonFiniteError, match=r"wild seed 0: the loss is not finite at step \d+;"):
         _finish(Run(wild, 0, tmp_path))
     with pytest.raises(ValueError, match=r"expected an optimizer of .* got 'sgd'"):
-        Predictor("x", SMALL, RECIPE._replace(optimizer="sgd"))
+        Trainer("x", SMALL, RECIPE._replace(optimizer="sgd"))
 
 
 def test_predictors_of_outputs_learn(tmp_path):
     recipe = Recipe(steps=150, batch_size=128, learning_rate=3e-3, optimizer="adam")
-    found = finish(Run(Predictor("plain", outputs_problem((1, 1), "plain"), recipe), 0, tmp_path))
+    found = train_and_test(
+        Run(
+            Trainer(
+                "plain", outputs_objective((1, 1), output_predictor((1, 1), kind="plain")), recipe
+            ),
+            0,
+            tmp_path,
+        )
+    )
     assert found["explained"] > 0.9
     assert "examined" not in found
 
@@ -300,10 +311,10 @@ def test_mistakes_are_told_on_one_line(tmp_path, words, says):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- the results page ---------------------------------------------------------------------------
+# --- the page of results ------------------------------------------------------------------------
 
 
-def test_page_puts_studies_together(tmp_path):
+def test_page_puts_studies_together():
     wider, attentive, outputs = _summary(1), _summary(1), _summary(1)
     wider["config"] |= {"embedding": 64, "optimizer": "adam"}
     for name, summary in (("attention", attentive), ("plain", outputs)):
@@ -314,17 +325,21 @@ def test_page_puts_studies_together(tmp_path):
     del cell["examined"]
     outputs["config"] |= {"predict": "outputs"}
     studies = {"z": attentive, "w": wider, "m": _summary(), "o": outputs}
-    text = "\n".join(results_prediction.prediction_parts(studies))
-    rows = [line for line in text.splitlines() if line.startswith("| 2-5-1, 15 unknowns")]
-    assert [row.split(" | ")[1] for row in rows] == [
-        "mean", "attention", "mean, embedding 64, adam", "plain",
-    ]  # fmt: skip
-    assert text.count("| scale 2") == 0
-    assert text.count("| fresh: scale 2 | 85.0 ± 7.1 |") == 1  # of mean pooling alone
-    assert results_prediction.draw(studies, tmp_path / "x.png") == ["weights"]
-    assert (tmp_path / "x.png").stat().st_size > 5_000
-    assert results_prediction.draw({}, tmp_path / "y.png") == []
-    assert results_prediction.prediction_parts({}) == []
+    results = stored.Results(studies, {}, {})
+
+    def predictors(table):
+        return [row.split(" | ")[1] for row in table.splitlines()[2:]]
+
+    assert predictors(tables.weights_table(results, unusual=False)) == ["mean", "attention"]
+    assert predictors(tables.weights_table(results, unusual=True)) == ["mean, embedding 64, adam"]
+    assert "| 98.6 (-0.1) |" in tables.weights_table(results, unusual=False)
+    assert tables.outputs_table(results).splitlines()[2].startswith("| plain | 99.00 |")
+    inputs = tables.predictor_test_table(results, "inputs", "2-5-1").splitlines()
+    assert inputs[0] == "| 2-5-1 | 30 pairs |"  # of mean pooling alone
+    assert inputs[2] == "| test inputs: scale 2 | 85.0 ± 7.1 |"
+    assert inputs[-1] == "| pairs of another network | below 0 |"
+    fits = tables.predictor_test_table(results, "fits", "2-5-1")
+    assert "| from random weights, steps: 10 | 99.0 ± 0.0; 50 ± 0 |" in fits
 
 
 # --- report -------------------------------------------------------------------------------------
@@ -364,6 +379,7 @@ def _summary(seeds=2, **changes):
         "device": "cpu (test)",
         "command": "python experiments/weight_prediction.py",
         "commit": None,
+        "jobs": 1,
         "versions": {"jax": "1"},
         "config": {
             "predict": "weights",
@@ -408,12 +424,40 @@ def test_report_tells_what_was_examined():
     assert "| 8 pairs | 90.0 (50.0) |" in text
 
 
-def test_figures_are_drawn(tmp_path):
+def test_figures_show_what_is_not_explained(monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.update({path.name: figure}))
     history = [
-        {"model": "mean_2-5-1_30", "seed": seed, "step": step, "test": {"explained": 1 - 5 / step}}
+        {"model": name, "seed": seed, "step": step, "test": {"explained": 1 - (5 + seed) / step}}
+        for name in ("mean_2-5-1_30", "another")
         for seed in (0, 1)
-        for step in (10, 20, 30)
+        for step in (10, 20)
     ]
-    drawn = figures.draw(_summary(), history, tmp_path)
-    assert sorted(drawn.values()) == ["curves.png", "pairs.png"]
-    assert all((tmp_path / file).stat().st_size > 5_000 for file in drawn.values())
+    found = figures.draw(_summary(), history, tmp_path)
+    assert sorted(found.values()) == sorted(drawn) == ["curves.png", "pairs.png"]
+    (curves,), (pairs,) = (drawn[name].axes for name in ("curves.png", "pairs.png"))
+    for axes in (curves, pairs):
+        assert axes.get_yscale() == "log"
+        assert axes.get_title() == "networks 2-5-1"
+        assert axes.get_ylabel() == "variance not explained (%)"
+
+    first, second = (line.get_xydata() for line in curves.lines)
+    np.testing.assert_allclose(first, [[10, 50], [20, 25]])
+    np.testing.assert_allclose(second, [[10, 60], [20, 30]])
+    assert curves.get_xlabel() == "step"
+    assert _labels(curves) == ["mean, 30 pairs"]
+
+    assert pairs.get_xlabel() == "pairs an unknown"
+    legend = ["the post", "sets of other sizes", "mean, trained with as many"]
+    assert _labels(pairs) == legend
+    others, trained, post = (line.get_xydata() for line in (*pairs.lines[:2], pairs.lines[-2]))
+    np.testing.assert_allclose(others, [[8 / 15, 15], [2, 15]])
+    np.testing.assert_allclose(trained, [[2, 1.5]])
+    np.testing.assert_allclose(post, [[2, 1.4]])
+    ((bar,),) = (bars.get_segments() for bars in pairs.containers[0].lines[2])
+    spread = 100 * statistic([0.99, 0.98])["std"]
+    np.testing.assert_allclose(bar, [[2, 1.5 - spread], [2, 1.5 + spread]])
+
+
+def _labels(axes):
+    return [text.get_text() for text in axes.get_legend().texts]

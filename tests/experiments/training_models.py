@@ -1,4 +1,4 @@
-"""A small contender with everything the loop must handle: dropout and batch statistics."""
+"""A small model with everything the loop must handle: dropout and batch statistics."""
 
 import jax
 import jax.numpy as jnp

@@ -137,11 +137,7 @@ def parse(argv: Sequence[str]) -> Config:
         " last whole epoch.",
         models=MODELS,
     )
-    given = settings.read(parser, Config, argv)
-    try:
-        return configure(given)
-    except ValueError as error:
-        parser.error(str(error))
+    return settings.parse(parser, Config, configure, argv)
 
 
 def configure(given: Mapping[str, Any]) -> Config:

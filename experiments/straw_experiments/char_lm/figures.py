@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from straw_experiments.char_lm.models import MODELS
-from straw_experiments.runner.plots import MONO, FilePath, new_figure, save, tidy
+from straw_experiments.runner.plots import MONO, FilePath, drawable, new_figure, save, tidy
 
 PICTURES = {
     "curves.png": "Bits a character by characters read",
@@ -76,9 +76,6 @@ def plot_movement(
         path: The PNG to write.
         title: Of the figure.
     """
-    from matplotlib.font_manager import findfont, get_font
-
-    drawable = get_font(findfont(MONO)).get_charmap()
     figure = new_figure(
         "How far the weights move from one character to the next",
         title,
@@ -89,10 +86,7 @@ def plot_movement(
         rows = [[100 * share for share in shares] for shares in stretch["gates"].values()]
         image = axes.imshow(rows, aspect="auto", cmap="magma", vmin=0, interpolation="nearest")
         figure.colorbar(image, ax=axes, pad=0.01).set_label("% of the mean", fontsize=7)
-        shown = [
-            _VISIBLE.get(character, character if ord(character) in drawable else "?")
-            for character in stretch["text"]
-        ]
+        shown = [_VISIBLE.get(each, drawable(each)) for each in stretch["text"]]
         axes.set_xticks(range(len(shown)), shown, family=MONO, fontsize=7)
         axes.set_yticks(range(len(rows)), list(stretch["gates"]), fontsize=8)
         axes.tick_params(length=0)
@@ -100,4 +94,4 @@ def plot_movement(
     save(figure, path)
 
 
-_VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "$": r"\$"}  # a dollar would begin a formula
+_VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥"}

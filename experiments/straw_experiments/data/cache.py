@@ -1,4 +1,4 @@
-"""Arrays kept between runs, one file a set: whole and undamaged, or not there at all."""
+"""Arrays that are kept between runs, in files that are whole or do not exist."""
 
 import os
 import tempfile
@@ -13,11 +13,11 @@ Arrays = dict[str, np.ndarray]
 
 
 def cached(path: Path, make: Callable[[], Arrays]) -> Arrays:
-    """Return the arrays stored at `path`; make and store them where there are none.
+    """Return the arrays stored at `path`; if there are none, make and store them.
 
     Args:
-        path: of an `.npz` file. A damaged one is made anew.
-        make: called only where nothing whole is stored.
+        path: Of an `.npz` file. A damaged file is made anew.
+        make: Called only if nothing whole is stored.
 
     Returns:
         The arrays by name.
@@ -50,7 +50,7 @@ def _store(path: Path, arrays: Arrays) -> None:
         os.replace(file.name, path)
     except OSError as error:
         warnings.warn(
-            f"the data could not be stored in {path}, so that the next start takes as long again: "
+            f"the data could not be stored in {path}, so the next start will take as long: "
             f"{error}. Choose a writable folder with --data-dir.",
             stacklevel=2,
         )

@@ -1,54 +1,37 @@
-"""EMNIST balanced (Cohen et al. 2017) from NIST's archive, in the archive's own order, upright."""
+"""EMNIST balanced (Cohen et al. 2017): where its archive or prepared data lie, and loading."""
 
-import contextlib
 import functools
-import gzip
 import hashlib
 import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
-from straw_experiments.data import idx
 from straw_experiments.data.cache import Arrays, cached
-
-CLASS_NAMES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")
+from straw_experiments.data.emnist_archive import VERSION, WAYS_OUT, check_archive
 
 # The official archive, as TFDS lists it in url_checksums/emnist.txt.
 URL = "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip"
 SIZE = 561_753_746  # Bytes.
 SHA256 = "fb9bb67e33772a9cc0b895e4ecf36d2cf35be8b709693c3564cea2a019fcda8e"
 
-SPLITS = ("train", "test")
-VERSION = "1.0.0"  # Of the prepared data.
-# What a missing file, no zip, a missing or damaged member, or a wrong header raises.
-_DAMAGE = (OSError, zipfile.BadZipFile, KeyError, EOFError, zlib.error, ValueError)
-WAYS_OUT = (
-    "Give the archive with --archive PATH, or put gzip.zip into the --data-dir, or use "
-    "--dataset glyphs, which needs no download."
-)
-
 
 def find(data_dir: Path, archive: Path | None) -> Callable[[], tuple[str, Arrays]]:
     """Find EMNIST balanced, quickly, and return what reads it.
 
-    Looks, in this order, for `archive` and nothing else if it is given; data prepared earlier;
+    If `archive` is given, only that is used. Else these are tried in order: data prepared earlier;
     `gzip.zip` in `data_dir` or in TFDS's folder for manual downloads; the official site.
 
     Args:
-        data_dir: where TFDS keeps its data sets.
-        archive: a file with the layout of NIST's `gzip.zip`, official or not.
+        data_dir: Where TFDS keeps its data sets.
+        archive: A file with the layout of NIST's `gzip.zip`, official or not.
 
     Returns:
         A function without arguments that returns the data's true name and its arrays:
-        "{train,test}_images" uint8 [n, 28, 28, 1] and "{train,test}_labels" int32 [n].
+        "{train,test}_images" uint8 `[n, 28, 28, 1]` and "{train,test}_labels" int32 `[n]`.
 
     Raises:
-        ValueError: if the archive is missing, damaged or of another layout, or there is none and
-            the official site does not answer.
+        ValueError: The archive is missing, damaged or of another layout, or there is none and the
+            official site does not answer.
     """
     if archive is not None:
         check_archive(archive)
@@ -62,86 +45,6 @@ def find(data_dir: Path, archive: Path | None) -> Callable[[], tuple[str, Arrays
             return functools.partial(_load_official, data_dir, found)
     _check_reachable()
     return functools.partial(_load_official, data_dir, None)
-
-
-def check_archive(archive: Path) -> None:
-    """Check an archive's layout, headers and check sums without unpacking it.
-
-    Raises:
-        ValueError: if the archive is missing, damaged or of another layout.
-    """
-    with _errors_naming(archive), zipfile.ZipFile(archive) as opened:
-        for split in SPLITS:
-            for kind in ("images", "labels"):
-                with opened.open(_member(split, kind)) as member:
-                    while member.read(1 << 20):
-                        pass  # Reading to the end makes zipfile compare the check sum.
-            with _open(opened, split, "images") as file:
-                images = idx.read_shape(file, idx.IMAGES, _member(split, "images"))
-            with _open(opened, split, "labels") as file:
-                labels = idx.read_shape(file, idx.LABELS, _member(split, "labels"))
-            _check_shapes(split, images, labels)
-
-
-def read_split(archive: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read one split of an archive, in the archive's order.
-
-    Args:
-        archive: a file with the layout of NIST's `gzip.zip`.
-        split: "train" or "test".
-
-    Returns:
-        Upright images, uint8 [n, 28, 28, 1], and labels, uint8 [n], 0 to 46.
-
-    Raises:
-        ValueError: if the archive is damaged or its contents do not fit together.
-    """
-    with _errors_naming(archive), zipfile.ZipFile(archive) as opened:
-        with _open(opened, split, "images") as file:
-            images = idx.read(file, idx.IMAGES, _member(split, "images"))
-        with _open(opened, split, "labels") as file:
-            labels = idx.read(file, idx.LABELS, _member(split, "labels"))
-        _check_shapes(split, images.shape, labels.shape)
-        if labels.max(initial=0) >= len(CLASS_NAMES):
-            raise ValueError(
-                f"expected labels 0 to {len(CLASS_NAMES) - 1} in the {split} split, "
-                f"got {labels.max()}. Is it the balanced split?"
-            )
-    return images.swapaxes(1, 2)[..., None], labels  # The archive holds each image transposed.
-
-
-@contextlib.contextmanager
-def _errors_naming(archive: Path) -> Iterator[None]:
-    """Turn whatever a bad archive raises into a ValueError that names it and the way out."""
-    try:
-        yield
-    except _DAMAGE as error:
-        reason = error.args[0] if isinstance(error, KeyError) else error
-        raise ValueError(
-            f"EMNIST archive {archive}: expected a whole file laid out as NIST's gzip.zip, "
-            f"got: {reason}. {WAYS_OUT}"
-        ) from error
-
-
-def _member(split: str, kind: str) -> str:
-    """Name an idx file inside the archive."""
-    axes = {"images": 3, "labels": 1}[kind]
-    return f"gzip/emnist-balanced-{split}-{kind}-idx{axes}-ubyte.gz"
-
-
-@contextlib.contextmanager
-def _open(archive: zipfile.ZipFile, split: str, kind: str) -> Iterator[gzip.GzipFile]:
-    with archive.open(_member(split, kind)) as member, gzip.GzipFile(fileobj=member) as file:
-        yield file
-
-
-def _check_shapes(split: str, images: tuple[int, ...], labels: tuple[int, ...]) -> None:
-    """Raise ValueError unless there is one label for each 28 x 28 image, and one at least."""
-    if images != (*labels, 28, 28) or labels == (0,):
-        raise ValueError(
-            f"expected {split} images [n, 28, 28] and labels [n], "
-            f"got {list(images)} and {list(labels)}"
-        )
 
 
 def _check_official_size(archive: Path) -> None:
@@ -198,25 +101,24 @@ def _load_given(data_dir: Path, archive: Path) -> tuple[str, Arrays]:
 
 
 def _load(data_dir: Path, archive: Path | None, digest: str) -> Arrays:
-    """Return the arrays of the archive with this digest: stored, prepared, or prepared now."""
+    """Return the arrays of the archive with this digest, and prepare them if need be."""
 
     def prepare() -> Arrays:
-        from straw_experiments.data import (
-            emnist_builder,  # Imports TFDS, which the stored arrays spare.
-        )
+        # Importing TFDS takes seconds, and the stored arrays do not need it.
+        from straw_experiments.data import emnist_builder
 
-        return emnist_builder.load(data_dir, archive, digest)
+        return emnist_builder.load(data_dir, _config_name(digest), archive or URL)
 
     return cached(_arrays_path(data_dir, digest), prepare)
 
 
-def config_name(digest: str) -> str:
+def _config_name(digest: str) -> str:
     """Name the prepared data of the archive with this sha256, so that archives never mix."""
     return f"sha256_{digest[:12]}"
 
 
 def _prepared_dir(data_dir: Path, digest: str) -> Path:
-    return data_dir / "emnist_balanced" / config_name(digest) / VERSION
+    return data_dir / "emnist_balanced" / _config_name(digest) / VERSION
 
 
 def _arrays_path(data_dir: Path, digest: str) -> Path:

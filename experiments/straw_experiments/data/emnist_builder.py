@@ -13,25 +13,28 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.download.util import DownloadError
 
-from straw_experiments.data import emnist
+from straw_experiments.data import emnist_archive
 from straw_experiments.data.cache import Arrays
 from straw_experiments.data.tfds_sets import read_columns
 
 
 @dataclasses.dataclass(kw_only=True)
 class ArchiveConfig(tfds.core.BuilderConfig):
-    """Names the prepared data after its archive, so that no two archives share a folder.
+    """Says which archive to prepare.
 
-    `archive` is None where TFDS is to download the official one.
+    Its name is part of the prepared data's path, so that no two archives share a folder.
+
+    Attributes:
+        source: The archive's file, or the address from which TFDS downloads it.
     """
 
-    archive: Path | None = None
+    source: Path | str = ""
 
 
 class EmnistBalanced(tfds.core.GeneratorBasedBuilder):
     """Upright images with their labels and their positions in the archive's files."""
 
-    VERSION = tfds.core.Version(emnist.VERSION)
+    VERSION = tfds.core.Version(emnist_archive.VERSION)
 
     def _info(self) -> tfds.core.DatasetInfo:
         image = tfds.features.Tensor(
@@ -39,7 +42,7 @@ class EmnistBalanced(tfds.core.GeneratorBasedBuilder):
         )
         features = {
             "image": image,
-            "label": tfds.features.ClassLabel(names=emnist.CLASS_NAMES),
+            "label": tfds.features.ClassLabel(names=emnist_archive.CLASS_NAMES),
             "index": tfds.features.Scalar(np.int64),  # TFDS shuffles: this undoes it.
         }
         return tfds.core.DatasetInfo(
@@ -52,24 +55,26 @@ class EmnistBalanced(tfds.core.GeneratorBasedBuilder):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
-        archive = self.builder_config.archive or Path(dl_manager.download(emnist.URL))
-        return {split: self._generate_examples(archive, split) for split in emnist.SPLITS}
+        source = self.builder_config.source
+        archive = source if isinstance(source, Path) else Path(dl_manager.download(source))
+        return {split: self._generate_examples(archive, split) for split in emnist_archive.SPLITS}
 
     def _generate_examples(
         self, archive: Path, split: str
     ) -> Iterator[tuple[int, dict[str, object]]]:
-        images, labels = emnist.read_split(archive, split)
+        images, labels = emnist_archive.read_split(archive, split)
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield index, {"image": image, "label": int(label), "index": index}
 
 
-def load(data_dir: Path, archive: Path | None, digest: str) -> Arrays:
-    """Prepare an archive's data where that has not been done, and read it in the archive's order.
+def load(data_dir: Path, name: str, source: Path | str) -> Arrays:
+    """Read an archive's data in the archive's order, and prepare them first if need be.
 
     Args:
         data_dir: TFDS's folder.
-        archive: to read from; None: download the official one, checked against TFDS's check sum.
-        digest: the archive's sha256.
+        name: Names the prepared data: one name per archive.
+        source: The archive's file, or the address of the official one, which TFDS downloads and
+            compares with its check sum.
 
     Returns:
         "{train,test}_images" uint8 [n, 28, 28, 1], "{train,test}_labels" int32 [n].
@@ -79,7 +84,7 @@ def load(data_dir: Path, archive: Path | None, digest: str) -> Arrays:
     """
     tfds.disable_progress_bar()  # Several, of half a minute in all, with long paths.
     absl.logging.set_verbosity(absl.logging.ERROR)  # It warns of every custom configuration.
-    config = ArchiveConfig(name=emnist.config_name(digest), archive=archive)
+    config = ArchiveConfig(name=name, source=source)
 
     def found() -> EmnistBalanced:
         return EmnistBalanced(data_dir=data_dir, config=config, file_format="array_record")
@@ -93,9 +98,9 @@ def load(data_dir: Path, archive: Path | None, digest: str) -> Arrays:
     except (OSError, DownloadError, NonMatchingChecksumError) as error:
         builder = found()
         if not builder.is_prepared():  # by another process that was quicker
-            raise ValueError(f"EMNIST: {error}. {emnist.WAYS_OUT}") from error
+            raise ValueError(f"EMNIST: {error}. {emnist_archive.WAYS_OUT}") from error
     arrays = {}
-    for split in emnist.SPLITS:
+    for split in emnist_archive.SPLITS:
         columns = read_columns(builder.as_data_source(split))
         order = np.argsort(columns["index"])
         arrays[f"{split}_images"] = columns["image"][order]

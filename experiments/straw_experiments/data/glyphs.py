@@ -1,11 +1,11 @@
 """Characters drawn from the fonts that matplotlib ships: a data set that needs no download.
 
-Each letter shape is kept as a signed distance to its outline. An image samples that distance
-through a random affine and elastic warp and inks what lies within a random stroke width, so one
-shape gives endless different drawings, and image `i` depends on the seed, the split and `i` alone.
+Each letter shape is stored as a signed distance to its outline. An image samples this distance
+through a random affine and elastic warp, and is bright within a random stroke width: one shape
+gives any number of different images. Image `i` depends on the seed, the split and `i` alone.
 
-The spreads are set so that the set is about as hard as it is useful: the article's CNN reaches
-about 75 % in 5 epochs on a tenth of it (EMNIST balanced: 68 %).
+The spread of the random numbers makes the set about as hard as EMNIST balanced: in 5 epochs on a
+tenth of the images, the article's CNN reaches about 75 % (EMNIST balanced: 68 %).
 """
 
 import functools
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from straw_experiments.data.cache import cached
-from straw_experiments.data.emnist import CLASS_NAMES
+from straw_experiments.data.emnist_archive import CLASS_NAMES
 
 if TYPE_CHECKING:
     from PIL import ImageFont
 
-VERSION = 1  # Part of every cached file's name: raise it when a change alters a pixel.
+VERSION = 1  # Part of the name of every stored file: raise it when a change alters a pixel.
 
 COUNTS = {"train": 2400 * len(CLASS_NAMES), "test": 200 * len(CLASS_NAMES)}
 
@@ -38,17 +38,20 @@ _SCRIPT_A = {"A": 0x1D4D0, "a": 0x1D4EA}
 
 _SIDE = 28  # Pixels of an image.
 _GRID = 64  # Pixels of a stored shape,
-_SHAPE = 44  # of which its longer side takes this many,
-_LETTER = 21.0  # and that many of an image.
+_SHAPE = 44  # of which its longer side takes this many;
+_LETTER = 21.0  # in an image it takes this many.
 _KNOTS = 5  # The elastic warp moves a grid of 5 x 5 knots.
 _CHUNK = 1024  # Images drawn at a time: bounds the memory.
 
 
 class _Shapes(NamedTuple):
-    """Signed distances to the outlines, in image pixels, negative in the ink.
+    """The shapes of all classes.
 
-    `distance` is float32 [shapes, 64, 64], `half_width` float32 [shapes] each shape's mean half
-    stroke width; the shapes of class c are `first[c]` up to `first[c + 1]`.
+    Attributes:
+        distance: float32 `[shapes, 64, 64]`, signed distances to the outlines in image pixels,
+            negative inside the strokes.
+        half_width: float32 `[shapes]`, each shape's mean half stroke width.
+        first: int `[classes + 1]`: the shapes of class c are `first[c]` up to `first[c + 1]`.
     """
 
     distance: np.ndarray
@@ -57,15 +60,15 @@ class _Shapes(NamedTuple):
 
 
 def labels(split: str) -> np.ndarray:
-    """Return the class of every image of a split: 0 to 46, again and again.
+    """Return the class of every image of a split: 0 to 46, repeated.
 
-    47 is prime, so every stride that is not a multiple of 47 meets all classes equally often.
+    47 is prime, so a stride that is not a multiple of 47 takes all classes equally often.
 
     Args:
         split: "train" or "test".
 
     Returns:
-        int32 [images].
+        int32 `[images]`.
     """
     return (np.arange(COUNTS[split]) % len(CLASS_NAMES)).astype(np.int32)
 
@@ -73,16 +76,16 @@ def labels(split: str) -> np.ndarray:
 def load(
     split: str, indices: np.ndarray, data_dir: Path, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return images and labels, drawn at the first call and stored in `data_dir`.
+    """Return images and labels; the first call draws the images and stores them in `data_dir`.
 
     Args:
         split: "train" or "test".
-        indices: int64 [n], positions in the split.
-        data_dir: its folder `straw_jax` holds one file for each choice of images.
-        seed: of the whole set.
+        indices: int64 `[n]`, positions in the split.
+        data_dir: Its folder `straw_jax` holds one file for each choice of images.
+        seed: Of the whole set.
 
     Returns:
-        uint8 [n, 28, 28, 1] and int32 [n].
+        uint8 `[n, 28, 28, 1]` and int32 `[n]`.
     """
     choice = hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()[:12]
     path = data_dir / "straw_jax" / f"glyphs-{VERSION}-{split}-seed{seed}-{choice}.npz"
@@ -91,15 +94,15 @@ def load(
 
 
 def draw(split: str, indices: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Draw the images of a split that stand at `indices`.
+    """Draw the images at some positions of a split.
 
     Args:
         split: "train" or "test"; the two share no random number.
-        indices: int [n], positions in the split.
-        seed: of the whole set. Each image depends on seed, split and its own index only.
+        indices: int `[n]`, positions in the split.
+        seed: Of the whole set. Each image depends on the seed, the split and its own index only.
 
     Returns:
-        uint8 [n, 28, 28, 1], bright strokes on black.
+        uint8 `[n, 28, 28, 1]`, bright strokes on black.
     """
     shapes = _shapes()
     classes = labels(split)[indices]
@@ -113,7 +116,7 @@ def draw(split: str, indices: np.ndarray, *, seed: int = 0) -> np.ndarray:
 
 
 def _numbers(seed: int, stream: int, index: int) -> np.ndarray:
-    """Return all random numbers of one image: one uniform, then standard normals."""
+    """Return all random numbers for one image: one uniform, then standard normals."""
     generator = np.random.default_rng([seed, stream, index])
     normals = generator.standard_normal(8 + 2 * _KNOTS**2)
     return np.concatenate([[generator.random()], normals])
@@ -124,7 +127,7 @@ def _ink(shapes: _Shapes, classes: np.ndarray, draws: np.ndarray) -> np.ndarray:
     first, past = shapes.first[classes], shapes.first[classes + 1]
     chosen = first + (draws[:, 0] * (past - first)).astype(np.int64)
     distance = _sample(shapes.distance, chosen, _warp(draws[:, 1:7], draws[:, 9:]))
-    # Most of the way from the font's own stroke to a pen's: thick and thin strokes both survive.
+    # 70 % of the way from the font's stroke width to a pen's keeps thick and thin strokes.
     pen = 1.6 * np.exp(0.2 * draws[:, 7])
     grow = 0.7 * (pen - shapes.half_width[chosen])
     softness = 1.5 * np.exp(0.2 * draws[:, 8])
@@ -133,17 +136,17 @@ def _ink(shapes: _Shapes, classes: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def _warp(affine: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """Return where in its shape each pixel looks: [n, 28, 28, 2] rows and columns of the grid."""
+    """Return the point of its shape that each pixel samples: [n, 28, 28, 2], row and column."""
     angle = 0.1 * affine[:, 0]  # Radians.
     cos, sin = np.cos(angle), np.sin(angle)
-    turn = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
-    stretch = np.zeros_like(turn)
+    rotation = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
+    stretch = np.zeros_like(rotation)
     stretch[:, 0, 0] = np.exp(0.09 * affine[:, 1])
     stretch[:, 1, 1] = np.exp(0.11 * affine[:, 2])
     stretch[:, 1, 0] = 0.13 * affine[:, 3]  # Slant.
     offsets = np.arange(_SIDE) - (_SIDE - 1) / 2
     pixels = np.stack(np.meshgrid(offsets, offsets, indexing="ij"), -1).reshape(1, -1, 2)
-    straight = (pixels - 0.6 * affine[:, None, 4:6]) @ (turn @ stretch)
+    straight = (pixels - 0.6 * affine[:, None, 4:6]) @ (rotation @ stretch)
     bump = _bumps()
     bent = bump @ (1.0 * knots).reshape(-1, 2, _KNOTS, _KNOTS) @ bump.T
     position = straight.reshape(-1, _SIDE, _SIDE, 2) + np.moveaxis(bent, 1, -1)
@@ -151,7 +154,7 @@ def _warp(affine: np.ndarray, knots: np.ndarray) -> np.ndarray:
 
 
 def _bumps() -> np.ndarray:
-    """Return how far each knot moves each pixel along one axis: [28, 5], rows of unit length."""
+    """Return the weight of each knot for each pixel along one axis: [28, 5], rows of norm 1."""
     knots = np.linspace(0, _SIDE - 1, _KNOTS)
     reach = _SIDE / _KNOTS
     weights = np.exp(-0.5 * ((np.arange(_SIDE)[:, None] - knots) / reach) ** 2)
@@ -173,7 +176,7 @@ def _sample(grids: np.ndarray, chosen: np.ndarray, position: np.ndarray) -> np.n
 
 @functools.cache
 def _shapes() -> _Shapes:
-    """Measure every character of every class in every face, once a process."""
+    """Compute the shapes of every character of every class in every face, once per process."""
     per_class = [[_distance(*glyph) for glyph in _glyphs(name)] for name in CLASS_NAMES]
     distance = np.stack([shape for shapes in per_class for shape in shapes])
     # Across a stroke of half width h the depth runs 0..h..0: its mean is h / 2.
@@ -183,9 +186,9 @@ def _shapes() -> _Shapes:
 
 
 def _glyphs(name: str) -> Iterable[tuple[str, str]]:
-    """Name every (face, character) that stands for a class.
+    """Yield every (face, character) of a class.
 
-    A capital whose small letter is no class of its own stands for both, as in EMNIST balanced.
+    If a small letter has no class, the class of its capital holds both, as in EMNIST balanced.
     """
     small = name.lower()
     for character in [name] if small in CLASS_NAMES else [name, small]:
@@ -202,13 +205,13 @@ def _distance(face: str, character: str) -> np.ndarray:
     ink = _render(face, character) > 127
     outside = ndimage.distance_transform_edt(~ink)
     inside = ndimage.distance_transform_edt(ink)
-    # The outline lies half-way between the two nearest pixel centres; smoothing hides its steps.
+    # The outline is half-way between the two nearest pixel centres; smoothing removes its steps.
     smooth = ndimage.gaussian_filter(outside - inside, 0.7)
     return (smooth * (_LETTER / _SHAPE)).astype(np.float32)
 
 
 def _render(face: str, character: str) -> np.ndarray:
-    """Render one character, its longer side 44 pixels, in the middle of a uint8 [64, 64]."""
+    """Render one character in the middle of a uint8 [64, 64], its longer side 44 pixels."""
     from PIL import Image, ImageDraw
 
     probe = _font(face, 4 * _SHAPE)

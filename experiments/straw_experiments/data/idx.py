@@ -9,7 +9,7 @@ IMAGES, LABELS = 0x803, 0x801  # Magic numbers: unsigned bytes in three axes, or
 
 
 class Readable(Protocol):
-    """What plain and compressed files both offer."""
+    """A plain or compressed file, open for reading."""
 
     def read(self, size: int = -1, /) -> bytes:
         """Read up to `size` bytes, or all."""
@@ -20,15 +20,15 @@ def read_shape(file: Readable, magic: int, source: str) -> tuple[int, ...]:
     """Read the header of an idx file.
 
     Args:
-        file: open at its start; left at the first value.
+        file: Open at its start; left at the first value.
         magic: `IMAGES` or `LABELS`.
-        source: names the file in an error.
+        source: Names the file in an error.
 
     Returns:
         The shape that the header gives.
 
     Raises:
-        ValueError: if the file has no such header.
+        ValueError: The file has no such header.
     """
     axes = magic & 0xFF
     header = file.read(4 + 4 * axes)
@@ -44,15 +44,15 @@ def read(file: Readable, magic: int, source: str) -> np.ndarray:
     """Read a whole idx file.
 
     Args:
-        file: open at its start.
+        file: Open at its start.
         magic: `IMAGES` or `LABELS`.
-        source: names the file in an error.
+        source: Names the file in an error.
 
     Returns:
         uint8, of the shape that the header gives.
 
     Raises:
-        ValueError: if the header is wrong or the file ends early.
+        ValueError: The header is wrong, or the file ends early.
     """
     shape = read_shape(file, magic, source)
     values = np.frombuffer(file.read(), np.uint8)

@@ -1,4 +1,4 @@
-"""Texts in memory, as numbers of characters."""
+"""Texts in memory, each character as a number."""
 
 import hashlib
 from pathlib import Path
@@ -17,20 +17,20 @@ SHA256 = {
     "valid": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
     "test": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
 }
-"""Of Penn Treebank as language models use it: 10,000 words, lower case, numbers as N."""
+"""Of Penn Treebank's files as language models use them: 10,000 words, lower case, numbers as N."""
 
-_HELD_OUT = 0.05  # of a text of the user's, for validation, and as much for the test
+_HELD_OUT = 0.05  # Of the user's own text, for validation, and as much for the test.
 
 
 class Text(NamedTuple):
     """A text in three parts.
 
     Attributes:
-        name: What it truly is; belongs beside every result.
-        characters: All that occur, in order: a character's number is its place here.
-        train: Numbers of characters, unsigned integers `[n]`, like the next two.
-        validation: For choosing.
-        test: For the end.
+        name: Says truly which text it is; every report repeats it.
+        characters: All that occur, sorted: the number of a character is its position here.
+        train: The characters' numbers, unsigned integers `[n]`, like the next two.
+        validation: For choosing a recipe.
+        test: For the final score.
     """
 
     name: str
@@ -44,9 +44,9 @@ class Text(NamedTuple):
         return "".join(self.characters[number] for number in numbers)
 
     def sha256(self) -> str:
-        """Return the digest of all parts, one after the other, in UTF-8.
+        """Return the sha256 of all parts, joined, in UTF-8.
 
-        Of a text file it is the file's own where its lines end in a line feed.
+        For a text file whose lines end in a line feed, this is the sha256 of the file.
         """
         whole = np.concatenate([self.train, self.validation, self.test])
         return hashlib.sha256(self.decode(whole).encode()).hexdigest()
@@ -56,16 +56,15 @@ def load(path: str | None = None, data_dir: str | None = None) -> Text:
     """Read a text file, or Penn Treebank.
 
     Args:
-        path: Of a text file in UTF-8, whose first 90 % are for training, the next 5 % for
-            validation, the last 5 % for the test; None for Penn Treebank.
-        data_dir: Where Penn Treebank is looked for, here or in `ptb/`, and kept if it has to be
-            downloaded; None: TFDS's folder (`TFDS_DATA_DIR`, or else `~/tensorflow_datasets`).
-            There, too, it may lie in `downloads/manual`.
+        path: Of a text file in UTF-8: the first 90 % are for training, the next 5 % for
+            validation, the last 5 % for the test. None for Penn Treebank.
+        data_dir: Holds the files of Penn Treebank, directly, in `ptb/`, in `downloads/manual/` or
+            in `downloads/manual/ptb/`; if they are missing, they are downloaded to `ptb/`. None for
+            TFDS's folder (`TFDS_DATA_DIR`, or else `~/tensorflow_datasets`).
 
     Returns:
-        The text. Penn Treebank is read as one line, from the first sentence on, with line breaks
-        between sentences and no blanks beside them: 5017 k, 393 k and 442 k characters, as
-        published.
+        The text. In Penn Treebank, a line break separates sentences, without blanks around it:
+        5017 k, 393 k and 442 k characters, as published.
 
     Raises:
         ValueError: The file cannot be read, or Penn Treebank can be neither found nor downloaded.
@@ -78,15 +77,15 @@ def load(path: str | None = None, data_dir: str | None = None) -> Text:
 
 
 def check_length(text: Text, batch_size: int, length: int) -> None:
-    """Check that a text is long enough for one step of training, and for a test.
+    """Check that a text is long enough for one training step, and for a test.
 
     Args:
         text: The text.
-        batch_size: Pieces that are read side by side.
-        length: Characters of each that a step reads.
+        batch_size: Pieces of text per step.
+        length: Characters of each piece per step.
 
     Raises:
-        ValueError: It is too short.
+        ValueError: The text is too short.
     """
     least = batch_size * length + 1
     if len(text.train) < least:
@@ -118,7 +117,7 @@ def _load_file(path: Path) -> Text:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ValueError(
             f"argument --text: expected a text file, cannot read {path}: {reason}"
         ) from None
@@ -159,7 +158,7 @@ def _download_treebank(data_dir: Path) -> Path:
         raise ValueError(f"Penn Treebank: {URL} cannot be reached ({reason}). {way_out}") from error
     except OSError as error:
         raise ValueError(
-            f"Penn Treebank: cannot be kept in {folder}: {error.strerror}. {way_out}"
+            f"Penn Treebank: cannot be stored in {folder}: {error.strerror}. {way_out}"
         ) from error
     return folder
 

@@ -1,26 +1,16 @@
-"""Other sets of small images: prepared by TFDS, or the four idx files of MNIST's kin."""
+"""Other sets of small images: prepared by TFDS, or the four idx files of MNIST and its kin."""
 
-import contextlib
 import functools
-import gzip
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from straw_experiments.data import idx
+from straw_experiments.data import idx_files
 from straw_experiments.data.cache import Arrays, cached
 
 _SPLITS = ("train", "test")
-_KINDS = {"images": idx.IMAGES, "labels": idx.LABELS}
-_FILES = {
-    "train_images": "train-images-idx3-ubyte",
-    "train_labels": "train-labels-idx1-ubyte",
-    "test_images": "t10k-images-idx3-ubyte",
-    "test_labels": "t10k-labels-idx1-ubyte",
-}
 _SHAPES = [(side, side, channels) for side in (28, 32) for channels in (1, 3)]
 _CHUNK = 4096  # Records read at a time: one by one takes four times as long.
 
@@ -29,41 +19,45 @@ def find(name: str, data_dir: Path) -> tuple[tuple[str, ...], Callable[[], Array
     """Find a set in `data_dir`, quickly, and return its class names and what reads it.
 
     Args:
-        name: as TFDS names it, such as "mnist" or "emnist/digits".
-        data_dir: holds NAME/VERSION as TFDS prepares it in the array_record format, or the four
+        name: As TFDS names it, such as "mnist" or "emnist/digits".
+        data_dir: Holds NAME/VERSION as TFDS prepares it in the array_record format, or the four
             idx files (plain or .gz) in NAME/ or in the folder itself.
 
     Returns:
         The class names, and a function without arguments that returns "{train,test}_images"
-        uint8 [n, height, width, channels] and "{train,test}_labels" int32 [n].
+        uint8 `[n, height, width, channels]` and "{train,test}_labels" int32 `[n]`.
 
     Raises:
-        ValueError: if there is no such data, or data of another kind.
+        ValueError: There is no such data, or data of another kind.
     """
     prepared = _newest(data_dir / name)
     if prepared is not None:
         return _find_prepared(name, data_dir, prepared)
     for folder in (data_dir / name, data_dir):
-        paths = {key: _existing(folder / file) for key, file in _FILES.items()}
-        found = {key: path for key, path in paths.items() if path}
-        if len(found) == len(_FILES):
-            return _find_idx(name, found)
+        if (files := _idx_files(folder)) is not None:
+            return _find_idx(name, files)
     raise ValueError(
-        f"data set {name!r}: expected auto, emnist, glyphs, or a set of 28 x 28 or 32 x 32 images "
-        f"whose data lie in {data_dir}, got no such data. Prepare it with TFDS (file_format="
-        f"'array_record') in {data_dir / name}, or put train-images-idx3-ubyte.gz and its three "
-        "companions there, or choose another --data-dir."
+        f"data set {name!r}: expected auto, emnist, glyphs, the path of your own data, or a set of "
+        f"28 x 28 or 32 x 32 images whose data lie in {data_dir}, got no such data. Prepare it "
+        f"with TFDS (file_format='array_record') in {data_dir / name}, or put "
+        "train-images-idx3-ubyte.gz and its three companions there, or choose another --data-dir."
     )
+
+
+def is_in(name: str, data_dir: Path) -> bool:
+    """Return whether a folder of this name in `data_dir` holds a data set."""
+    folder = data_dir / name
+    return _newest(folder) is not None or _idx_files(folder) is not None
 
 
 def read_columns(source: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Read a TFDS data source whole.
 
     Args:
-        source: what `builder.as_data_source(split)` returns.
+        source: What `builder.as_data_source(split)` returns.
 
     Returns:
-        Each feature of all examples, in the source's order: [n, ...].
+        Each feature of all examples, in the source's order: `[n, ...]`.
     """
     columns: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(source), _CHUNK):
@@ -119,62 +113,40 @@ def _read_prepared(name: str, sources: dict[str, Sequence[dict[str, Any]]]) -> A
     arrays = {}
     for split, source in sources.items():
         columns = read_columns(source)
-        arrays[f"{split}_images"] = _upright(name, columns["image"])
+        images = columns["image"]
+        arrays[f"{split}_images"] = images.swapaxes(1, 2) if _is_transposed(name) else images
         arrays[f"{split}_labels"] = columns["label"].astype(np.int32)
     return arrays
 
 
-def _find_idx(name: str, paths: dict[str, Path]) -> tuple[tuple[str, ...], Callable[[], Arrays]]:
+def _idx_files(folder: Path) -> idx_files.Files | None:
+    """Return the four files named as MNIST's, or None."""
+    files = idx_files.locate(folder).get("", {})
+    return files if idx_files.is_whole(files) else None
+
+
+def _find_idx(name: str, files: idx_files.Files) -> tuple[tuple[str, ...], Callable[[], Arrays]]:
     """Check the headers of the four files and read their labels."""
-    for split in _SPLITS:
-        shapes = []
-        for kind, magic in _KINDS.items():
-            path = paths[f"{split}_{kind}"]
-            with _open(path) as file:
-                shapes.append(idx.read_shape(file, magic, str(path)))
-        images, labels = shapes
-        if images != (*labels, 28, 28) or labels == (0,):
+    for split, shape in idx_files.read_shapes(files).items():
+        if shape[1:] != (28, 28):
             raise ValueError(
-                f"data set {name!r} in {path.parent}: expected {split} images [n, 28, 28] and "
-                f"labels [n], got {list(images)} and {list(labels)}."
+                f"data set {name!r} in {files[split, 'images'].parent}: expected {split} images "
+                f"[n, 28, 28], got {list(shape)}. Give images of another size by their path: "
+                f"--dataset {files[split, 'images'].parent}"
             )
-    largest = max(int(_read_idx(paths, split, "labels").max()) for split in _SPLITS)
+    largest = max(int(idx_files.read(files, split, "labels").max()) for split in _SPLITS)
     class_names = tuple(str(label) for label in range(largest + 1))
-    return class_names, functools.partial(_read_all_idx, name, paths)
+    return class_names, functools.partial(_read_all_idx, name, files)
 
 
-def _read_all_idx(name: str, paths: dict[str, Path]) -> Arrays:
-    arrays = {}
+def _read_all_idx(name: str, files: idx_files.Files) -> Arrays:
+    images = idx_files.read_images(files, transposed=_is_transposed(name))
+    arrays = {f"{split}_images": each for split, each in images.items()}
     for split in _SPLITS:
-        images = _read_idx(paths, split, "images")[..., None]
-        arrays[f"{split}_images"] = _upright(name, images)
-        arrays[f"{split}_labels"] = _read_idx(paths, split, "labels").astype(np.int32)
+        arrays[f"{split}_labels"] = idx_files.read(files, split, "labels").astype(np.int32)
     return arrays
 
 
-def _read_idx(paths: dict[str, Path], split: str, kind: str) -> np.ndarray:
-    path = paths[f"{split}_{kind}"]
-    with _open(path) as file:
-        return idx.read(file, _KINDS[kind], str(path))
-
-
-def _existing(plain: Path) -> Path | None:
-    """Return the file, or else its compressed form, or else None."""
-    return next((path for path in (plain, Path(f"{plain}.gz")) if path.is_file()), None)
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[idx.Readable]:
-    """Open a plain or compressed file; a damaged one raises a ValueError that names it."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield file
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{path}: expected a whole idx file, got: {error}. Fetch it again."
-        ) from error
-
-
-def _upright(name: str, images: np.ndarray) -> np.ndarray:
-    """Turn the images of TFDS's `emnist/...` sets, which are kept transposed."""
-    return images.swapaxes(1, 2) if name.startswith("emnist/") else images
+def _is_transposed(name: str) -> bool:
+    """Return whether TFDS keeps a set's images transposed."""
+    return name.startswith("emnist/")

@@ -6,23 +6,30 @@ _ROTATED, _BLURRED = 0, 1  # Each variant has its own stream of random numbers.
 
 
 def variants(images: np.ndarray, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return the article's three test variants.
+    """Return the article's three variants of test images.
 
-    Image i's transform depends on the seed and i alone: the first images of a set are transformed
-    alike, however many follow.
+    The transform of image i depends on the seed and on i alone: the first images of a set are
+    transformed alike, however many follow.
 
     Args:
-        images: uint8 [n, height, width, channels], 1 or 3 of these.
-        seed: fixes the angles and the widths of the blur.
+        images: uint8 `[n, height, width, channels]`, 1 channel or 3.
+        seed: Fixes the angles and the widths of the blur.
 
     Returns:
-        uint8 [n, height, width, channels] by name, in this order: "standard" (the images
-        themselves), "rotated" (one angle an image, uniform in -60 to 60 degrees, nearest neighbour,
-        zeros outside), "blurred" (3 x 3 Gaussian, sigma uniform in 0.1 to 2.0 pixels, reflected
-        edge).
+        uint8 `[n, height, width, channels]` by name, in this order: "standard" (the images
+        themselves); "rotated" (each by an angle of its own, uniform in -60 to 60 degrees; nearest
+        neighbour, zeros outside); "blurred" (3 x 3 Gaussian, sigma uniform in 0.1 to 2.0 pixels,
+        reflected edge).
 
     Raises:
-        ValueError: if the images are not uint8 [n, height, width, channels].
+        ValueError: The images are not uint8 `[n, height, width, channels]`.
+
+    Example:
+        >>> import numpy as np
+        >>> from straw_experiments import data
+        >>> images = np.zeros((2, 28, 28, 1), np.uint8)
+        >>> {name: made.shape for name, made in data.variants(images).items()}
+        {'standard': (2, 28, 28, 1), 'rotated': (2, 28, 28, 1), 'blurred': (2, 28, 28, 1)}
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
@@ -35,11 +42,11 @@ def variants(images: np.ndarray, *, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def rotate(images: np.ndarray, degrees: np.ndarray) -> np.ndarray:
-    """Rotate each image about its centre, counter-clockwise as seen, by nearest neighbour.
+    """Rotate each image about its centre, counter-clockwise, by nearest neighbour.
 
     Args:
-        images: [n, height, width, channels].
-        degrees: float [n], one angle an image.
+        images: `[n, height, width, channels]`.
+        degrees: float `[n]`, one angle per image.
 
     Returns:
         As `images`; pixels that come from outside are zero.
@@ -48,21 +55,21 @@ def rotate(images: np.ndarray, degrees: np.ndarray) -> np.ndarray:
     angle = np.deg2rad(degrees)[:, None, None]
     down = np.arange(height)[:, None] - (height - 1) / 2
     right = np.arange(width) - (width - 1) / 2
-    # Each output pixel looks back, by the inverse rotation, at the pixel it came from.
+    # The inverse rotation gives the pixel from which each output pixel comes.
     row = np.rint(np.cos(angle) * down + np.sin(angle) * right + (height - 1) / 2).astype(int)
     column = np.rint(np.cos(angle) * right - np.sin(angle) * down + (width - 1) / 2).astype(int)
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     image = np.arange(len(images))[:, None, None]
-    found = images[image, row.clip(0, height - 1), column.clip(0, width - 1)]
-    return np.where(inside[..., None], found, 0).astype(images.dtype)
+    source = images[image, row.clip(0, height - 1), column.clip(0, width - 1)]
+    return np.where(inside[..., None], source, 0).astype(images.dtype)
 
 
 def blur(images: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
     """Blur each image with a 3 x 3 Gaussian kernel, sampled at the pixels and summing to one.
 
     Args:
-        images: uint8 [n, height, width, channels].
-        sigmas: float [n], pixels, one an image.
+        images: uint8 `[n, height, width, channels]`.
+        sigmas: float `[n]`, in pixels, one per image.
 
     Returns:
         uint8, as `images`, rounded; the edge is reflected without repeating its pixel.

@@ -7,7 +7,7 @@ import numpy as np
 
 from straw_experiments.image_classification.figures import RIGHT, WRONG, model_colour
 from straw_experiments.image_classification.report import model_name
-from straw_experiments.runner.plots import MONO, FilePath, new_figure, save, tidy
+from straw_experiments.runner.plots import MONO, FilePath, drawable, new_figure, save, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -228,8 +228,8 @@ def plot_poses(
         for unit in range(units):
             draw_weights(row[3 + unit], after[image][unit])
         right = shown["guesses"][image] == shown["labels"][image]
-        guess = class_names[shown["guesses"][image]]
-        row[0].set_ylabel(f"{class_names[shown['labels'][image]]}", rotation=0, ha="right")
+        guess, label = (drawable(class_names[shown[key][image]]) for key in ("guesses", "labels"))
+        row[0].set_ylabel(label, rotation=0, ha="right")
         row[0].set_xlabel(f"rotated {shown['degrees'][image]:+g}°", fontsize=8)
         row[2].set_xlabel(
             f"{'✓' if right else '✗'} {guess}", color=RIGHT if right else WRONG, family=MONO

@@ -233,11 +233,7 @@ def parse(argv: Sequence[str]) -> Config:
         " a matter of minutes on a CPU with 2 cores.",
         models=MODELS,
     )
-    given = settings.read(parser, Config, argv)
-    try:
-        return configure(given)
-    except ValueError as error:
-        parser.error(str(error))
+    return settings.parse(parser, Config, configure, argv)
 
 
 def configure(given: Mapping[str, Any]) -> Config:
@@ -349,8 +345,11 @@ def _name(chosen: Mapping[str, Any]) -> str:
     """Name a run by its settings; usual ones are left out: other settings, another name."""
     usual = settings.defaults(Config)
     networks = [chosen[name] for name in _NETWORKS if chosen[name] != usual[name]]
+    dataset = chosen["dataset"]
+    if dataset[:1] in ("/", ".", "~") or Path(dataset).exists():  # a user's own data
+        dataset = Path(dataset).expanduser().resolve().name.removesuffix(".npz")
     parts = [
-        chosen["dataset"],
+        dataset,
         *networks,
         f"{chosen['fraction']:.6g}",
         f"rank{chosen['rank']}",

@@ -13,7 +13,7 @@ import numpy as np
 from straw_experiments.image_classification.models import MODELS
 from straw_experiments.image_classification.published import compare
 from straw_experiments.image_classification.report import model_name, variant_names
-from straw_experiments.runner.plots import MONO, FilePath, new_figure, save, tidy
+from straw_experiments.runner.plots import MONO, FilePath, drawable, new_figure, save, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +32,7 @@ CLASS_COLOURS = (
     "#999933",
     "#44AA99",
 )
+_LONGEST = 16  # characters of a class name
 STYLES_INCHES = (8.0, 7.2)
 MOST_POINTS = 4_000  # more make a larger file and no clearer figure
 
@@ -177,6 +178,7 @@ def plot_samples(
         dataset: true name of the data set, for the title.
     """
     name_width = max(len(model_name(model)) for model in predictions)
+    class_names = [drawable(name, _LONGEST) for name in class_names]
     class_width = max(map(len, class_names))
     # Inches: a character of the 8 point face is 0.067 wide.
     column_width = max(1.35, 0.067 * (name_width + class_width + 4) + 0.2)
@@ -251,7 +253,8 @@ def plot_styles(
     axes.set_xlabel(f"first principal component ({100 * shares[0]:.1f} % of the variance)")
     axes.set_ylabel(f"second principal component ({100 * shares[1]:.1f} % of the variance)")
     tidy(axes)
-    _label_classes(axes, centroids, [class_names[index] for index in classes], colours)
+    names = [drawable(class_names[index], _LONGEST) for index in classes]
+    _label_classes(axes, centroids, names, colours)
     save(figure, path)
 
 

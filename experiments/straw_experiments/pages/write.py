@@ -1,35 +1,36 @@
-"""Write the results page from finished studies: `python experiments/write_results.py --help`."""
+"""Write the pages of results: `python experiments/write_results.py --help`."""
 
-import json
-import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from straw_experiments.reproduce import STUDIES
-from straw_experiments.runner.arguments import Parser
-from straw_experiments.runner.command import fail
+from straw_experiments.configs import STUDIES
+from straw_experiments.runner.command import fail, program
+from straw_experiments.runner.settings import Parser
+
+_PACKAGED = Path(__file__).with_name("templates")  # in an installed package
+_CHECKOUT = Path(__file__).parents[2] / "results" / "pages"
+TEMPLATES = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the page that the command line names, with its figures beside it.
+    """Write the pages that the command line names.
 
     Returns:
         The exit code: 0 written, 2 bad input, 130 stopped by Ctrl-C.
     """
     parser = Parser(
-        prog="write_results.py",
-        description="Write one page of all results, and its figures beside it, from"
-        " FOLDER/STUDY/summary.json, FOLDER/STUDY/analysis.json and FOLDER/findings/SECTION.md,"
-        " of which any may be missing.",
+        prog=program("write-results"),
+        description="Write the pages of results, and their pictures, from FOLDER/STUDY/summary.json"
+        " and FOLDER/STUDY/analysis.json, of which any may be missing.",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of studies")
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("docs", "results.md"),
-        metavar="FILE",
-        help="the page (%(default)s)",
+        default=Path("docs", "results"),
+        metavar="DIR",
+        help="folder for the pages (%(default)s)",
     )
     arguments = parser.parse_args(argv)
     try:
@@ -41,72 +42,48 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def write(folder: Path, out: Path) -> None:
-    """Write the page and its figures, and print its table.
+def write(folder: Path, out: Path, templates: Path = TEMPLATES) -> None:
+    """Write the pages and their pictures, and print a table of accuracies.
 
     Args:
         folder: Of the studies.
-        out: The page.
+        out: Folder for the pages.
+        templates: As `render` takes them.
 
     Raises:
-        ValueError: The folder holds no finished study, or a file that is no JSON.
+        ValueError: The folder holds no finished study, or a file that is no JSON, or a page asks
+            for a figure that is not there.
         OSError: A file cannot be read or written.
     """
-    studies = _by_study(folder, "summary.json")
-    if not studies:
+    from straw_experiments.pages import stored
+
+    results = stored.read(folder)
+    if not results.summaries:
         raise ValueError(
             f"expected finished studies, found no {folder / 'STUDY' / 'summary.json'}. Run"
             " experiments/reproduce.py first"
         )
-    from straw_experiments.pages import figures as results_figures
-    from straw_experiments.pages import page as results_page
-    from straw_experiments.pages import prediction as results_prediction
+    from straw_experiments.pages import figures, images, render
     from straw_experiments.runner import records
 
-    predictions, languages = (
-        {name: found for name, found in studies.items() if found.get("study", "").startswith(kind)}
-        for kind in ("prediction", "character")
+    drawings = figures.drawings(results)
+    copies = {
+        f"{path.parent.name}_{path.name}": path for path in sorted(folder.glob("*/*_poses.png"))
+    }
+    pages = render.render(
+        results,
+        templates,
+        pictures={*drawings, *copies},
+        planned=STUDIES,
+        borrowed=folder.resolve() != templates.parent.resolve(),
     )
-    images = {name: found for name, found in studies.items() if "study" not in found}
-    planned = [name for name, study in STUDIES.items() if study.script == "run.py"]
-    known = {**dict.fromkeys(planned), **images}
-    figures = {name: f"{out.stem}_{name}.png" for name in ("main", "rank", "weights")}
-    files = {name: out.with_name(file) for name, file in figures.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    drawn = results_figures.draw(images, files)
-    drawn += results_prediction.draw(predictions, files["weights"])
-    text = results_page.page(
-        known,
-        predictions=predictions,
-        languages=languages,
-        findings={
-            path.stem: path.read_text(encoding="utf-8")
-            for path in sorted(folder.glob("findings/*.md"))
-        },
-        analyses=_by_study(folder, "analysis.json"),
-        figures={name: figures[name] for name in drawn},
-        pictures={
-            path.parent.name: _pictures(path.parent, out, "analysis*.png")
-            for path in folder.glob("*/analysis.json")
-        }
-        | {name: _pictures(folder / name, out, "*.png") for name in languages},
-    )
-    records.write(out, text)
-    print(results_page.table(known))
-    print(f"Page: {out}")
-
-
-def _pictures(folder: Path, page: Path, pattern: str) -> list[str]:
-    """List a study's pictures, as links from the page."""
-    found = sorted(folder.glob(pattern))
-    return [Path(os.path.relpath(picture, page.parent)).as_posix() for picture in found]
-
-
-def _by_study(folder: Path, name: str) -> dict[str, Any]:
-    found = {}
-    for path in sorted(folder.glob(f"*/{name}")):
-        try:
-            found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"cannot read {path}: {error}") from None
-    return found
+    out.mkdir(parents=True, exist_ok=True)
+    for name, draw in drawings.items():
+        draw(out / name)
+    for name, path in copies.items():
+        shutil.copyfile(path, out / name)
+    for name, text in pages.items():
+        records.write(out / name, text)
+    run_py = [name for name, study in STUDIES.items() if study.command == "run"]
+    print(images.terminal_table(results, run_py))
+    print(f"Pages: {out}")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound="RunConfig")
 
+_CONSOLE = "straw-jax"  # the console command, also as `python -m straw_experiments`
+
 
 def run_study(
     argv: Sequence[str],
@@ -90,15 +92,13 @@ def interruptible(run: Callable[[str], int], resumes: bool) -> int:
 
 def command_line() -> str:
     """Write the command line of this process as it can be given again."""
-    if Path(sys.argv[0]).suffix == ".py":
-        return shlex.join(["python", *sys.argv])
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    started = ["python", sys.argv[0]] if _is_script() else [_CONSOLE]
+    return shlex.join([*started, *sys.argv[1:]])
 
 
 def program(subcommand: str) -> str:
     """Name this program in messages: a script's file, or `straw-jax` with its subcommand."""
-    name = Path(sys.argv[0]).name
-    return f"{name} {subcommand}" if name == "straw-jax" else f"{subcommand.replace('-', '_')}.py"
+    return _file(subcommand) if _is_script() else f"{_CONSOLE} {subcommand}"
 
 
 def sibling(subcommand: str) -> list[str]:
@@ -106,11 +106,20 @@ def sibling(subcommand: str) -> list[str]:
 
     That is a script beside this process's own, or a subcommand of `straw-jax`.
     """
-    own = Path(sys.argv[0])
-    if own.suffix == ".py":
-        script = own.with_name(f"{subcommand.replace('-', '_')}.py")
+    if _is_script():
+        script = Path(sys.argv[0]).with_name(_file(subcommand))
         return [os.path.relpath(script)]  # short in the record of each command
     return ["-m", "straw_experiments", subcommand]
+
+
+def _is_script() -> bool:
+    """Say whether this process is a script of `experiments/`, and not the console command."""
+    own = Path(sys.argv[0])
+    return own.stem != _CONSOLE and own.parts[-2:] != ("straw_experiments", "__main__.py")
+
+
+def _file(subcommand: str) -> str:
+    return f"{subcommand.replace('-', '_')}.py"
 
 
 def prepare() -> None:
@@ -140,7 +149,8 @@ def print_finished(out: Path, report: str) -> bool:
 
 def fail(message: object, code: int) -> int:
     """Print one line on stderr, with the program's name, and return the exit code."""
-    print(f"{Path(sys.argv[0]).name}: {' '.join(str(message).split())}", file=sys.stderr)
+    name = Path(sys.argv[0]).name if _is_script() else _CONSOLE
+    print(f"{name}: {' '.join(str(message).split())}", file=sys.stderr)
     return code
 
 

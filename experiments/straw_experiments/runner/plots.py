@@ -25,8 +25,27 @@ def new_figure(title: str, dataset: str, size: tuple[float, float]) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(size, dpi=DPI, layout="constrained")
-    figure.suptitle(f"{title}\n{dataset}".rstrip(), fontsize=11)
+    figure.suptitle(f"{title}\n{drawable(dataset)}".rstrip(), fontsize=11)
     return figure
+
+
+def drawable(text: str, most: int | None = None) -> str:
+    """Write a text as figures can show it.
+
+    Args:
+        text: Any, such as a user's class name.
+        most: Characters after which it is cut off.
+
+    Returns:
+        The text with "?" for what the font lacks, and with dollars that begin no formula.
+    """
+    from matplotlib.font_manager import findfont, get_font
+
+    known = get_font(findfont(MONO)).get_charmap()
+    shown = "".join(each if ord(each) in known else "?" for each in text)
+    if most is not None and len(shown) > most:
+        shown = shown[: most - 1] + "…"
+    return shown.replace("$", r"\$")
 
 
 def save(figure: "Figure", path: FilePath) -> None:

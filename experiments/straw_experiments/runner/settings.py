@@ -140,7 +140,7 @@ class Parser(argparse.ArgumentParser):
         models: Listed below that with what they are, if given.
     """
 
-    def __init__(self, prog: str, description: str, epilog: str, models: Any = None):
+    def __init__(self, prog: str, description: str, epilog: str = "", models: Any = None):
         rows = [] if models is None else ["", "models:"]
         for entry in (models or {}).values():
             text = textwrap.wrap(entry.help, _WIDTH - 24)
@@ -155,6 +155,26 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and end the process."""
         self.exit(2, f"{self.prog}: {message} (--help explains the flags)\n")
+
+
+def parse(
+    parser: argparse.ArgumentParser,
+    config_class: type[C],
+    configure: Callable[[dict[str, Any]], C],
+    argv: Sequence[str],
+) -> C:
+    """Read, complete and check a command line; a mistake ends the process with one line.
+
+    Args:
+        parser: Gets the flags.
+        config_class: The study's settings.
+        configure: Completes given settings and checks them; raises ValueError.
+        argv: The words after the program's name.
+    """
+    try:
+        return configure(read(parser, config_class, argv))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def read(

@@ -133,11 +133,7 @@ def parse(argv: Sequence[str]) -> Config:
         " matter of minutes on a CPU with 2 cores.",
         models=MODELS,
     )
-    given = settings.read(parser, Config, argv)
-    try:
-        return configure(given)
-    except ValueError as error:
-        parser.error(str(error))
+    return settings.parse(parser, Config, configure, argv)
 
 
 def configure(given: Mapping[str, Any]) -> Config:
