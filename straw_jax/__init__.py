@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from straw_jax.pose import Geometric, PoseEncoder, PoseEstimate, PoseRange, make_geometric
     from straw_jax.straw import Network, Straw, linen, make_straw
 
-__version__ = "0.2.0"
-
 __all__ = [
     "CNN",
     "CompactCNN",
