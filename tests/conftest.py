@@ -1,20 +1,21 @@
 """Strictness for every test: no silent dtype or rank promotion, no flaky deadline."""
 
+import os
 import signal
 
 import hypothesis
 import jax
-import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Every test compiles something new, and runs it once or twice. Without optimizations, XLA's newer
-# emitters take twice as long to compile as its older ones, which a later version may not have.
+# Every test compiles something new, and runs it once or twice; so do scripts that tests start.
+# Without optimizations, XLA's newer emitters take twice as long to compile as its older ones, which
+# a later version may not have.
 jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if jax.__version_info__ < (0, 11):
-    with pytest.MonkeyPatch.context() as patch:  # scripts that tests start run as they do elsewhere
-        patch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false", prepend=" ")
-        jax.devices()  # reads the flags
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}".strip()
 
 # Compilation makes the first example slow: a deadline would measure the compiler.
 hypothesis.settings.register_profile("straw", deadline=None, max_examples=20, derandomize=True)

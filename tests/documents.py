@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
@@ -27,15 +25,12 @@ def commands(page: Path) -> list[str]:
 
 
 def run(words: Sequence[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with some words, and with what compiles quickly, as in `conftest.py`."""
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    if jax.__version_info__ < (0, 11):
-        quick["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+    """Run Python with some words."""
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "experiments")])}
     return subprocess.run(
         [sys.executable, *words],
         cwd=folder,
-        env={**os.environ, **quick, **paths, **environment},
+        env={**os.environ, **paths, **environment},
         capture_output=True,
         text=True,
         check=False,

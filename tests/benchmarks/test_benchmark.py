@@ -525,7 +525,6 @@ def main(monkeypatch, *words):
 
 
 def test_benchmark_measures_and_continues(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # of the workers: quick to compile
     out = tmp_path / "out.json"
     words = ["--batch-sizes", "2", "--ranks", "1", "--repeats", "3", "--out", str(out)]
     words += ["--models", "straw", "standalone", "--works", "inference"]

@@ -1,5 +1,6 @@
 """Training on one device against 8 virtual ones, in one process and in two."""
 
+import os
 import re
 import socket
 import subprocess
@@ -15,7 +16,8 @@ PROGRAM = Path(__file__).with_name("mesh_program.py")
 
 
 def start(out, *words, devices):
-    env = environment(XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+    flags = f"--xla_force_host_platform_device_count={devices} {os.environ.get('XLA_FLAGS', '')}"
+    env = environment(XLA_FLAGS=flags)
     command = [sys.executable, PROGRAM, out, *map(str, words)]
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 

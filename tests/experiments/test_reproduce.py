@@ -200,8 +200,8 @@ def test_studies_are_stopped_and_gone_on_with(tmp_path):
     words = "--only rank1 rank2 --out here --archive tiny.zip --data-dir data --dataset emnist"
     words += " -- --models standalone"  # the quickest
     command = [sys.executable, str(SCRIPT), *words.split()]
-    quick = {"JAX_COMPILATION_CACHE_DIR": "cache", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    kept = {"env": scripts.environment(**quick), "text": True, "stdout": subprocess.PIPE}
+    cached = scripts.environment(JAX_COMPILATION_CACHE_DIR="cache")
+    kept = {"env": cached, "text": True, "stdout": subprocess.PIPE}
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, **kept)
     epochs = tmp_path / "here" / "rank2" / "runs" / "standalone-seed0" / "epochs"
     while not (epochs / "1" / "commit_success.txt").exists():
