@@ -279,15 +279,17 @@ def update_statistics(
     """
     factors_of = _factors_of(straw)
 
-    @jax.jit
+    norms, ranks_of = jax.jit(analysis.squared_norms), jax.jit(analysis.effective_ranks)
+
     def measure(variables: Variables, images: Any) -> dict[str, dict[str, jax.Array]]:
-        updates = straw.factors(variables["params"], as_input(images))
-        found = {
-            path: {"norm": jnp.sqrt(square)}
-            for path, square in analysis.squared_norms(updates).items()
-        }
-        for path, effective in analysis.effective_ranks(updates).items():
-            found[path]["effective_rank"] = effective
+        # One program after the other: on a CPU of two cores, matrix products and factorisations
+        # that run at once wait for each other's threads for ever (seen with jax 0.10.2).
+        updates = jax.block_until_ready(factors_of(variables, images))
+        squares = jax.block_until_ready(norms(updates))
+        found = {path: {"norm": jnp.sqrt(square)} for path, square in squares.items()}
+        for path, update in updates.items():
+            if effective := jax.block_until_ready(ranks_of({path: update})):
+                found[path]["effective_rank"] = effective[path]
         return found
 
     chosen = images[np.concatenate(groups)]
