@@ -53,6 +53,7 @@ def _code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("python3_is_this_interpreter", "offline_home")
 def test_runs_with_small_settings(tmp_path):
     notebook = _read()

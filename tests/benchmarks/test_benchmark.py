@@ -445,6 +445,7 @@ def test_pytorch_character_model_is_as_large_as_ours(name):
     assert theirs == ours + twice
 
 
+@pytest.mark.slow
 def test_character_models_are_built():
     language, build = benchmark_module("language"), benchmark_module("jax_language").build
     for name, module, _, features in language.MODELS.values():
@@ -524,6 +525,7 @@ def main(monkeypatch, *words):
     return run.main()
 
 
+@pytest.mark.slow
 def test_benchmark_measures_and_continues(monkeypatch, tmp_path, capsys):
     out = tmp_path / "out.json"
     words = ["--batch-sizes", "2", "--ranks", "1", "--repeats", "3", "--out", str(out)]

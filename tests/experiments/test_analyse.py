@@ -94,6 +94,7 @@ def test_bad_input_gets_one_line(line, message, stored, tmp_path, capsys):
     assert message in printed.err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is not the official EMNIST archive")
 def test_an_experiment_is_analysed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

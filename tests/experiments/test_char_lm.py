@@ -167,6 +167,7 @@ def test_test_texts_are_read_in_pieces(monkeypatch):
     np.testing.assert_array_equal(said[:129], TEXT.test[1:])
 
 
+@pytest.mark.slow
 def test_steps_carry_the_state_on_and_clip_gradients():
     """Two steps beside plain ones, in which the state is handed on by hand."""
     learner = learner_of("hyper", dropout=0.0)
@@ -175,15 +176,18 @@ def test_steps_carry_the_state_on_and_clip_gradients():
     params, carry, losses = variables["params"], learner.initial_carry(), []
     cut = jnp.asarray(learner.streams, jnp.int32)
 
-    def loss_of(params, carry, start):
-        numbers = cut[:, start : start + 11]
+    @jax.jit
+    def value_and_gradient(params, carry, numbers):
+        return jax.value_and_grad(loss_of, has_aux=True)(params, carry, numbers)
+
+    def loss_of(params, carry, numbers):
         carry, logits = learner.model.apply({"params": params}, numbers[:, :-1], carry)
         said = jax.nn.log_softmax(logits)
         picked = jnp.take_along_axis(said, numbers[:, 1:, None], axis=-1)
         return -jnp.mean(picked), carry
 
     for start in (0, 10):
-        (loss, carry), grad = jax.value_and_grad(loss_of, has_aux=True)(params, carry, start)
+        (loss, carry), grad = value_and_gradient(params, carry, cut[:, start : start + 11])
         norm = float(optax.tree.norm(grad))
         grad = jax.tree.map(lambda g, norm=norm: g / max(norm, 1.0), grad)
         adam = learner.optimizer

@@ -92,6 +92,7 @@ def test_models_learn_and_say_how_far_they_are(tmp_path, trainer, monkeypatch, c
     assert "characters/s" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 3])
 def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch, trainer, stop):
     whole, run, calls = Run(trainer, 3, tmp_path / "whole"), Run(trainer, 3, tmp_path / "cut"), []
@@ -188,6 +189,7 @@ TINY += ["--batch-size", "4", "--length", "20", "--sample-length", "30", "--jobs
 TINY += ["--learning-rate", "0.004", "0.008"]
 
 
+@pytest.mark.slow
 def test_study_is_stopped_and_gone_on_with(tmp_path):
     text = "what is read is read again, and $ | `.\n" * 50
     (tmp_path / "some.txt").write_text(text)

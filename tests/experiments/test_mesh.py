@@ -56,6 +56,7 @@ def assert_kernels_are_dealt_out(out, devices):
     assert "all-reduce" in text
 
 
+@pytest.mark.slow
 def test_eight_devices_find_what_one_finds(one, tmp_path):
     code, stderr = ended(start(tmp_path, "finish", 4, 2, devices=8))
     assert code == 0, stderr
@@ -63,6 +64,7 @@ def test_eight_devices_find_what_one_finds(one, tmp_path):
     assert_kernels_are_dealt_out(tmp_path, 2)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(one, tmp_path):
     assert ended(start(tmp_path, "interrupt", 4, 1, devices=4))[0] == 7
     code, stderr = ended(start(tmp_path, "finish", 2, 4, devices=8))
@@ -72,6 +74,7 @@ def test_a_run_goes_on_with_another_number_of_devices(one, tmp_path):
     assert_kernels_are_dealt_out(tmp_path, 4)
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(one, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -23,6 +23,7 @@ def test_models_of_the_article_have_their_sizes():
     assert sample_cost(_model("standalone")) == convolutions + 9216 * 128 + 128 * 47
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["none", "trained"])
 @pytest.mark.parametrize("rank", [2, 16])
 def test_widened_executors_are_as_large_or_dear_as_straw(rank, base):
@@ -46,6 +47,7 @@ def test_compact_models_have_their_sizes():
     assert sample_cost(compact) < 1.2 * sample_cost(static) < sample_cost(wide)
 
 
+@pytest.mark.slow
 def test_vit_models_have_their_sizes():
     static, wide, straw = (
         build_model(name, classes=47, rank=4, base="trained", executor="vit")
@@ -94,11 +96,13 @@ def test_only_straws_write_weights(name):
     assert (straw is not None) == (name in writers or name.startswith("geometric"))
 
 
+@pytest.mark.slow
 def test_models_give_logits():
     images = jnp.zeros((2, 28, 28, 1))
     for name in ("standalone", "wide_compute", "straw"):
         model = _model(name, rank=1)
-        logits, state = model.apply(model.init(jax.random.key(0), images), images, None)
+        variables = jax.jit(model.init)(jax.random.key(0), images)
+        logits, state = jax.jit(lambda v, x, m=model: m.apply(v, x, None))(variables, images)
         assert logits.shape == (2, 47)
         assert state == {}
         assert np.isfinite(logits).all()
@@ -134,14 +138,14 @@ def test_wide_residual_networks_have_about_the_sizes_of_the_papers():
 def test_generated_kernels_are_trained_through_their_generator(name):
     model = build_model(name, classes=3, rank=4, base="none")
     images = jax.random.normal(jax.random.key(0), (2, 28, 28, 1))
-    variables = model.init(jax.random.key(1), images)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
 
     def loss(params):
         logits, state = model.apply({"params": params}, images, jax.random.key(2))
         assert state == {}
         return jnp.sum(logits**2)
 
-    gradient = jax.grad(loss)(variables["params"])
+    gradient = jax.jit(jax.grad(loss))(variables["params"])
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient["generator"]))
 
 

@@ -129,6 +129,7 @@ def encoder_gradient(of_labels):
     return jax.jit(jax.grad(loss))(params["encoder"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["geometric", "geometric_refined"])
 def test_labels_are_used_on_upright_images_only(name):
     gradient, inputs, metrics = gradient_of_step(name)
@@ -239,6 +240,7 @@ def test_an_encoder_of_more_than_angles_is_trained_on_all_numbers_of_a_pose():
     assert np.all(np.any(np.asarray(gradient).reshape(-1, 4), axis=0))
 
 
+@pytest.mark.slow
 def test_the_context_models_encoder_learns_poses():
     model, images = small("compact_context"), as_input(BATCH)
     straw = small("compact_context", make=straw_of)

@@ -42,6 +42,7 @@ def linear(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_registered_model_is_trained_and_reported(linear, tmp_path, capsys):
     out = tmp_path / "out"
     config = parse(

@@ -194,6 +194,7 @@ def test_a_study_that_fails_ends_it_with_its_exit_code(tmp_path, code, said):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C of a terminal, as POSIX has it")
 def test_studies_are_stopped_and_gone_on_with(tmp_path):
     scripts.write_archive(tmp_path / "tiny.zip", train=100)

@@ -258,6 +258,7 @@ def finished(place):
     return place.folder / "whole", stdout, stderr
 
 
+@pytest.mark.slow
 def test_all_files_are_written(finished):
     out, stdout, stderr = finished
     summary = json.loads((out / "summary.json").read_text())
@@ -298,6 +299,7 @@ def test_all_files_are_written(finished):
     assert stderr.count("images/s") == 6  # A line an epoch, as stderr is no terminal.
 
 
+@pytest.mark.slow
 def test_finished_experiment_is_shown_again_and_not_touched(place, finished):
     out, stdout, _ = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
@@ -308,6 +310,7 @@ def test_finished_experiment_is_shown_again_and_not_touched(place, finished):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_interrupted_and_killed_experiment_ends_with_the_same_bits(place, finished):
     runs = place.folder / "cut" / "runs"
     code, _, stderr = place.stop(
@@ -331,6 +334,7 @@ def test_interrupted_and_killed_experiment_ends_with_the_same_bits(place, finish
     _assert_same_end(place, "cut", "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_summary_of_one(place, finished):
     words = "both_hosts", "--mesh", "data=2,model=1", "--distributed"
     with socket.socket() as probe:
@@ -359,6 +363,7 @@ def test_a_mesh_of_more_devices_than_there_are_is_refused_in_one_line(place):
     assert not (place.folder / "none").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be dealt out")
 def test_runs_in_processes_of_their_own_end_with_the_same_bits(place, finished):
     code, stdout, stderr = place.run("both", "--jobs", "2")
@@ -403,6 +408,7 @@ def _leaf_checksums(step_folder):
     return json.loads((step_folder / "leaves" / "metadata").read_text())
 
 
+@pytest.mark.slow
 def test_divergence_is_one_line(place, finished):
     code, _, stderr = place.run("wild", "--learning-rate", "1e30", "--models", "standalone")
     assert code == 1
@@ -413,6 +419,7 @@ def test_divergence_is_one_line(place, finished):
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_validation_never_shows_the_test_images(place, finished):
     settings = ["--models", "standalone", "--epochs", "1", "--validation", "0.25"]
     code, stdout, stderr = place.run("validation", *settings)
@@ -422,6 +429,7 @@ def test_validation_never_shows_the_test_images(place, finished):
     assert summary["dataset"].endswith("validation images held out of its training set")
 
 
+@pytest.mark.slow
 def test_other_data_are_refused_on_resume(place, finished, tmp_path):
     scripts.write_archive(tmp_path / "other.zip", train=40)
     out = tmp_path / "out"

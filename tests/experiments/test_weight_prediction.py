@@ -41,6 +41,7 @@ def reference(weights, x):
 # --- targets ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=2, max_size=4),
     tasks=st.integers(1, 4),
@@ -48,7 +49,7 @@ def reference(weights, x):
     seed=st.integers(0, 99),
 )
 def test_pairs_are_what_plain_networks_compute(sizes, tasks, pairs, seed):
-    drawn = draw(sizes, jax.random.key(seed), tasks, pairs=pairs, fresh=2)
+    drawn = jax.jit(lambda key: draw(sizes, key, tasks, pairs=pairs, fresh=2))(jax.random.key(seed))
     assert sum(leaf[0].size for leaf in drawn.weights.values()) == unknowns(sizes)
     for i, (x, y) in itertools.product(range(tasks), (drawn.context, drawn.fresh)):
         weights = {name: leaf[i] for name, leaf in drawn.weights.items()}
@@ -166,17 +167,20 @@ def test_objectives_draw_anew_for_every_key_and_have_gradients():
     weights = objectives.weights_objective(SIZES, 4, straw=weight_predictor(SIZES), fresh=3)
     outputs = objectives.outputs_objective(SIZES, output_predictor(SIZES, kind="residual"))
     for objective, shape in ((weights, (5, 3, 1)), (outputs, (5, 1))):
-        params = objective.init(jax.random.key(0))
-        one, two = (objective.outputs(params, objective.draw(jax.random.key(i), 5)) for i in (1, 2))
+        params = jax.jit(objective.init)(jax.random.key(0))
+
+        @jax.jit
+        def outputs(params, key, objective=objective):
+            return objective.outputs(params, objective.draw(key, 5))
+
+        one, two = (outputs(params, jax.random.key(i)) for i in (1, 2))
         assert one[0].shape == one[1].shape == shape
         assert not np.array_equal(one[1], two[1])
 
-        def loss(params, objective=objective):
-            return evaluate.score(
-                *objective.outputs(params, objective.draw(jax.random.key(1), 5))
-            ).loss
+        def loss(params, outputs=outputs):
+            return evaluate.score(*outputs(params, jax.random.key(1))).loss
 
-        gradient = jax.grad(loss)(params)
+        gradient = jax.jit(jax.grad(loss))(params)
         assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
 
 
@@ -287,6 +291,7 @@ def few_tasks(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 def test_an_oracle_is_perfect_in_every_analysis(few_tasks, monkeypatch):
     """Least squares in place of a trained predictor: it is right wherever pairs suffice."""
     monkeypatch.setattr(analysis, "predict", lambda straw, params, context: least_squares(context))
@@ -305,6 +310,7 @@ def test_an_oracle_is_perfect_in_every_analysis(few_tasks, monkeypatch):
     assert "units" not in found
 
 
+@pytest.mark.slow
 def test_units_are_examined_with_one_hidden_layer(few_tasks):
     straw = weight_predictor(SIZES, embedding=8)
     found = analysis.analyse(SIZES, 5, straw, straw.init(jax.random.key(0)), 0)

@@ -80,6 +80,7 @@ def test_parts_are_of_some_tens_of_tasks_that_fit_the_cache(vectors, batch, part
     assert parts * part == batch if jax.default_backend() == "cpu" else parts == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 7])
 def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch, predictor, stop):
     whole = Run(predictor, 3, tmp_path / "whole")
@@ -109,6 +110,7 @@ def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch, predictor, s
     assert again["explained"] == result["explained"]
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_steps_are_compiled_once(tmp_path, predictor):
     one, two = (_finish(Run(predictor, seed, tmp_path)) for seed in (0, 1))
     assert one["loss"] != two["loss"]
@@ -121,6 +123,7 @@ def test_seeds_differ_and_steps_are_compiled_once(tmp_path, predictor):
     assert int(state.step) == 6
 
 
+@pytest.mark.slow
 def test_no_task_of_the_final_test_is_looked_at_before(tmp_path, monkeypatch, predictor):
     monkeypatch.setattr(train, "_TESTED_EACH_EPOCH", 64)  # as many as in the end
     run = Run(predictor, 0, tmp_path)
@@ -242,6 +245,7 @@ def _run(folder, *words):
 TINY = ["--predict", "outputs", "--predictors", "plain", "--steps", "60", "--batch-size", "4"]
 
 
+@pytest.mark.slow
 def test_study_is_stopped_and_gone_on_with(tmp_path):
     code, stdout, stderr = _run(tmp_path, *TINY, "--jobs", "1", "--out", "whole")
     assert code == 0, stderr
