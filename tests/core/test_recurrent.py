@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +98,11 @@ def random_params(model, x, seed):
     )
 
 
+@partial(jax.jit, static_argnums=0)  # compiled once for each cell and number of steps
+def run(model, params, x):
+    return model.apply({"params": params}, x)
+
+
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("name", CELLS)
 @given(seed=st.integers(0, 99), steps=st.integers(1, 4))
@@ -103,7 +110,7 @@ def test_cells_do_what_plain_loops_do(name, layer_norm, seed, steps):
     model = nn.RNN(CELLS[name].clone(layer_norm=layer_norm))
     x = jax.random.normal(jax.random.key(seed), (2, steps, 4))
     params = random_params(model, x, seed)
-    found = jax.jit(model.apply)({"params": params}, x)
+    found = run(model, params, x)
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["cell"])
     for sample, states in zip(np.asarray(x, np.float64), found, strict=True):
         expected = reference(name, exact, sample, layer_norm=layer_norm)
@@ -116,9 +123,9 @@ def test_half_precision_is_close_and_stays_half(name):
     exact = nn.RNN(CELLS[name])
     params = random_params(exact, x, 1)
     half = nn.RNN(CELLS[name].clone(dtype=jnp.bfloat16))
-    found = half.apply({"params": params}, x.astype(jnp.bfloat16))
+    found = run(half, params, x.astype(jnp.bfloat16))
     assert found.dtype == jnp.bfloat16
-    expected = exact.apply({"params": params}, x)
+    expected = run(exact, params, x)
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.05)
 
 
@@ -127,9 +134,7 @@ def test_every_parameter_is_trained():
     for cell in CELLS.values():
         model = nn.RNN(cell.clone(layer_norm=True))
         params = random_params(model, x, 2)
-        gradient = jax.grad(lambda p, model=model: model.apply({"params": p}, x)[..., 0].sum())(
-            params
-        )
+        gradient = jax.jit(jax.grad(lambda p, model=model: run(model, p, x)[..., 0].sum()))(params)
         assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
 
 
