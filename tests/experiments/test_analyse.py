@@ -144,5 +144,5 @@ def test_an_experiment_is_analysed(tmp_path, monkeypatch):
             at = distortions["amounts"][kind].index(neutral)
             figure = distortions["accuracy"][kind][model][at]
             assert figure["mean"] == result["variants"]["standard"]["accuracy"]
-    for text in ("fc1/kernel", "60°", "upright style", "standalone"):
+    for text in ("fc1/kernel", "60°", "weights of the image before rotation", "standalone"):
         assert text in done.stdout

@@ -123,7 +123,8 @@ def test_costs_add_up_to_the_models_own(base):
 
 def test_costs_of_another_executor_add_up():
     straw = networks.compact_straw(classes=47)
-    total = modulator.costs(straw, models.executor_of("compact", 47), "trained")[-1]
+    executor = models.executor_of("compact", classes=47, rank=4, base="trained")
+    total = modulator.costs(straw, executor, "trained")[-1]
     model = networks.straw_model(straw)
     assert total["factors"]["multiply_adds"] == networks.sample_cost(model)
     assert total["factors"]["parameters"] == networks.parameters(model) == 342_702
