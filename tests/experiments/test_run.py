@@ -136,7 +136,7 @@ def _folder_with_traps(folder):
         ("--executor vit --base none", "--base: --executor vit generates its attention and MLPs"),
         ("--executor vit --models wide_dense", "--models: with --executor vit expected any of sta"),
         ("--preset compact --executor vit", "--executor: --preset compact sets it to cnn, got vit"),
-        ("--encoder trm --models geometric", "--encoder: straw and compact alone look with it"),
+        ("--encoder trm --models geometric", "--encoder: only straw and compact have one"),
         ("--encoder rnn", "--encoder: invalid choice: 'rnn'"),
         ("--preset compact --encoder trm", "--encoder: --preset compact sets it to conv, got trm"),
         ("--mesh 8", "--mesh: expected devices by axis, such as data=4,model=2, got '8'"),

@@ -307,7 +307,11 @@ def _check_networks(chosen: Mapping[str, Any]) -> None:
             " trained weights; got none, expected trained"
         )
     fitting = [name for name, model in MODELS.items() if executor in model.executors]
-    MODELS.check(f"argument --models: with --executor {executor}", models, fitting)
+    if others := [name for name in models if name not in fitting]:
+        raise ValueError(
+            f"argument --models: with --executor {executor} expected any of {', '.join(fitting)},"
+            f" got {others[0]}"
+        )
     encoded = [name for name, model in MODELS.items() if model.takes_encoder]
     if chosen["encoder"] != _NETWORKS["encoder"] and not {*encoded} & {*models}:
         raise ValueError(
