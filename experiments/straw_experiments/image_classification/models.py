@@ -6,16 +6,13 @@ imported when a model is built, so that the command line lists the models withou
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from straw_experiments.runner.registry import Entry, Registry, lazily
 
 if TYPE_CHECKING:
     from straw_experiments.image_classification.step import Model
     from straw_jax.straw import Base, Straw
-
-Executor: TypeAlias = Literal["cnn", "vit"]
-Encoder: TypeAlias = Literal["conv", "trm"]
 
 
 class Sizes(NamedTuple):

@@ -133,11 +133,8 @@ class Study(studies.Study[Trainer]):
                 result["controls"] = records.read_json(path)
         return result
 
-    def cost(self, name: str) -> float:
+    def cost(self, name: str) -> int:
         """Return the multiply-adds of an image."""
-        return self._multiply_adds(name)
-
-    def _multiply_adds(self, name: str) -> int:
         trainer = self.trainer(name)
         return sample_cost(trainer.model, trainer.image_shape)
 
@@ -167,7 +164,7 @@ class Study(studies.Study[Trainer]):
                 name: sum(result["seconds"] for result in group) for name, group in results.items()
             },
             "parameters": {name: self.trainer(name).parameters() for name in results},
-            "multiply_adds": {name: self._multiply_adds(name) for name in results},
+            "multiply_adds": {name: self.cost(name) for name in results},
             "results": {
                 name: over_seeds([result["variants"] for result in group])
                 for name, group in results.items()

@@ -127,14 +127,18 @@ def conduct(study: Study[Any], command: str) -> None:
             study.execute(*task)
         return
     config, out = study.config, Path(study.config.out)
-    data = {"data": study.data()} if study.data() else {}
-    records.write_json(out / "config.json", {**settings.stored(config), **data, "command": command})
+    data = study.data()
+    described = {"data": data} if data else {}
+    records.write_json(
+        out / "config.json", {**settings.stored(config), **described, "command": command}
+    )
     made = {"commit": commit(), "versions": versions()}  # before the checkout may move on
     jobs = 1 if study.mesh else jobs_for(len(tasks), config.jobs)
     _print_start(study, jobs)
     if jobs > 1:
         waiting = [task for task in tasks if not study.is_finished(*task)]
-        longest_first = sorted(waiting, key=lambda task: -study.cost(task[0]))
+        costs = {name: study.cost(name) for name in dict(waiting)}
+        longest_first = sorted(waiting, key=lambda task: -costs[task[0]])
         in_processes(_executor, (type(study), study.arguments), longest_first, jobs)
     results = {name: [study.execute(name, seed) for seed in study.seeds] for name in study.names}
     summary = {
