@@ -203,9 +203,6 @@ def test_help_names_every_flag(no_jax):
 # --- whole experiments ------------------------------------------------------------------------
 
 
-OPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}  # not as `conftest.py` has it
-
-
 class _Place:
     """A folder with a tiny archive, in which experiments run as a user runs them."""
 
@@ -223,7 +220,7 @@ class _Place:
         return subprocess.Popen(
             self.command(*words),
             cwd=self.folder,
-            env=scripts.environment(JAX_COMPILATION_CACHE_DIR=cache, **OPTIMIZED, **more),
+            env=scripts.environment(JAX_COMPILATION_CACHE_DIR=cache, **more),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
