@@ -12,13 +12,14 @@ scale; ranks and shares do not depend on it.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from straw_jax import checks
 from straw_jax.factors import FactorSpec, FactorTree, Update
 from straw_jax.geometry import Posed
 from straw_jax.lowrank import Factors, form
@@ -279,7 +280,8 @@ def variance(groups: Iterable[FactorTree]) -> dict[str, Variance]:
         Variances by path, see `Variance`: the share as it is and corrected for chance.
 
     Raises:
-        ValueError: if there is no group, or a factor has no sample axis.
+        ValueError: if there is no group, groups differ in their leaves, a group is empty, or a
+            factor has no sample axis.
 
     Example:
         >>> import jax.numpy as jnp
@@ -294,9 +296,11 @@ def variance(groups: Iterable[FactorTree]) -> dict[str, Variance]:
     sums: dict[str, tuple[int, float, float]] = {}
     totals: dict[str, Array] = {}
     count = 0
-    for group in groups:
+    for group in [groups] if isinstance(groups, Mapping) else groups:
         count += 1
-        for path, (squares, mean) in _moments(_formed(group)).items():
+        formed = _formed(group)
+        _check_group(count, formed, totals)
+        for path, (squares, mean) in _moments(formed).items():
             n = _samples(group[path])
             old = sums.get(path, (0, 0.0, 0.0))
             new = n, float(squares), n * float(jnp.sum(mean**2))
@@ -305,6 +309,24 @@ def variance(groups: Iterable[FactorTree]) -> dict[str, Variance]:
     if not count:
         raise ValueError("variance: expected at least one group of samples, got none.")
     return {path: _variance(count, *sums[path], totals[path]) for path in sums}
+
+
+def _check_group(count: int, group: _Formed, before: dict[str, Array]) -> None:
+    """Raise a `ValueError` unless a group has samples, and the leaves of the groups before it."""
+
+    def shape(factor: _Pair | Array) -> tuple[int, ...]:
+        if isinstance(factor, _Pair):
+            return factor.B.shape[1], factor.A.shape[2]
+        return factor.shape[1:]
+
+    got = {path: shape(factor) for path, factor in group.items()}
+    want = {path: total.shape for path, total in before.items()} if count > 1 else got
+    if got != want or 0 in map(_samples, group.values()):
+        raise ValueError(
+            f"variance: expected groups of one sample or more, with the same leaves {want}, got"
+            f" {got} with {[_samples(factor) for factor in group.values()]} samples. Leave empty"
+            " groups out, and generate all from one specification."
+        )
 
 
 def _variance(groups: int, n: int, squares: float, group_squares: float, total: Array) -> Variance:
@@ -359,18 +381,33 @@ def _einsum(subscripts: str, left: Array, right: Array) -> Array:
     return jnp.einsum(subscripts, left, right, precision="highest")
 
 
+def _is_floating(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
 def _samples(factor: Any) -> int:
     return jax.tree.leaves(factor)[0].shape[0]
 
 
 def _formed(updates: FactorTree) -> _Formed:
     """Form all factors, in float32 or wider, and check that every one has a sample axis."""
+    if not isinstance(updates, Mapping):
+        raise ValueError(
+            "analysis: expected a tree of factors, a dict by path, got"
+            f" {checks.describe(updates)}. Straw.factors and FactorSpec.unpack make one."
+        )
 
     def wide(array: Array) -> Array:
         return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
 
     formed: _Formed = {}
     for path, factor in updates.items():
+        leaves = jax.tree.leaves(factor)
+        if not leaves or not all(checks.is_array(leaf) and _is_floating(leaf) for leaf in leaves):
+            raise ValueError(
+                f"analysis: expected the factors of {path} to be arrays of floating-point numbers,"
+                f" got {checks.describe(factor)}. Convert them with jnp.asarray(factor, float)."
+            )
         if isinstance(factor, Posed):
             raise ValueError(
                 f"analysis: expected an update that is added to {path}, got a pose, which has no "

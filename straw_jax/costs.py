@@ -50,13 +50,28 @@ def _in_equation(equation: Any) -> int:
         kernel = equation.invars[1].aval.shape
         out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
         return math.prod(out.shape) * math.prod(kernel) // out_features
-    inner = [_in_jaxpr(jaxpr) for jaxpr in _jaxprs(params)]
+    inner = [_in_jaxpr(jaxpr) for jaxpr in nested_jaxprs(params)]
     if name == "cond":
         return max(inner)
     return params.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
 
 
-def _jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+def nested_jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+    """Yield the programs inside of an operation: a loop's body, a branch, or a call.
+
+    Args:
+        params: of an equation of a jaxpr.
+
+    Yields:
+        Jaxprs.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax.costs import nested_jaxprs
+        >>> (call,) = jax.make_jaxpr(jax.jit(jnp.sin))(1.0).eqns
+        >>> [len(jaxpr.eqns) for jaxpr in nested_jaxprs(call.params)]
+        [1]
+    """
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else [value]:
             if isinstance(item, core.ClosedJaxpr):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
+from straw_jax import checks
 from straw_jax.layers import conv, dense, kernel_init
 
 Pooling: TypeAlias = Literal["mean", "attention"]
@@ -40,6 +41,8 @@ class ConvEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return style vectors `[batch, style]` in (-1, 1) of images `[batch, h, w, c]`."""
+        checks.positive("ConvEncoder", style=self.style)
+        checks.images("ConvEncoder", x)
         for i, features in enumerate((16, 32), start=1):
             x = nn.relu(conv(features, x.shape[-1], f"conv{i}", strides=2, padding=1)(x))
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
@@ -74,6 +77,10 @@ class NormEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return style vectors `[batch, style]` in (-1, 1) of images `[batch, h, w, c]`."""
+        checks.positive("NormEncoder", style=self.style)
+        checks.widths("NormEncoder", features=self.features)
+        checks.multiples_of_8("NormEncoder", "features", self.features)
+        checks.images("NormEncoder", x)
         for i, features in enumerate(self.features, start=1):
             x = nn.Conv(
                 features,
@@ -128,14 +135,17 @@ class RecursiveEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return style vectors `[batch, style]` in (-1, 1) of images `[batch, h, w, c]`."""
-        if self.width % (2 * self.heads) or self.steps < 1:
+        sizes = {"style": self.style, "width": self.width, "heads": self.heads}
+        checks.positive("RecursiveEncoder", **sizes)
+        checks.images("RecursiveEncoder", x)
+        if self.width % (2 * self.heads) or not checks.is_whole(self.steps) or self.steps < 1:
             raise ValueError(
                 "RecursiveEncoder: expected a width that is a multiple of twice the heads, at least"
                 f" 1 step, got width {self.width}, {self.heads} heads, {self.steps} steps."
             )
         for i in (1, 2):
             x = nn.relu(conv(self.width, x.shape[-1], f"conv{i}", strides=2, padding=1)(x))
-        tokens = x.reshape(x.shape[0], -1, self.width)
+        tokens = x.reshape(x.shape[0], math.prod(x.shape[1:3]), self.width)
         state = self.param("state", nn.initializers.normal(0.02), tokens.shape[1:])
         block = _RotaryBlock(self.heads, name="block")
         z = jnp.broadcast_to(state, tokens.shape)
@@ -189,6 +199,11 @@ def rotary(x: Array) -> Array:
         >>> rotary(jnp.ones((2, 5, 4, 8))).shape
         (2, 5, 4, 8)
     """
+    if not checks.is_array(x) or len(x.shape) != 4 or x.shape[-1] % 2:
+        raise ValueError(
+            "rotary: expected queries or keys [batch, positions, heads, size] of an even size, got"
+            f" {checks.describe(x)}. Choose a width that is a multiple of twice the heads."
+        )
     _, positions, _, size = x.shape
     angle = np.arange(positions)[None, :, None, None] / 10_000.0 ** (np.arange(0, size, 2) / size)
     cos, sin = jnp.asarray(np.cos(angle), x.dtype), jnp.asarray(np.sin(angle), x.dtype)
@@ -211,7 +226,8 @@ class SetEncoder(nn.Module):
         heads: number of attention heads.
 
     Raises:
-        ValueError: (when called) if the pooling is unknown.
+        ValueError: (when called) if the pooling is unknown, a width is below 1, or the elements or
+            the mask are not of the form below.
 
     References:
         Zaheer et al., "Deep Sets" (2017). Lee et al., "Set Transformer" (2019), section 3.2, for
@@ -241,9 +257,10 @@ class SetEncoder(nn.Module):
                 boolean mask `[batch, n]`, true where there is an element. No set may be empty.
         """
         x, mask = x if isinstance(x, tuple) else (x, None)
+        self._check(x, mask)
         *hidden, last = self.element
         sets = x.shape[:-1]
-        x = x.reshape(-1, x.shape[-1])  # else XLA copies every layer's gradient on CPU
+        x = x.reshape(math.prod(sets), x.shape[-1])  # else XLA copies every gradient on CPU
         for i, features in enumerate(hidden, start=1):
             x = nn.relu(dense(features, x.shape[-1], f"element{i}")(x))
         x = x.reshape(*sets, x.shape[-1])
@@ -253,13 +270,31 @@ class SetEncoder(nn.Module):
             x = nn.relu(dense(features, x.shape[-1], f"decoder{i}")(x))
         return x
 
+    def _check(self, x: Any, mask: Any) -> None:
+        checks.positive("SetEncoder", heads=self.heads)
+        checks.widths("SetEncoder", element=self.element, decoder=self.decoder)
+        if not self.element:
+            raise ValueError("SetEncoder: expected widths of one layer or more as element, got ().")
+        if not checks.is_array(x) or len(x.shape) != 3 or 0 in x.shape[1:]:
+            raise ValueError(
+                f"SetEncoder: expected sets of elements [batch, n, d], got {checks.describe(x)}."
+                " One set needs an axis in front, and sets of numbers one at the end."
+            )
+        fits = checks.is_array(mask) and mask.dtype == bool and mask.shape == x.shape[:2]
+        if mask is not None and not fits:
+            raise ValueError(
+                f"SetEncoder: expected a boolean mask {list(x.shape[:2])} of the elements, got"
+                f" {checks.describe(mask)}. Compare numbers first, as mask > 0."
+            )
+
     def _pool(self, x: Array, where: Array | None) -> Array:
         if self.pooling == "mean":
             return x.mean(axis=1, where=where)
         if self.pooling == "attention":
             scores = dense(self.heads, x.shape[-1], "scores")(x)
             weights = nn.softmax(scores, axis=1, where=where)
-            return jnp.einsum("bnh,bnd->bhd", weights, x).reshape(len(x), -1)
+            pooled = jnp.einsum("bnh,bnd->bhd", weights, x)
+            return pooled.reshape(x.shape[0], math.prod(pooled.shape[1:]))
         raise ValueError(
             f"SetEncoder: expected a pooling of {get_args(Pooling)}, got {self.pooling!r}."
         )

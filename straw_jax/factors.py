@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from straw_jax import checks
 from straw_jax.geometry import Posed
 from straw_jax.lowrank import Factor, Factors, factor_shape, form
 
@@ -219,6 +220,7 @@ class FactorSpec:
         Raises:
             ValueError: if the last axis is not `size` long.
         """
+        checks.arrays("FactorSpec.unpack", "the vector", vector)
         if vector.ndim < 1 or vector.shape[-1] != self.size:
             raise ValueError(
                 f"FactorSpec.unpack: expected a last axis of {self.size} numbers, got shape "
@@ -248,7 +250,7 @@ class FactorSpec:
             `[..., size]`, of the same dtype.
 
         Raises:
-            ValueError: if a factor is missing, unknown, or does not fit.
+            ValueError: if a factor is missing, unknown, or does not fit, or leading axes differ.
         """
         self.check(factors)
         flat = [
@@ -256,6 +258,12 @@ class FactorSpec:
             for leaf in self
             for part, shape in zip(_parts(factors[leaf.path]), leaf.parts.values(), strict=True)
         ]
+        leading = {part.shape[:-1] for part in flat}
+        if len(leading) > 1:
+            raise ValueError(
+                "FactorSpec.pack: expected all factors to have the same leading axes, got "
+                f"{sorted(leading)}. Give those of a shared leaf a sample axis, jnp.broadcast_to."
+            )
         return jnp.concatenate(flat, axis=-1)
 
     def check(self, factors: FactorTree) -> None:
@@ -267,14 +275,20 @@ class FactorSpec:
         Raises:
             ValueError: if a factor is missing, unknown, or does not fit.
         """
+        if not isinstance(factors, Mapping):
+            raise ValueError(
+                "FactorSpec: expected a tree of factors, a dict by path, got "
+                f"{type(factors).__name__}. FactorSpec.unpack makes one of a vector."
+            )
         missing = [leaf.path for leaf in self if leaf.path not in factors]
-        unknown = sorted(set(factors) - {leaf.path for leaf in self})
+        unknown = sorted(map(str, set(factors) - {leaf.path for leaf in self}))
         if missing or unknown:
             raise ValueError(
                 f"FactorSpec: expected a factor for each of its {len(self)} leaves and no other, "
                 f"got none for {missing} and unknown {unknown}. Make both from one specification."
             )
         for leaf in self:
+            checks.arrays("FactorSpec", f"the factors of {leaf.path}", factors[leaf.path])
             shapes = [factor_shape(part) for part in _parts(factors[leaf.path])]
             expected = list(leaf.parts.values())
             posed = isinstance(factors[leaf.path], Posed) == (leaf.rank == "pose")
@@ -316,7 +330,11 @@ class FactorSpec:
 
 
 def factor_spec(
-    params: Any, ranks: int | Mapping[str, Rank], *, axes: Mapping[str, str] | None = None
+    params: Any,
+    ranks: int | Mapping[str, Rank],
+    *,
+    axes: Mapping[str, str] | None = None,
+    added: Collection[str] = (),
 ) -> FactorSpec:
     """Specify which leaves of a parameter tree are generated, and with which rank.
 
@@ -326,7 +344,8 @@ def factor_spec(
             all other leaves are then generated whole. Or a mapping from path patterns, as in
             `fnmatch` (`"*/kernel"`, `"Dense_?/bias"`), to a rank, to "whole", or, for the kernel
             of a convolution over two axes, to "pose". The first pattern that matches a leaf
-            counts; a leaf that no pattern matches is not generated.
+            counts; a leaf that no pattern matches is not generated. A leaf at the top, `"kernel"`,
+            matches `"*/kernel"` too.
         axes: path patterns to how a kernel is read as a matrix: one letter per axis, "r" for rows,
             then "c" for columns. The default `"r...rc"` takes all axes but the last as rows. Any
             reading computes the right result; the one that separates summed axes (rows) from the
@@ -336,6 +355,8 @@ def factor_spec(
             `[layers, in, out]` of `nn.scan`. Then `B` is `[stacked * rows, r]`, `A` is
             `[r, stacked * columns]`, and the update of layer `i` is the `i`-th block on the
             diagonal of `B @ A`.
+        added: paths of leaves that are no kernels although they have two axes or more, such as
+            embeddings of positions, which a model adds. `make_straw` finds them.
 
     Returns:
         The specification, in the order of the tree's leaves.
@@ -354,18 +375,23 @@ def factor_spec(
         [('query', {'B': (32, 2), 'A': (2, 32)})]
     """
     leaves = named_leaves(params)
-    axes = axes or {}
+    axes = {} if axes is None else axes
+    _check_mapping("axes", axes)
     if isinstance(ranks, Mapping):
+        _check_mapping("ranks", ranks)
         _check_patterns(ranks, leaves, "leaves")
         chosen = {path: _first_match(path, ranks) for path in leaves}
+        chosen = {path: _whole_number(rank) for path, rank in chosen.items() if rank is not None}
     else:
-        chosen = {
-            path: ranks if _is_kernel(path, leaf) else "whole" for path, leaf in leaves.items()
-        }
-    chosen = {path: rank for path, rank in chosen.items() if rank is not None}
+        chosen = dict.fromkeys(leaves, _whole_number(ranks))
+    for path in chosen:
+        checks.arrays("factor_spec", f"the leaf {path}", leaves[path])
+    if not isinstance(ranks, Mapping):
+        whole = [path for path in chosen if path in added or not is_kernel(path, leaves[path])]
+        chosen |= dict.fromkeys(whole, "whole")
     if not chosen:
         raise ValueError("factor_spec: nothing would be generated. Name at least one leaf.")
-    lowrank = [path for path, rank in chosen.items() if rank not in ("whole", "pose")]
+    lowrank = [path for path, rank in chosen.items() if str(rank) not in ("whole", "pose")]
     _check_patterns(axes, lowrank, "low-rank leaves")
     letters = {path: _first_match(path, axes) or "" for path in lowrank}
     spec = FactorSpec(
@@ -386,17 +412,51 @@ def factor_spec(
     return spec
 
 
-def _is_kernel(path: str, leaf: Any) -> bool:
+def is_kernel(path: str, leaf: Any) -> bool:
+    """Return whether one rank for all kernels is this leaf's rank, by its name and axes.
+
+    Args:
+        path: its name in the tree.
+        leaf: an array or `jax.ShapeDtypeStruct`.
+
+    Returns:
+        Whether it has at least two axes, and is not called "bias".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.factors import is_kernel
+        >>> [is_kernel(path, jnp.ones((6, 4))) for path in ("query/kernel", "query/bias")]
+        [True, False]
+    """
     return len(leaf.shape) >= 2 and path.split("/")[-1] != "bias"
 
 
+def _whole_number(rank: Any) -> Any:
+    """Return a rank, as an int of Python where it is a whole number of another kind."""
+    return int(rank) if checks.is_whole(rank) else rank
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Return whether a pattern matches a path; a leaf at the top is in the folder ""."""
+    return fnmatchcase(path, pattern) or ("/" not in path and fnmatchcase(f"/{path}", pattern))
+
+
 def _first_match(path: str, patterns: Mapping[str, Any]) -> Any:
-    return next((value for pattern, value in patterns.items() if fnmatchcase(path, pattern)), None)
+    return next((value for pattern, value in patterns.items() if _matches(path, pattern)), None)
+
+
+def _check_mapping(name: str, patterns: Any) -> None:
+    strings = isinstance(patterns, Mapping) and all(isinstance(key, str) for key in patterns)
+    if not strings:
+        raise ValueError(
+            f"factor_spec: expected {name} to be a dict from path patterns, such as '*/kernel', got"
+            f" {patterns!r}."
+        )
 
 
 def _check_patterns(patterns: Iterable[str], paths: Iterable[str], what: str) -> None:
     for pattern in patterns:
-        if not any(fnmatchcase(path, pattern) for path in paths):
+        if not any(_matches(path, pattern) for path in paths):
             raise ValueError(
                 f"factor_spec: pattern {pattern!r} matches none of the {what} {list(paths)}. "
                 "Patterns are matched against whole paths; '*' also matches '/'."
@@ -404,7 +464,7 @@ def _check_patterns(patterns: Iterable[str], paths: Iterable[str], what: str) ->
 
 
 def _check_lowrank(leaf: GeneratedLeaf) -> None:
-    if not isinstance(leaf.rank, int) or leaf.rank < 1:
+    if not isinstance(leaf.rank, int) or leaf.rank < 1 or isinstance(leaf.rank, bool):
         raise ValueError(
             f"factor_spec: expected the rank of {leaf.path} to be a whole number of at least "
             f"1, or 'whole', or 'pose', got {leaf.rank!r}."

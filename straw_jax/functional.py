@@ -10,6 +10,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
+from straw_jax import checks
 from straw_jax.lowrank import ConvGeometry, lowrank_conv, lowrank_dot
 
 Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
@@ -59,8 +60,9 @@ def hyperlora(
         >>> hyperlora(x, B, A, kernel).shape
         (8, 4)
     """
-    x, B, A, kernel, bias = _promote(x, B, A, kernel, bias, dtype=dtype)
     where = "hyperlora"
+    _check_arrays(where, {"x": x, "B": B, "A": A}, {"kernel": kernel, "bias": bias})
+    x, B, A, kernel, bias = _promote(x, B, A, kernel, bias, dtype=dtype)
     _check_factors(where, "x.shape[-1]", x.shape[-1], B, A)
     if kernel is not None and kernel.shape != (B.shape[-2], A.shape[-1]):
         raise _misfit(
@@ -127,14 +129,17 @@ def hyperlora_conv(
         >>> hyperlora_conv(x, B, A, kernel, strides=2).shape
         (8, 3, 3, 4)
     """
-    x, B, A, kernel, bias = _promote(x, B, A, kernel, bias, dtype=dtype)
     where = "hyperlora_conv"
+    _check_arrays(where, {"x": x, "B": B, "A": A}, {"kernel": kernel, "bias": bias})
+    x, B, A, kernel, bias = _promote(x, B, A, kernel, bias, dtype=dtype)
     if window is None and kernel is None:
         raise ValueError(
             f"{where}: expected a kernel, or the window's shape, got neither. "
             "Give window=(height, width)."
         )
-    window = tuple(kernel.shape[:-2] if window is None else window)
+    window = tuple(kernel.shape[:-2]) if window is None else window
+    checks.widths(where, window=window)
+    window = tuple(window)
     if x.ndim != len(window) + 2:
         raise _misfit(
             where, "x", ["batch", *[f"spatial {i}" for i in range(len(window))], "in"], x.shape,
@@ -165,6 +170,16 @@ def hyperlora_conv(
         return y[0] if without_batch else y
 
     return _per_sample(where, conv, x, B, A, bias)
+
+
+def _check_arrays(where: str, needed: dict[str, Any], optional: dict[str, Any]) -> None:
+    given = {name: array for name, array in optional.items() if array is not None}
+    for name, array in (needed | given).items():
+        if not checks.is_array(array) or not array.shape:
+            raise ValueError(
+                f"{where}: expected {name} to be an array of one axis or more, got"
+                f" {checks.describe(array)}. Convert lists with jnp.asarray."
+            )
 
 
 def _promote(*arrays: Array | None, dtype: DTypeLike | None) -> list[Any]:
@@ -230,13 +245,14 @@ def _misfit(
 def _each_axis(
     where: str, name: str, value: int | Sequence[int], window: Sequence[int]
 ) -> tuple[int, ...]:
-    values = (value,) * len(window) if isinstance(value, int) else tuple(value)
-    if len(values) != len(window) or min(values, default=1) < 1:
+    values: Any = (value,) * len(window) if checks.is_whole(value) else value
+    whole = isinstance(values, tuple | list) and all(checks.is_whole(n) and n > 0 for n in values)
+    if not whole or len(values) != len(window):
         raise ValueError(
             f"{where}: expected {name} as a positive number, or one for each axis of the window "
             f"{tuple(window)}, got {value}."
         )
-    return values
+    return tuple(values)
 
 
 def _pads(
@@ -246,12 +262,17 @@ def _pads(
     extents: Sequence[int],
     strides: Sequence[int],
 ) -> tuple[tuple[int, int], ...]:
-    if isinstance(padding, str):
+    if isinstance(padding, str) and padding.upper() in ("SAME", "VALID"):
         return tuple(lax.padtype_to_pads(spatial, extents, strides, padding.upper()))
-    each = [padding] * len(spatial) if isinstance(padding, int) else list(padding)
-    if len(each) != len(spatial):
+    each: Any = [padding] * len(spatial) if checks.is_whole(padding) else padding
+    fits = isinstance(each, tuple | list) and all(
+        checks.is_whole(p)
+        or (isinstance(p, tuple | list) and len(p) == 2 and all(map(checks.is_whole, p)))
+        for p in each
+    )
+    if not fits or len(each) != len(spatial):
         raise ValueError(
             f"{where}: expected padding as 'SAME', 'VALID', a number, or one number or (low, high) "
-            f"for each of {len(spatial)} spatial axes, got {padding}."
+            f"for each of {len(spatial)} spatial axes, got {padding!r}."
         )
-    return tuple((p, p) if isinstance(p, int) else (p[0], p[1]) for p in each)
+    return tuple((p, p) if checks.is_whole(p) else (p[0], p[1]) for p in each)

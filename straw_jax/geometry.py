@@ -5,8 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+
+from straw_jax import checks
 
 _SHARP = 1e6  # stands for infinity, whose product with 0 is not a number
 
@@ -43,6 +46,10 @@ class Posed:
     update: Any = None
     grid: tuple[int, int] | None = field(default=None, metadata={"static": True})
 
+    def __post_init__(self) -> None:
+        if self.grid is not None:
+            object.__setattr__(self, "grid", _grid("Posed", self.grid))
+
 
 def affine(
     degrees: ArrayLike,
@@ -64,6 +71,9 @@ def affine(
         float32 `[..., 2, 3]`: maps each point of the result, (down, right, 1), to its source.
         Points are measured from the centre, in halves of the image's height.
 
+    Raises:
+        ValueError: if arrays do not broadcast to one shape.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from straw_jax import affine
@@ -72,9 +82,16 @@ def affine(
         >>> affine(jnp.array([0.0, 15.0, 30.0])).shape
         (3, 2, 3)
     """
-    degrees, scale, shear, down, right = jnp.broadcast_arrays(
-        *(jnp.asarray(value, jnp.float32) for value in (degrees, scale, shear, down, right))
-    )
+    values = [jnp.asarray(value, jnp.float32) for value in (degrees, scale, shear, down, right)]
+    shapes = [value.shape for value in values]
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError as error:
+        raise ValueError(
+            "affine: expected numbers, or arrays that broadcast to one shape, got degrees, scale,"
+            f" shear, down and right of shapes {shapes}. Reshape them."
+        ) from error
+    degrees, scale, shear, down, right = jnp.broadcast_arrays(*values)
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
     first = jnp.stack([cos, sin], -1)  # rotated back
     second = jnp.stack([shear * cos - sin, shear * sin + cos], -1)  # and sheared back
@@ -98,6 +115,7 @@ def invert(matrix: Array) -> Array:
         >>> compose(matrix, invert(matrix)).round().astype(int).tolist()
         [[1, 0, 0], [0, 1, 0]]
     """
+    _check_matrix("invert", matrix)
     (a, b, x), (c, d, y) = (
         tuple(matrix[..., row, column] for column in range(3)) for row in range(2)
     )
@@ -124,6 +142,8 @@ def compose(matrix: Array, then: Array) -> Array:
         >>> both.tolist()
         [[0.5, 0.0, -0.25], [0.0, 0.5, -0.5]]
     """
+    _check_matrix("compose", matrix)
+    _check_matrix("compose", then)
     linear, offset = matrix[..., :2], matrix[..., 2]
     columns = [_times(linear, then[..., column]) for column in range(3)]
     columns[2] = columns[2] + offset
@@ -156,6 +176,7 @@ def resample(x: Array, matrix: Array, *, sharpness: ArrayLike = 1.0) -> Array:
         >>> resample(image, affine(90.0))[..., 0].round().astype(int).tolist()
         [[1, 3], [0, 2]]
     """
+    checks.arrays("resample", "the image and the matrix", [x, matrix])
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"resample: expected pixels of a floating-point type, got {x.dtype}. Convert them."
@@ -220,8 +241,10 @@ def composed(kernel: Array, matrix: Array, grid: tuple[int, int]) -> Array:
         >>> kernel.round().astype(int).ravel().tolist()
         [2, 0, 3, 1]
     """
-    rows = kernel.shape[0]
-    if rows % (grid[0] * grid[1]):
+    grid = _grid("composed", grid)
+    checks.arrays("composed", "the kernel", kernel)
+    rows = kernel.shape[0] if kernel.ndim == 2 else -1
+    if rows < 0 or rows % (grid[0] * grid[1]):
         raise ValueError(
             f"composed: expected a kernel [h * w * c, out] of {grid[0]} x {grid[1]} pixels, got"
             f" {kernel.shape}. Transpose a kernel [out, in]."
@@ -232,6 +255,26 @@ def composed(kernel: Array, matrix: Array, grid: tuple[int, int]) -> Array:
         lambda image: resample(image.reshape(shape), matrix).reshape(rows), one
     )
     return jax.vmap(lambda column: transposed(column)[0], in_axes=1, out_axes=1)(kernel)
+
+
+def _grid(where: str, grid: Any) -> tuple[int, int]:
+    """Return height and width as a tuple of whole numbers."""
+    if not isinstance(grid, tuple | list) or len(grid) != 2:
+        raise ValueError(
+            f"{where}: expected a grid (height, width), got {grid!r}. For a convolution, leave it"
+            " out."
+        )
+    height, width = grid
+    checks.positive(where, height=height, width=width)
+    return int(height), int(width)
+
+
+def _check_matrix(where: str, matrix: Any) -> None:
+    if not checks.is_array(matrix) or matrix.shape[-2:] != (2, 3):
+        raise ValueError(
+            f"{where}: expected a matrix [..., 2, 3], as from affine, got"
+            f" {checks.describe(matrix)}. Convert lists with jnp.asarray."
+        )
 
 
 def _times(linear: Array, vector: Array) -> Array:

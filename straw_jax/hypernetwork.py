@@ -8,6 +8,7 @@ import jax
 from flax import linen as nn
 from jax import Array
 
+from straw_jax import checks
 from straw_jax.factors import FactorSpec, factor_spec, named_leaves
 from straw_jax.lift import materialize
 from straw_jax.straw import Network, Params, as_network, zeros_like
@@ -95,7 +96,8 @@ def make_hypernetwork(
         dict by path of the leaves that are not generated.
 
     Raises:
-        ValueError: if a pattern matches no leaf, or the chunk does not fit a kernel.
+        ValueError: if a pattern matches no leaf, or the chunk does not fit a kernel; by the
+            functions, if parameters or inputs do not fit.
 
     References:
         Ha et al., "HyperNetworks" (2016), section 3.1.
@@ -110,8 +112,17 @@ def make_hypernetwork(
         >>> jax.jit(model.apply)(params, images).shape
         (2, 10)
     """
+    where = "make_hypernetwork"
     executor = as_network(executor)
-    sample = zeros_like(sample)
+    sample = zeros_like(sample, where)
+    checks.positive(where, embedding=embedding, hidden=hidden)
+    checks.widths(where, chunk=chunk)
+    patterns = isinstance(kernels, list | tuple) and all(isinstance(k, str) for k in kernels)
+    if not patterns or len(chunk) != 2:
+        raise ValueError(
+            f"{where}: expected a list of path patterns and a chunk (input, output channels), got"
+            f" {kernels!r} and {chunk!r}. One pattern is a list of one."
+        )
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
     spec = factor_spec(shapes, dict.fromkeys(kernels, "whole"))
     _check(spec, chunk)
@@ -119,6 +130,7 @@ def make_hypernetwork(
     module = ChunkGenerator(spec, chunk, embedding, hidden)
 
     def init(key: Array, x: Any = sample) -> Params:
+        checks.random_key(where, key)
         of_generator, of_executor = jax.random.split(key)
         leaves = named_leaves(executor.init(of_executor, x))
         return {
@@ -127,13 +139,21 @@ def make_hypernetwork(
         }
 
     def apply(params: Params, x: Any, **kwargs: Any) -> Any:
+        checks.parts(where, params, ("generator", "executor"))
+        checks.like(where, "x", x, sample)
         return executor.apply(weights(params), x, **kwargs)
 
     def weights(params: Params) -> Params:
         leaves = [params["executor"].get(path, leaf) for path, leaf in named_leaves(shapes).items()]
         tree = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-        written: Any = module.apply({"params": params["generator"]})
+        with checks.flax_errors("ChunkGenerator", lambda: check_generator(params["generator"])):
+            written: Any = module.apply({"params": params["generator"]})
         return materialize(tree, written)
+
+    def check_generator(params: Params) -> None:
+        own = jax.eval_shape(module.init, jax.random.key(0))["params"]
+        hint = "Were they made for another chunk, or with other lengths?"
+        checks.fits("ChunkGenerator", named_leaves(own), named_leaves(params), hint)
 
     return Network(init, apply)
 

@@ -9,7 +9,7 @@ import importlib.util
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, export
+
+from straw_jax import checks
 
 BATCH_SIZES = (1, 8, 32, 128, 512)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -48,8 +50,8 @@ def predictor(
         tree of them. `predict` can be used in `jax.jit` and `jax.grad`.
 
     Raises:
-        ValueError: if the sizes are not positive numbers; by `predict`, if inputs or outputs are
-            not batches of one size.
+        ValueError: if the sizes are not positive numbers, or the parameters no arrays; by
+            `predict`, if inputs or outputs are not batches of one size.
 
     Example:
         >>> import jax.numpy as jnp
@@ -58,9 +60,18 @@ def predictor(
         >>> predict(jnp.ones((7, 3))).shape  # as batches of 4 and 3
         (7, 2)
     """
-    sizes = sorted(batch_sizes)
-    if not sizes or sizes[0] < 1:
-        raise ValueError(f"predictor: expected positive batch_sizes, got {batch_sizes!r}.")
+    sizes = list(batch_sizes) if isinstance(batch_sizes, Iterable) else []
+    if not sizes or not all(checks.is_whole(size) and size > 0 for size in sizes):
+        raise ValueError(
+            f"predictor: expected positive batch_sizes, as in (1, 32), got {batch_sizes!r}."
+        )
+    sizes.sort()
+    if not callable(apply) or not all(map(checks.is_number, jax.tree.leaves(params))):
+        raise ValueError(
+            "predictor: expected a function apply(params, x) and a tree of arrays as params, got"
+            f" {checks.describe(apply)} and {checks.describe(params)}. Bind other things to apply"
+            " with functools.partial."
+        )
     params = jax.device_put(params)
     run = jax.jit(apply)
 
@@ -207,10 +218,12 @@ def _inputs(where: str, x: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return all inputs as one tree of arrays, and check that they have one batch size."""
     inputs = dict(x=x, **kwargs)
     inputs = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), inputs)
-    batches = {leaf.shape[:1] for leaf in jax.tree.leaves(inputs)}
-    if len(batches) != 1 or () in batches:
+    leaves = jax.tree.leaves(inputs)
+    batches = {leaf.shape[:1] for leaf in leaves}
+    if len(batches) != 1 or () in batches or not all(map(checks.is_array, leaves)):
         raise ValueError(
-            f"{where}: expected arrays [batch, ...] with one batch size, got {_list(inputs)}. "
+            f"{where}: expected arrays [batch, ...] with one batch size, got "
+            f"{checks.describe(inputs)}. "
             "Give each input an axis of samples first, also where there is one sample."
         )
     return inputs

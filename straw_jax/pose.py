@@ -6,7 +6,9 @@ The executor's first kernel is composed with the inverse of each, and the probab
 are averaged, weighted by confidence.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +17,12 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
+from straw_jax import checks
 from straw_jax.factors import FactorSpec, Update, factor_spec, named_leaves
 from straw_jax.geometry import Posed, affine, compose, invert, resample
 from straw_jax.layers import max_pool
 from straw_jax.lift import modulate
-from straw_jax.straw import Network, Params, Straw, as_network, zeros_like
+from straw_jax.straw import Network, Params, Straw, as_network, for_each_sample, zeros_like
 
 _STEP = 5.0  # degrees between neighbouring angles of a pose encoder's distribution
 _MARGIN = 15.0  # degrees of that distribution beyond the range: images are not quite upright
@@ -77,6 +80,7 @@ class PoseRange(NamedTuple):
         Returns:
             float32 `[count, 5]`: degrees, logarithm of the scale, shear, shift down, shift right.
         """
+        checks.random_key("PoseRange.draw", key)
         of_change, of_numbers = jax.random.split(key)
         drawn = jax.random.uniform(of_numbers, (count, 5), minval=-1.0, maxval=1.0)
         drawn *= self.largest[None]
@@ -144,19 +148,15 @@ class PoseEncoder(nn.Module):
         Raises:
             ValueError: if the images are too small for the max-pools.
         """
-        least = 2 ** len(self.features)
-        if min(x.shape[1:3]) < least:
-            raise ValueError(
-                f"PoseEncoder: expected images [batch, h, w, c] of at least {least} x {least}"
-                f" pixels for {len(self.features)} max-pools, got {x.shape}. Give it fewer"
-                " features, or larger images."
-            )
+        checks.widths("PoseEncoder", features=self.features)
+        checks.multiples_of_8("PoseEncoder", "features", self.features)
+        checks.images("PoseEncoder", x, least=2 ** len(self.features))  # a max-pool for each
         for i, features in enumerate(self.features, start=1):
             init = nn.initializers.he_normal()
             x = nn.Conv(features, (3, 3), use_bias=False, kernel_init=init, name=f"conv{i}")(x)
             x = nn.relu(nn.GroupNorm(num_groups=8, name=f"norm{i}")(x))
             x = max_pool(x)
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         angles, zeros = angles_of(self.poses), nn.initializers.zeros
         upright = -0.5 * (angles / _INITIAL_WIDTH) ** 2
         logits = nn.Dense(
@@ -165,7 +165,7 @@ class PoseEncoder(nn.Module):
         others = style = None
         if self.poses.more_than_angles:
             others = nn.Dense(4 * len(angles), kernel_init=zeros, name="others")(x)
-            others = others.reshape(-1, len(angles), 4)
+            others = others.reshape(x.shape[0], len(angles), 4)
         if self.style:
             known = jnp.concatenate([x, nn.softmax(logits)], axis=-1)
             style = nn.tanh(nn.Dense(self.style, name="style")(known))
@@ -190,6 +190,9 @@ def angles_of(poses: PoseRange) -> np.ndarray:
         >>> angles_of(PoseRange(degrees=5.0)).tolist()
         [-20.0, -15.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0]
     """
+    if not isinstance(poses, PoseRange):
+        raise ValueError(f"PoseRange: expected a range of poses, got {checks.describe(poses)}.")
+    checks.finite("PoseRange", **poses._asdict())
     within = 0 < poses.degrees <= 180 - _MARGIN and poses.scale >= 1 and 0 <= poses.upright <= 1
     if not within or min(poses.shear, poses.shift) < 0:
         raise ValueError(
@@ -201,7 +204,8 @@ def angles_of(poses: PoseRange) -> np.ndarray:
     return _STEP * np.arange(-count, count + 1, dtype=np.float32)
 
 
-class Geometric(NamedTuple):
+@dataclass(frozen=True)
+class Geometric:
     """A model whose modulator predicts poses, and the loss that trains its pose encoder.
 
     Attributes:
@@ -242,12 +246,14 @@ class Geometric(NamedTuple):
         Returns:
             Logarithms of probabilities `[batch, classes]`.
         """
+        checks.images("Geometric.apply_detached", images)
         likeliest = self.straw.styles(params, images)[:, :NUMBERS]
         styles = jax.lax.stop_gradient(likeliest)
         return self.straw.apply_styles(params, styles, images, **kwargs)
 
     def pose_loss(self, params: Params, images: Array, key: Array) -> Array:
         """Return the pose encoder's loss `[batch]`, see `straw_jax.pose.pose_loss`."""
+        checks.parts("Geometric.pose_loss", params, ("encoder",))
         return pose_loss(self.encoder, params["encoder"], images, self.poses, key)
 
 
@@ -297,9 +303,9 @@ def make_geometric(
         (2, 10)
     """
     executor = as_network(executor)
-    sample = zeros_like(sample)
+    sample = zeros_like(sample, "make_geometric")
     angles = angles_of(poses)
-    if not 1 <= hypotheses <= len(angles):
+    if not checks.is_whole(hypotheses) or not 1 <= hypotheses <= len(angles):
         raise ValueError(
             f"make_geometric: expected 1 to {len(angles)} hypotheses, at most one for each angle of"
             f" the range, got {hypotheses}."
@@ -312,13 +318,14 @@ def make_geometric(
     encoder = as_network(PoseEncoder(poses) if encoder is None else encoder)
     _check_encoder(encoder, sample, poses)
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
-    if kernel not in (leaves := named_leaves(shapes)):
+    if not isinstance(kernel, str) or kernel not in (leaves := named_leaves(shapes)):
         kernels = ", ".join(path for path, leaf in leaves.items() if leaf.ndim == 4)
         raise ValueError(f"make_geometric: expected the path of one of {kernels}, got {kernel!r}.")
     spec: FactorSpec = factor_spec(shapes, {kernel: "pose"})
     executor_apply = modulate(executor.apply)
 
     def init(key: Array) -> Params:
+        checks.random_key("Straw.init", key)
         of_encoder, of_executor = jax.random.split(key)
         return {
             "encoder": encoder.init(of_encoder, sample),
@@ -326,12 +333,15 @@ def make_geometric(
         }
 
     def styles(params: Params, context: Any) -> Array:
+        checks.parts("Straw", params, ("encoder",))
+        checks.like("Straw", "the context", context, sample)
         estimate = encoder.apply(params["encoder"], context)
-        return likeliest(estimate, angles, hypotheses).reshape(-1, hypotheses * NUMBERS)
+        poses = likeliest(estimate, angles, hypotheses)
+        return poses.reshape(poses.shape[0], hypotheses * NUMBERS)
 
     def numbers_of(styles: Array) -> Array:
         """Return hypotheses `[batch, hypotheses, 6]`; `apply_detached` passes only the first."""
-        return styles.reshape(-1, styles.shape[1] // NUMBERS, NUMBERS)
+        return styles.reshape(styles.shape[0], styles.shape[1] // NUMBERS, NUMBERS)
 
     def matrices(styles: Array) -> Array:
         """Return the inverse of each pose, `[batch, hypotheses, 2, 3]`."""
@@ -339,6 +349,14 @@ def make_geometric(
         return invert(affine(degrees, jnp.exp(size), shear, down, right))
 
     def apply_styles(params: Params, styles: Array, x: Any, **kwargs: Any) -> Any:
+        checks.parts("Straw", params, ("encoder", "executor"))
+        styles = for_each_sample(styles, checks.like("Straw", "x", x, sample))
+        if styles.shape[1] == 0 or styles.shape[1] % NUMBERS:
+            raise ValueError(
+                f"Straw: expected style vectors of {NUMBERS} numbers for each hypothesis, got"
+                f" {checks.describe(styles)}. Straw.styles makes them."
+            )
+
         def one(matrix: Array) -> Array:
             return executor_apply(params["executor"], {kernel: Posed(matrix)}, x, **kwargs)
 
@@ -348,6 +366,7 @@ def make_geometric(
         return jax.nn.logsumexp(weighted, axis=1)
 
     def apply(params: Params, x: Any, *, context: Any = None, **kwargs: Any) -> Any:
+        checks.like("Straw", "x", x, sample)
         return apply_styles(params, styles(params, x if context is None else context), x, **kwargs)
 
     def factors(params: Params, context: Any) -> dict[str, Update]:
@@ -379,7 +398,7 @@ def _check_encoder(encoder: Network, sample: Any, poses: PoseRange) -> None:
 
 
 def pose_loss(
-    encoder: Network, params: Params, images: Array, poses: PoseRange, key: Array
+    encoder: nn.Module | Network, params: Params, images: Array, poses: PoseRange, key: Array
 ) -> Array:
     """Compute the self-supervised loss of a pose encoder.
 
@@ -410,7 +429,7 @@ def pose_loss(
         >>> loss(params, jax.random.key(1)).shape
         (2,)
     """
-    angles = angles_of(poses)
+    encoder, angles = as_network(encoder), angles_of(poses)
     images, drawn = in_random_poses(images, poses, key)
     degrees, others = drawn[:, 0], drawn[:, 1:]
     estimate = encoder.apply(params, images)
@@ -444,6 +463,8 @@ def in_random_poses(images: Array, poses: PoseRange, key: Array) -> tuple[Array,
         >>> images.shape, poses.shape
         ((2, 8, 8, 1), (2, 5))
     """
+    checks.images("in_random_poses", images)
+    checks.random_key("in_random_poses", key)
     of_poses, of_traces = jax.random.split(key)
     drawn = poses.draw(of_poses, len(images))
     degrees, size, shear, down, right = drawn.T
@@ -509,6 +530,12 @@ def likeliest(estimate: PoseEstimate, angles: np.ndarray, count: int) -> Array:
         >>> hypotheses.shape, hypotheses[0, 0, 1].round().item()
         ((1, 3, 6), 20.0)
     """
+    if estimate.angles.shape[1:] != angles.shape or not 1 <= count <= len(angles):
+        raise ValueError(
+            f"likeliest: expected a distribution over {len(angles)} angles and at most as many"
+            f" hypotheses, got {checks.describe(estimate.angles)} and {count}. Make the encoder for"
+            " this range of poses."
+        )
     likely = nn.softmax(estimate.angles.astype(jnp.float32))
     around = _with_neighbours(likely, 0.0)  # [batch, bins, neighbours]
     before, after = around[..., _NEIGHBOURS - 1], around[..., _NEIGHBOURS + 1]

@@ -16,6 +16,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from straw_jax import checks
 from straw_jax.functional import hyperlora
 
 Carry: TypeAlias = Any
@@ -73,12 +74,31 @@ class LSTMCell(nn.RNNCellBase):
         Returns:
             The next carry, and the state.
         """
+        self._check(inputs, carry)
         memory, state = carry
         joined = jnp.concatenate([inputs, state], axis=-1)
         gates = nn.Dense(
             _GATES * self.features, dtype=self.dtype, kernel_init=_gate_init, name="gates"
         )(joined)
         return self._step(memory, gates)
+
+    @nn.nowrap
+    def _check(self, inputs: Any, carry: Carry, **sizes: Any) -> None:
+        """Raise a `ValueError` unless sizes, inputs and carry are of the form that a step takes."""
+        name = type(self).__name__
+        checks.positive(name, features=self.features, **sizes)
+        checks.finite(name, dropout=self.dropout, forget_bias=self.forget_bias)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"{name}: expected dropout from 0 to below 1, got {self.dropout}.")
+        checks.arrays(name, "inputs", inputs)
+        want = jax.eval_shape(lambda: self.initialize_carry(jax.random.key(0), inputs.shape))
+        given = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(carry)]
+        if given != [leaf.shape for leaf in jax.tree.leaves(want)]:
+            raise ValueError(
+                f"{name}: expected a carry of {checks.describe(want)} for inputs"
+                f" {checks.describe(inputs)}, got {checks.describe(carry)}. Make it with"
+                " initialize_carry(key, inputs.shape)."
+            )
 
     def _step(self, memory: Array, gates: Array) -> tuple[Carry, Array]:
         """Return the next carry for the gates' pre-activations `[..., 4 * features]`."""
@@ -147,6 +167,7 @@ class HyperLSTMCell(LSTMCell):
     @nn.compact
     def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
         """Compute one step; the carry is the main LSTM's and the small LSTM's."""
+        self._check(inputs, carry, hyper_features=self.hyper_features, embedding=self.embedding)
         (memory, state), hyper = carry
         cell = LSTMCell(self.hyper_features, self.layer_norm, dtype=self.dtype, name="hyper")
         hyper, seen = cell(hyper, jnp.concatenate([inputs, state], axis=-1))
@@ -241,6 +262,7 @@ class LowRankLSTMCell(LSTMCell):
     @nn.compact
     def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
         """Compute one step; the carry is the main LSTM's and the small LSTM's."""
+        self._check(inputs, carry, hyper_features=self.hyper_features, rank=self.rank)
         (memory, state), hyper = carry
         joined = jnp.concatenate([inputs, state], axis=-1)
         cell = LSTMCell(self.hyper_features, self.layer_norm, dtype=self.dtype, name="hyper")

@@ -15,6 +15,8 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from straw_jax import checks
+
 _RANK_AXIS = {"B": 1, "A": 0}  # of a generator's kernel [m, n, h] and bias [m, n]
 
 
@@ -38,6 +40,7 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
         >>> dict(make_mesh(data=1, model=1).shape)
         {'data': 1, 'model': 1}
     """
+    checks.positive("make_mesh", model=model, **({} if data is None else {"data": data}))
     devices = jax.devices()
     data = len(devices) // model if data is None else data
     wanted = data * model

@@ -1,16 +1,20 @@
 """The composed model: from sample and context over style vector and factors to the executor."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from straw_jax import checks
 from straw_jax.encoders import ConvEncoder
-from straw_jax.factors import FactorSpec, Rank, Update, factor_spec, named_leaves
+from straw_jax.factors import FactorSpec, Rank, Update, factor_spec, is_kernel, named_leaves
 from straw_jax.generator import Generator
+from straw_jax.kernels import added_leaves
 from straw_jax.lift import materialize, modulate
 from straw_jax.lowrank import Factors, form
 
@@ -18,7 +22,8 @@ Params: TypeAlias = Any
 Base: TypeAlias = Literal["none", "trained", "frozen"]
 
 
-class Network(NamedTuple):
+@dataclass(frozen=True)
+class Network:
     """A model as two pure functions.
 
     Attributes:
@@ -41,7 +46,8 @@ class Network(NamedTuple):
     apply: Callable[..., Any]
 
 
-class Straw(NamedTuple):
+@dataclass(frozen=True)
+class Straw:
     """A model that generates its executor's weights for each sample, as pure functions.
 
     Attributes:
@@ -50,11 +56,12 @@ class Straw(NamedTuple):
             for base "trained", "executor". For base "frozen" it has the modulator's parameters
             only, to be trained and saved; the functions below take them together with the
             executor's weights, `{**params, "executor": weights}`.
-        apply: `(params, x, *, context=x, **kwargs) -> y`; keyword arguments are passed to the
-            executor, with typed random keys among them split, one for each sample.
+        apply: `(params, x, *, context=x, **kwargs) -> y`; one context, `[1, ...]`, is used for all
+            samples. Keyword arguments are passed to the executor, with typed random keys among them
+            split, one for each sample.
         styles: `(params, context) -> [batch, style]`, the style vectors.
         apply_styles: `(params, styles, x, **kwargs) -> y`, as `apply` with given style vectors:
-            those of other samples, a mean, or changed ones.
+            those of other samples, a mean, or changed ones; one for each sample, or `[1, style]`.
         factors: `(params, context) -> factors`, a tree of factors with a sample axis, as
             `FactorSpec` describes.
         merge: `(params, context) -> weights`, the executor's ordinary weights for one context
@@ -83,18 +90,21 @@ class Straw(NamedTuple):
     merge: Callable[[Params, Any], Params]
 
 
-def linen(module: nn.Module) -> Network:
+def linen(module: nn.Module, **defaults: Any) -> Network:
     """Return a Linen module as a `Network` of its parameters.
 
     Args:
         module: without state besides parameters.
+        **defaults: keyword arguments of the module's call, such as `train=False`, for `init` and,
+            where it is not given others, for `apply`.
 
     Returns:
         Its `init` and `apply` as pure functions of the collection "params".
 
     Raises:
-        ValueError: (by `init`) if the module has other state, such as batch statistics: state
-            cannot differ from sample to sample.
+        ValueError: if the module needs more arguments than an input and these; by `init`, if it has
+            other state than parameters, such as batch statistics: state cannot differ from sample
+            to sample; by `apply`, if parameters do not fit the module and its input.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -105,20 +115,44 @@ def linen(module: nn.Module) -> Network:
         >>> sorted(params)
         ['bias', 'kernel']
     """
+    name = type(module).__name__
+    try:
+        inspect.signature(module.__call__).bind(None, **defaults)
+    except TypeError as error:
+        raise ValueError(
+            f"linen: expected {name} to be called with an input and {sorted(defaults)}, got a call"
+            f" that does not fit ({error}). Give its other arguments by name, as in"
+            " linen(module, train=False)."
+        ) from error
 
     def init(key: Array, x: Any) -> Params:
-        variables = module.init(key, x)
+        with checks.flax_errors(name):
+            variables = module.init(key, x, **defaults)
         if state := sorted(set(variables) - {"params"}):
             raise ValueError(
-                f"linen: expected {type(module).__name__} to have parameters only, got also "
+                f"linen: expected {name} to have parameters only, got also "
                 f"{state}. Use layers without state (such as GroupNorm for BatchNorm)."
             )
-        return variables["params"]
+        return variables.get("params", {})
 
     def apply(params: Params, x: Any, **kwargs: Any) -> Any:
-        return module.apply({"params": params}, x, **kwargs)
+        with checks.flax_errors(name, lambda: _check_parameters(module, params, x, defaults)):
+            return module.apply({"params": params}, x, **(defaults | kwargs))
 
     return Network(init, apply)
+
+
+def _check_parameters(module: nn.Module, params: Any, x: Any, defaults: dict[str, Any]) -> None:
+    """Raise a `ValueError` that names the first leaf that does not fit a module and its input."""
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    with checks.flax_errors(type(module).__name__):
+        variables = jax.eval_shape(lambda x: module.init(keys, x, **defaults), x)
+    checks.fits(
+        f"{type(module).__name__}, for an input {checks.describe(x)}",
+        named_leaves(variables.get("params", {})),
+        named_leaves(params),
+        "Were they made for another size of input, rank or model, or wrapped in 'params'?",
+    )
 
 
 def make_straw(
@@ -132,6 +166,7 @@ def make_straw(
     context: Any = None,
     hidden: int = 128,
     scale: float = 1.0,
+    allow_materialise: bool = False,
     fused: bool = False,
 ) -> Straw:
     """Compose an encoder, a generator and an executor.
@@ -142,7 +177,9 @@ def make_straw(
     Args:
         executor: an ordinary model, a Linen module or a `Network`.
         sample: an input of the executor, `[n, ...]`; only shapes and dtypes are used.
-        rank: of all kernels, or path patterns to ranks, as in `factor_spec`.
+        rank: of all kernels, or path patterns to ranks, as in `factor_spec`. One rank is for the
+            kernels of products, convolutions and look-ups: what the executor only adds to its data,
+            such as embeddings of positions, is generated whole.
         axes: path patterns to how kernels are read as matrices, as in `factor_spec`.
         base: "none": the generated weights alone, `W = B @ A`, as in the article's released code;
             all of the executor's leaves must be generated. "trained": `W = W0 + B @ A` with `W0`
@@ -153,6 +190,8 @@ def make_straw(
         context: an input of the encoder, `[n, ...]`, if it is not the sample itself.
         hidden: length of the generator's hidden vector.
         scale: of the low-rank updates (LoRA's alpha / r).
+        allow_materialise: form a sample's whole kernel for unsupported operations, as in
+            `modulate`.
         fused: apply generated factors with the Pallas kernel of `straw_jax.fused`; off by default
             since it has not been timed on a GPU or TPU. `save_exported` cannot export such a model.
 
@@ -160,8 +199,10 @@ def make_straw(
         Pure functions, see `Straw`.
 
     Raises:
-        ValueError: if the base is unknown, ranks or axes do not fit the executor, or the base is
-            "none" and a leaf of the executor is not generated.
+        ValueError: if the base is unknown, the sample or the context is not a batch, ranks or axes
+            do not fit the executor, the encoder's output is not a batch of style vectors, or the
+            base is "none" and a leaf of the executor is not generated; by the functions, if
+            parameters, inputs or keys do not fit.
 
     References:
         The STRAW article, "The Pipeline"; Hu et al., "LoRA" (2021), for the frozen base.
@@ -178,12 +219,16 @@ def make_straw(
     """
     if base not in get_args(Base):
         raise ValueError(f"make_straw: expected a base of {get_args(Base)}, got {base!r}.")
+    checks.positive("make_straw", hidden=hidden)
+    checks.finite("make_straw", scale=scale)
     executor = as_network(executor)
     encoder = as_network(ConvEncoder() if encoder is None else encoder)
-    sample = zeros_like(sample)
-    context = sample if context is None else zeros_like(context)
+    sample = zeros_like(sample, "make_straw")
+    seen = sample if context is None else zeros_like(context, "make_straw", "the context")
+    _check_encoder(encoder, seen)
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
-    spec = factor_spec(shapes, rank, axes=axes)
+    added = [] if isinstance(rank, Mapping) else _added(executor, shapes, sample)
+    spec = factor_spec(shapes, rank, axes=axes, added=added)
     generated = {leaf.path for leaf in spec if leaf.rank != "pose"}  # a pose needs base weights
     kept = [path for path in named_leaves(shapes) if path not in generated]
     if base == "none" and kept:
@@ -192,23 +237,30 @@ def make_straw(
             "Add patterns for them, or use base 'trained'."
         )
     generator = linen(Generator(spec, hidden=hidden, start_at_base=base != "none"))
-    executor_apply = modulate(executor.apply, scale=scale, fused=fused)
+    executor_apply = modulate(
+        executor.apply, scale=scale, allow_materialise=allow_materialise, fused=fused
+    )
+    modulator = "encoder", "generator"
 
     def init(key: Array) -> Params:
+        checks.random_key("Straw.init", key)
         keys = dict(
             zip(("encoder", "generator", "executor"), jax.random.split(key, 3), strict=True)
         )
-        params = {"encoder": encoder.init(keys["encoder"], context)}
-        style = encoder.apply(params["encoder"], context)
+        params = {"encoder": encoder.init(keys["encoder"], seen)}
+        style = encoder.apply(params["encoder"], seen)
         params["generator"] = generator.init(keys["generator"], style)
         if base == "trained":
             params["executor"] = executor.init(keys["executor"], sample)
         return params
 
     def styles(params: Params, context: Any) -> Array:
+        checks.parts("Straw", params, ("encoder",))
+        checks.like("Straw", "the context", context, seen)
         return encoder.apply(params["encoder"], context)
 
     def factors(params: Params, context: Any) -> dict[str, Update]:
+        checks.parts("Straw", params, modulator)
         generated = generator.apply(params["generator"], styles(params, context))
         return {
             path: Factors(form(factor.B), form(factor.A)) if isinstance(factor, Factors) else factor
@@ -223,21 +275,96 @@ def make_straw(
                 f"make_straw: expected params with the executor's weights, base {base!r}, got "
                 f"{sorted(params)}. Give {{**params, 'executor': weights}}."
             )
+        checks.fits(
+            "Straw, for the executor",
+            named_leaves(shapes),
+            named_leaves(params["executor"]),
+            "Are they another model's, or wrapped, {'params': weights}?",
+        )
         return jax.lax.stop_gradient(params["executor"]) if base == "frozen" else params["executor"]
 
     def apply_styles(params: Params, styles: Array, x: Any, **kwargs: Any) -> Any:
-        generated = generator.apply(params["generator"], styles)
+        checks.parts("Straw", params, modulator)
+        size = checks.like("Straw", "x", x, sample)
+        generated = generator.apply(params["generator"], for_each_sample(styles, size))
         return executor_apply(weights_of(params), generated, x, **kwargs)
 
     def apply(params: Params, x: Any, *, context: Any = None, **kwargs: Any) -> Any:
+        checks.like("Straw", "x", x, sample)
         return apply_styles(params, styles(params, x if context is None else context), x, **kwargs)
 
     def merge(params: Params, context: Any) -> Params:
-        batch_of_one = factors(params, jax.tree.map(lambda leaf: leaf[None], context))
-        own = jax.tree.map(lambda leaf: leaf[0], batch_of_one)
+        checks.arrays("Straw.merge", "the context", context)
+        batch_of_one = jax.tree.map(lambda leaf: leaf[None], context)
+        if not checks.same_axes(batch_of_one, seen):
+            raise ValueError(
+                f"Straw.merge: expected one context, like one of {checks.describe(seen)}, got"
+                f" {checks.describe(context)}. Take one of a batch, as context[0]."
+            )
+        own = jax.tree.map(lambda leaf: leaf[0], factors(params, batch_of_one))
         return materialize(weights_of(params), own, scale=scale)
 
     return Straw(spec, init, apply, styles, apply_styles, factors, merge)
+
+
+def _check_encoder(encoder: Network, context: Any) -> None:
+    """Raise a `ValueError` unless an encoder returns style vectors for a batch of contexts."""
+    styles = jax.eval_shape(
+        lambda: encoder.apply(encoder.init(jax.random.key(0), context), context)
+    )
+    count = jax.tree.leaves(context)[0].shape[0]
+    shape: tuple[int, ...] = styles.shape if checks.is_array(styles) else ()
+    if len(shape) != 2 or shape[0] != count or not shape[1]:
+        raise ValueError(
+            "make_straw: expected an encoder from contexts [n, ...] to style vectors [n, style],"
+            f" got {checks.describe(styles)} for {checks.describe(context)}. If the sample is one"
+            " without a batch axis, give sample[None]."
+        )
+
+
+def _added(executor: Network, shapes: Params, sample: Any) -> list[str]:
+    """Return the paths of leaves that an executor only adds to its data."""
+    leaves = named_leaves(shapes)
+    if all(path.endswith("kernel") for path, leaf in leaves.items() if is_kernel(path, leaf)):
+        return []  # as in most Linen modules: no need to trace them
+    try:
+        added = added_leaves(executor.apply, shapes, sample)
+    except Exception:
+        # A model may need arguments that only its calls have, and then raises anything. Its kernels
+        # are those of `factor_spec`, by name and axes; the call tells what does not fit.
+        return []
+    return [path for path, is_added in zip(leaves, added, strict=True) if is_added]
+
+
+def for_each_sample(styles: Array, count: Any) -> Array:
+    """Return style vectors with one for each sample.
+
+    Args:
+        styles: `[count, style]`, or `[1, style]` for all samples.
+        count: number of samples.
+
+    Returns:
+        `[count, style]`.
+
+    Raises:
+        ValueError: if there are others.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.straw import for_each_sample
+        >>> for_each_sample(jnp.ones((1, 5)), 3).shape
+        (3, 5)
+    """
+    checks.arrays("Straw", "style vectors", styles)
+    if styles.ndim != 2 or styles.shape[0] not in (1, count):
+        raise ValueError(
+            "Straw: expected a context or style vector for each sample of x, or one for all,"
+            f" [{count}, ...] or [1, ...], got style vectors {checks.describe(styles)}. For the"
+            " weights of one context, use merge."
+        )
+    if styles.shape[0] == count:
+        return styles
+    return jnp.broadcast_to(styles, (count, styles.shape[1]))
 
 
 def as_network(model: nn.Module | Network) -> Network:
@@ -249,23 +376,40 @@ def as_network(model: nn.Module | Network) -> Network:
     Returns:
         The model's pure functions.
 
+    Raises:
+        ValueError: if it is neither.
+
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> from flax import linen as nn
         >>> from straw_jax.straw import as_network
-        >>> as_network(nn.Dense(4))._fields
-        ('init', 'apply')
+        >>> params = as_network(nn.Dense(4)).init(jax.random.key(0), jnp.ones((8, 3)))
+        >>> params["kernel"].shape
+        (3, 4)
     """
-    return linen(model) if isinstance(model, nn.Module) else model
+    if isinstance(model, nn.Module):
+        return linen(model)
+    if not isinstance(model, Network):
+        raise ValueError(
+            "Network: expected a Linen module (an instance) or a Network, got"
+            f" {checks.describe(model)}. Any other model is Network(init, apply)."
+        )
+    return model
 
 
-def zeros_like(tree: Any) -> Any:
-    """Return a tree of zeros.
+def zeros_like(tree: Any, where: str = "zeros_like", name: str = "the sample") -> Any:
+    """Return a batch of zeros.
 
     Args:
-        tree: of arrays or `jax.ShapeDtypeStruct`.
+        tree: of arrays or `jax.ShapeDtypeStruct`, `[n, ...]` each.
+        where: the function, for errors.
+        name: of its argument, for errors.
 
     Returns:
         Zeros of the same shapes and dtypes.
+
+    Raises:
+        ValueError: if it is not a batch of at least one sample.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -273,4 +417,5 @@ def zeros_like(tree: Any) -> Any:
         >>> zeros_like({"x": jax.ShapeDtypeStruct((2,), jnp.float32)})["x"].tolist()
         [0.0, 0.0]
     """
+    checks.sample(where, name, tree)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
