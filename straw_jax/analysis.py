@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from straw_jax import checks
+from straw_jax import expect
 from straw_jax.factors import FactorSpec, FactorTree, Update
 from straw_jax.geometry import Posed
 from straw_jax.lowrank import Factors, form
@@ -296,7 +296,12 @@ def variance(groups: Iterable[FactorTree]) -> dict[str, Variance]:
     sums: dict[str, tuple[int, float, float]] = {}
     totals: dict[str, Array] = {}
     count = 0
-    for group in [groups] if isinstance(groups, Mapping) else groups:
+    if isinstance(groups, Mapping) or not isinstance(groups, Iterable):
+        raise ValueError(
+            "variance: expected trees of factors, one for each group, got"
+            f" {expect.describe(groups)}. One group is a list of one; of a dict, give the values."
+        )
+    for group in groups:
         count += 1
         formed = _formed(group)
         _check_group(count, formed, totals)
@@ -394,7 +399,7 @@ def _formed(updates: FactorTree) -> _Formed:
     if not isinstance(updates, Mapping):
         raise ValueError(
             "analysis: expected a tree of factors, a dict by path, got"
-            f" {checks.describe(updates)}. Straw.factors and FactorSpec.unpack make one."
+            f" {expect.describe(updates)}. Straw.factors and FactorSpec.unpack make one."
         )
 
     def wide(array: Array) -> Array:
@@ -403,10 +408,10 @@ def _formed(updates: FactorTree) -> _Formed:
     formed: _Formed = {}
     for path, factor in updates.items():
         leaves = jax.tree.leaves(factor)
-        if not leaves or not all(checks.is_array(leaf) and _is_floating(leaf) for leaf in leaves):
+        if not leaves or not all(expect.is_array(leaf) and _is_floating(leaf) for leaf in leaves):
             raise ValueError(
                 f"analysis: expected the factors of {path} to be arrays of floating-point numbers,"
-                f" got {checks.describe(factor)}. Convert them with jnp.asarray(factor, float)."
+                f" got {expect.describe(factor)}. Convert them with jnp.asarray(factor, float)."
             )
         if isinstance(factor, Posed):
             raise ValueError(

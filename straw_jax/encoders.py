@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from straw_jax import checks
+from straw_jax import expect
 from straw_jax.layers import conv, dense, kernel_init
 
 Pooling: TypeAlias = Literal["mean", "attention"]
@@ -41,8 +41,8 @@ class ConvEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return style vectors `[batch, style]` in (-1, 1) of images `[batch, h, w, c]`."""
-        checks.positive("ConvEncoder", style=self.style)
-        checks.images("ConvEncoder", x)
+        expect.positive("ConvEncoder", style=self.style)
+        expect.images("ConvEncoder", x)
         for i, features in enumerate((16, 32), start=1):
             x = nn.relu(conv(features, x.shape[-1], f"conv{i}", strides=2, padding=1)(x))
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
@@ -77,10 +77,10 @@ class NormEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return style vectors `[batch, style]` in (-1, 1) of images `[batch, h, w, c]`."""
-        checks.positive("NormEncoder", style=self.style)
-        checks.widths("NormEncoder", features=self.features)
-        checks.multiples_of_8("NormEncoder", "features", self.features)
-        checks.images("NormEncoder", x)
+        expect.positive("NormEncoder", style=self.style)
+        expect.widths("NormEncoder", features=self.features)
+        expect.multiples_of_8("NormEncoder", "features", self.features)
+        expect.images("NormEncoder", x)
         for i, features in enumerate(self.features, start=1):
             x = nn.Conv(
                 features,
@@ -136,9 +136,9 @@ class RecursiveEncoder(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Return style vectors `[batch, style]` in (-1, 1) of images `[batch, h, w, c]`."""
         sizes = {"style": self.style, "width": self.width, "heads": self.heads}
-        checks.positive("RecursiveEncoder", **sizes)
-        checks.images("RecursiveEncoder", x)
-        if self.width % (2 * self.heads) or not checks.is_whole(self.steps) or self.steps < 1:
+        expect.positive("RecursiveEncoder", **sizes)
+        expect.images("RecursiveEncoder", x)
+        if self.width % (2 * self.heads) or not expect.is_whole(self.steps) or self.steps < 1:
             raise ValueError(
                 "RecursiveEncoder: expected a width that is a multiple of twice the heads, at least"
                 f" 1 step, got width {self.width}, {self.heads} heads, {self.steps} steps."
@@ -199,10 +199,10 @@ def rotary(x: Array) -> Array:
         >>> rotary(jnp.ones((2, 5, 4, 8))).shape
         (2, 5, 4, 8)
     """
-    if not checks.is_array(x) or len(x.shape) != 4 or x.shape[-1] % 2:
+    if not expect.is_array(x) or len(x.shape) != 4 or x.shape[-1] % 2:
         raise ValueError(
             "rotary: expected queries or keys [batch, positions, heads, size] of an even size, got"
-            f" {checks.describe(x)}. Choose a width that is a multiple of twice the heads."
+            f" {expect.describe(x)}. Choose a width that is a multiple of twice the heads."
         )
     _, positions, _, size = x.shape
     angle = np.arange(positions)[None, :, None, None] / 10_000.0 ** (np.arange(0, size, 2) / size)
@@ -271,20 +271,20 @@ class SetEncoder(nn.Module):
         return x
 
     def _check(self, x: Any, mask: Any) -> None:
-        checks.positive("SetEncoder", heads=self.heads)
-        checks.widths("SetEncoder", element=self.element, decoder=self.decoder)
+        expect.positive("SetEncoder", heads=self.heads)
+        expect.widths("SetEncoder", element=self.element, decoder=self.decoder)
         if not self.element:
             raise ValueError("SetEncoder: expected widths of one layer or more as element, got ().")
-        if not checks.is_array(x) or len(x.shape) != 3 or 0 in x.shape[1:]:
+        if not expect.is_array(x) or len(x.shape) != 3 or 0 in x.shape[1:]:
             raise ValueError(
-                f"SetEncoder: expected sets of elements [batch, n, d], got {checks.describe(x)}."
+                f"SetEncoder: expected sets of elements [batch, n, d], got {expect.describe(x)}."
                 " One set needs an axis in front, and sets of numbers one at the end."
             )
-        fits = checks.is_array(mask) and mask.dtype == bool and mask.shape == x.shape[:2]
+        fits = expect.is_array(mask) and mask.dtype == bool and mask.shape == x.shape[:2]
         if mask is not None and not fits:
             raise ValueError(
                 f"SetEncoder: expected a boolean mask {list(x.shape[:2])} of the elements, got"
-                f" {checks.describe(mask)}. Compare numbers first, as mask > 0."
+                f" {expect.describe(mask)}. Compare numbers first, as mask > 0."
             )
 
     def _pool(self, x: Array, where: Array | None) -> Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from straw_jax import checks
+from straw_jax import expect
 from straw_jax.geometry import Posed
 from straw_jax.lowrank import Factor, Factors, factor_shape, form
 
@@ -220,7 +220,7 @@ class FactorSpec:
         Raises:
             ValueError: if the last axis is not `size` long.
         """
-        checks.arrays("FactorSpec.unpack", "the vector", vector)
+        expect.arrays("FactorSpec.unpack", "the vector", vector)
         if vector.ndim < 1 or vector.shape[-1] != self.size:
             raise ValueError(
                 f"FactorSpec.unpack: expected a last axis of {self.size} numbers, got shape "
@@ -288,7 +288,7 @@ class FactorSpec:
                 f"got none for {missing} and unknown {unknown}. Make both from one specification."
             )
         for leaf in self:
-            checks.arrays("FactorSpec", f"the factors of {leaf.path}", factors[leaf.path])
+            expect.arrays("FactorSpec", f"the factors of {leaf.path}", factors[leaf.path])
             shapes = [factor_shape(part) for part in _parts(factors[leaf.path])]
             expected = list(leaf.parts.values())
             posed = isinstance(factors[leaf.path], Posed) == (leaf.rank == "pose")
@@ -385,7 +385,7 @@ def factor_spec(
     else:
         chosen = dict.fromkeys(leaves, _whole_number(ranks))
     for path in chosen:
-        checks.arrays("factor_spec", f"the leaf {path}", leaves[path])
+        expect.arrays("factor_spec", f"the leaf {path}", leaves[path])
     if not isinstance(ranks, Mapping):
         whole = [path for path in chosen if path in added or not is_kernel(path, leaves[path])]
         chosen |= dict.fromkeys(whole, "whole")
@@ -433,7 +433,7 @@ def is_kernel(path: str, leaf: Any) -> bool:
 
 def _whole_number(rank: Any) -> Any:
     """Return a rank, as an int of Python where it is a whole number of another kind."""
-    return int(rank) if checks.is_whole(rank) else rank
+    return int(rank) if expect.is_whole(rank) else rank
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -10,7 +10,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from straw_jax import checks
+from straw_jax import expect
 from straw_jax.lowrank import ConvGeometry, lowrank_conv, lowrank_dot
 
 Padding: TypeAlias = str | int | Sequence[int | tuple[int, int]]
@@ -60,9 +60,9 @@ def hyperlora(
         >>> hyperlora(x, B, A, kernel).shape
         (8, 4)
     """
-    where = "hyperlora"
-    _check_arrays(where, {"x": x, "B": B, "A": A}, {"kernel": kernel, "bias": bias})
+    _check_arrays("hyperlora", {"x": x, "B": B, "A": A}, {"kernel": kernel, "bias": bias})
     x, B, A, kernel, bias = _promote(x, B, A, kernel, bias, dtype=dtype)
+    where = "hyperlora"
     _check_factors(where, "x.shape[-1]", x.shape[-1], B, A)
     if kernel is not None and kernel.shape != (B.shape[-2], A.shape[-1]):
         raise _misfit(
@@ -129,16 +129,16 @@ def hyperlora_conv(
         >>> hyperlora_conv(x, B, A, kernel, strides=2).shape
         (8, 3, 3, 4)
     """
-    where = "hyperlora_conv"
-    _check_arrays(where, {"x": x, "B": B, "A": A}, {"kernel": kernel, "bias": bias})
+    _check_arrays("hyperlora_conv", {"x": x, "B": B, "A": A}, {"kernel": kernel, "bias": bias})
     x, B, A, kernel, bias = _promote(x, B, A, kernel, bias, dtype=dtype)
+    where = "hyperlora_conv"
     if window is None and kernel is None:
         raise ValueError(
             f"{where}: expected a kernel, or the window's shape, got neither. "
             "Give window=(height, width)."
         )
     window = tuple(kernel.shape[:-2]) if window is None else window
-    checks.widths(where, window=window)
+    expect.widths(where, window=window)
     window = tuple(window)
     if x.ndim != len(window) + 2:
         raise _misfit(
@@ -175,10 +175,10 @@ def hyperlora_conv(
 def _check_arrays(where: str, needed: dict[str, Any], optional: dict[str, Any]) -> None:
     given = {name: array for name, array in optional.items() if array is not None}
     for name, array in (needed | given).items():
-        if not checks.is_array(array) or not array.shape:
+        if not expect.is_array(array) or not array.shape:
             raise ValueError(
                 f"{where}: expected {name} to be an array of one axis or more, got"
-                f" {checks.describe(array)}. Convert lists with jnp.asarray."
+                f" {expect.describe(array)}. Convert lists with jnp.asarray."
             )
 
 
@@ -245,8 +245,8 @@ def _misfit(
 def _each_axis(
     where: str, name: str, value: int | Sequence[int], window: Sequence[int]
 ) -> tuple[int, ...]:
-    values: Any = (value,) * len(window) if checks.is_whole(value) else value
-    whole = isinstance(values, tuple | list) and all(checks.is_whole(n) and n > 0 for n in values)
+    values: Any = (value,) * len(window) if expect.is_whole(value) else value
+    whole = isinstance(values, tuple | list) and all(expect.is_whole(n) and n > 0 for n in values)
     if not whole or len(values) != len(window):
         raise ValueError(
             f"{where}: expected {name} as a positive number, or one for each axis of the window "
@@ -264,10 +264,10 @@ def _pads(
 ) -> tuple[tuple[int, int], ...]:
     if isinstance(padding, str) and padding.upper() in ("SAME", "VALID"):
         return tuple(lax.padtype_to_pads(spatial, extents, strides, padding.upper()))
-    each: Any = [padding] * len(spatial) if checks.is_whole(padding) else padding
+    each: Any = [padding] * len(spatial) if expect.is_whole(padding) else padding
     fits = isinstance(each, tuple | list) and all(
-        checks.is_whole(p)
-        or (isinstance(p, tuple | list) and len(p) == 2 and all(map(checks.is_whole, p)))
+        expect.is_whole(p)
+        or (isinstance(p, tuple | list) and len(p) == 2 and all(map(expect.is_whole, p)))
         for p in each
     )
     if not fits or len(each) != len(spatial):
@@ -275,4 +275,4 @@ def _pads(
             f"{where}: expected padding as 'SAME', 'VALID', a number, or one number or (low, high) "
             f"for each of {len(spatial)} spatial axes, got {padding!r}."
         )
-    return tuple((p, p) if checks.is_whole(p) else (p[0], p[1]) for p in each)
+    return tuple((p, p) if expect.is_whole(p) else (p[0], p[1]) for p in each)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from straw_jax import checks
+from straw_jax import expect
 from straw_jax.factors import FactorSpec
 from straw_jax.layers import bias_init, dense, kernel_init
 from straw_jax.lowrank import Generated
@@ -54,8 +54,8 @@ class Generator(nn.Module):
         Returns:
             A tree of factors with a sample axis; the factors of kernels are `Generated`.
         """
-        checks.positive("Generator", hidden=self.hidden)
-        checks.batch("Generator", "the style vectors", z)
+        expect.positive("Generator", hidden=self.hidden)
+        expect.batch("Generator", "the style vectors", z)
         hidden = nn.relu(dense(self.hidden, z.shape[-1], "hidden")(z))
         return {
             leaf.path: leaf.assemble(

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from straw_jax import checks
+from straw_jax import expect
 
 _SHARP = 1e6  # stands for infinity, whose product with 0 is not a number
 
@@ -176,7 +176,7 @@ def resample(x: Array, matrix: Array, *, sharpness: ArrayLike = 1.0) -> Array:
         >>> resample(image, affine(90.0))[..., 0].round().astype(int).tolist()
         [[1, 3], [0, 2]]
     """
-    checks.arrays("resample", "the image and the matrix", [x, matrix])
+    expect.arrays("resample", "the image and the matrix", [x, matrix])
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"resample: expected pixels of a floating-point type, got {x.dtype}. Convert them."
@@ -242,7 +242,7 @@ def composed(kernel: Array, matrix: Array, grid: tuple[int, int]) -> Array:
         [2, 0, 3, 1]
     """
     grid = _grid("composed", grid)
-    checks.arrays("composed", "the kernel", kernel)
+    expect.arrays("composed", "the kernel", kernel)
     rows = kernel.shape[0] if kernel.ndim == 2 else -1
     if rows < 0 or rows % (grid[0] * grid[1]):
         raise ValueError(
@@ -265,15 +265,15 @@ def _grid(where: str, grid: Any) -> tuple[int, int]:
             " out."
         )
     height, width = grid
-    checks.positive(where, height=height, width=width)
+    expect.positive(where, height=height, width=width)
     return int(height), int(width)
 
 
 def _check_matrix(where: str, matrix: Any) -> None:
-    if not checks.is_array(matrix) or matrix.shape[-2:] != (2, 3):
+    if not expect.is_array(matrix) or matrix.shape[-2:] != (2, 3):
         raise ValueError(
             f"{where}: expected a matrix [..., 2, 3], as from affine, got"
-            f" {checks.describe(matrix)}. Convert lists with jnp.asarray."
+            f" {expect.describe(matrix)}. Convert lists with jnp.asarray."
         )
 
 

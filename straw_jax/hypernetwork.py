@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 from jax import Array
 
-from straw_jax import checks
+from straw_jax import expect
 from straw_jax.factors import FactorSpec, factor_spec, named_leaves
 from straw_jax.lift import materialize
 from straw_jax.straw import Network, Params, as_network, zeros_like
@@ -115,8 +115,8 @@ def make_hypernetwork(
     where = "make_hypernetwork"
     executor = as_network(executor)
     sample = zeros_like(sample, where)
-    checks.positive(where, embedding=embedding, hidden=hidden)
-    checks.widths(where, chunk=chunk)
+    expect.positive(where, embedding=embedding, hidden=hidden)
+    expect.widths(where, chunk=chunk)
     patterns = isinstance(kernels, list | tuple) and all(isinstance(k, str) for k in kernels)
     if not patterns or len(chunk) != 2:
         raise ValueError(
@@ -130,7 +130,7 @@ def make_hypernetwork(
     module = ChunkGenerator(spec, chunk, embedding, hidden)
 
     def init(key: Array, x: Any = sample) -> Params:
-        checks.random_key(where, key)
+        expect.random_key(where, key)
         of_generator, of_executor = jax.random.split(key)
         leaves = named_leaves(executor.init(of_executor, x))
         return {
@@ -139,21 +139,21 @@ def make_hypernetwork(
         }
 
     def apply(params: Params, x: Any, **kwargs: Any) -> Any:
-        checks.parts(where, params, ("generator", "executor"))
-        checks.like(where, "x", x, sample)
+        expect.parts(where, params, ("generator", "executor"))
+        expect.like(where, "x", x, sample)
         return executor.apply(weights(params), x, **kwargs)
 
     def weights(params: Params) -> Params:
         leaves = [params["executor"].get(path, leaf) for path, leaf in named_leaves(shapes).items()]
         tree = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-        with checks.flax_errors("ChunkGenerator", lambda: check_generator(params["generator"])):
+        with expect.flax_errors("ChunkGenerator", lambda: check_generator(params["generator"])):
             written: Any = module.apply({"params": params["generator"]})
         return materialize(tree, written)
 
     def check_generator(params: Params) -> None:
         own = jax.eval_shape(module.init, jax.random.key(0))["params"]
         hint = "Were they made for another chunk, or with other lengths?"
-        checks.fits("ChunkGenerator", named_leaves(own), named_leaves(params), hint)
+        expect.fits("ChunkGenerator", named_leaves(own), named_leaves(params), hint)
 
     return Network(init, apply)
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, export
 
-from straw_jax import checks
+from straw_jax import expect
 
 BATCH_SIZES = (1, 8, 32, 128, 512)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -61,15 +61,15 @@ def predictor(
         (7, 2)
     """
     sizes = list(batch_sizes) if isinstance(batch_sizes, Iterable) else []
-    if not sizes or not all(checks.is_whole(size) and size > 0 for size in sizes):
+    if not sizes or not all(expect.is_whole(size) and size > 0 for size in sizes):
         raise ValueError(
             f"predictor: expected positive batch_sizes, as in (1, 32), got {batch_sizes!r}."
         )
     sizes.sort()
-    if not callable(apply) or not all(map(checks.is_number, jax.tree.leaves(params))):
+    if not callable(apply) or not all(map(expect.is_number, jax.tree.leaves(params))):
         raise ValueError(
             "predictor: expected a function apply(params, x) and a tree of arrays as params, got"
-            f" {checks.describe(apply)} and {checks.describe(params)}. Bind other things to apply"
+            f" {expect.describe(apply)} and {expect.describe(params)}. Bind other things to apply"
             " with functools.partial."
         )
     params = jax.device_put(params)
@@ -220,10 +220,10 @@ def _inputs(where: str, x: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     inputs = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), inputs)
     leaves = jax.tree.leaves(inputs)
     batches = {leaf.shape[:1] for leaf in leaves}
-    if len(batches) != 1 or () in batches or not all(map(checks.is_array, leaves)):
+    if len(batches) != 1 or () in batches or not all(map(expect.is_array, leaves)):
         raise ValueError(
             f"{where}: expected arrays [batch, ...] with one batch size, got "
-            f"{checks.describe(inputs)}. "
+            f"{expect.describe(inputs)}. "
             "Give each input an axis of samples first, also where there is one sample."
         )
     return inputs

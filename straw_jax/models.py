@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 from jax import Array
 
-from straw_jax import checks
+from straw_jax import expect
 from straw_jax.layers import conv, dense, max_pool
 
 
@@ -44,7 +44,7 @@ class CNN(nn.Module):
             x: normalised images.
             train: apply dropout, with the random key named "dropout".
         """
-        checks.images("CNN", x, least=6)  # two windows of 3, then a max-pool
+        expect.images("CNN", x, least=6)  # two windows of 3, then a max-pool
         for i, features in enumerate(self.channels, start=1):
             x = conv(features, x.shape[-1], f"conv{i}", padding="VALID")(x)
             x = nn.relu(x) if i == 1 else x
@@ -92,7 +92,7 @@ class CompactCNN(nn.Module):
             x: normalised images.
             train: apply dropout, with the random key named "dropout".
         """
-        checks.images("CompactCNN", x, least=2 ** len(self.stages))
+        expect.images("CompactCNN", x, least=2 ** len(self.stages))
         count = 0
         for stage in self.stages:
             for features in stage:
@@ -152,8 +152,8 @@ class ViT(nn.Module):
             x: normalised images.
             train: apply dropout, with the random key named "dropout".
         """
-        checks.positive("ViT", width=self.width, heads=self.heads)
-        checks.images("ViT", x)
+        expect.positive("ViT", width=self.width, heads=self.heads)
+        expect.images("ViT", x)
         if self.width % self.heads:
             raise ValueError(
                 f"ViT: expected a width that is a multiple of the heads, got {self.width} and"
@@ -221,7 +221,7 @@ class ResNet34(nn.Module):
             train: normalise by the batch's statistics, and update the running statistics (the
                 collection "batch_stats", which must then be mutable).
         """
-        checks.images("ResNet34", x)
+        expect.images("ResNet34", x)
         convolution = partial(
             nn.Conv,
             use_bias=False,
@@ -273,7 +273,7 @@ class Conv7(nn.Module):
             train: ignored; training and prediction do not differ.
         """
         del train
-        checks.images("Conv7", x, least=4)
+        expect.images("Conv7", x, least=4)
         for i, features in enumerate(self.channels, start=1):
             init = nn.initializers.he_normal()
             x = nn.Conv(features, (7, 7), kernel_init=init, name=f"conv{i}")(x)
@@ -323,7 +323,7 @@ class WideResNet(nn.Module):
             train: ignored; training and prediction do not differ.
         """
         del train
-        checks.images("WideResNet", x)
+        expect.images("WideResNet", x)
         blocks, rest = divmod(self.depth - 4, 6)
         if rest or blocks < 1:
             raise ValueError(

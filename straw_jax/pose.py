@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from straw_jax import checks
+from straw_jax import expect
 from straw_jax.factors import FactorSpec, Update, factor_spec, named_leaves
 from straw_jax.geometry import Posed, affine, compose, invert, resample
 from straw_jax.layers import max_pool
@@ -80,7 +80,7 @@ class PoseRange(NamedTuple):
         Returns:
             float32 `[count, 5]`: degrees, logarithm of the scale, shear, shift down, shift right.
         """
-        checks.random_key("PoseRange.draw", key)
+        expect.random_key("PoseRange.draw", key)
         of_change, of_numbers = jax.random.split(key)
         drawn = jax.random.uniform(of_numbers, (count, 5), minval=-1.0, maxval=1.0)
         drawn *= self.largest[None]
@@ -148,9 +148,9 @@ class PoseEncoder(nn.Module):
         Raises:
             ValueError: if the images are too small for the max-pools.
         """
-        checks.widths("PoseEncoder", features=self.features)
-        checks.multiples_of_8("PoseEncoder", "features", self.features)
-        checks.images("PoseEncoder", x, least=2 ** len(self.features))  # a max-pool for each
+        expect.widths("PoseEncoder", features=self.features)
+        expect.multiples_of_8("PoseEncoder", "features", self.features)
+        expect.images("PoseEncoder", x, least=2 ** len(self.features))  # a max-pool for each
         for i, features in enumerate(self.features, start=1):
             init = nn.initializers.he_normal()
             x = nn.Conv(features, (3, 3), use_bias=False, kernel_init=init, name=f"conv{i}")(x)
@@ -191,8 +191,8 @@ def angles_of(poses: PoseRange) -> np.ndarray:
         [-20.0, -15.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0]
     """
     if not isinstance(poses, PoseRange):
-        raise ValueError(f"PoseRange: expected a range of poses, got {checks.describe(poses)}.")
-    checks.finite("PoseRange", **poses._asdict())
+        raise ValueError(f"PoseRange: expected a range of poses, got {expect.describe(poses)}.")
+    expect.finite("PoseRange", **poses._asdict())
     within = 0 < poses.degrees <= 180 - _MARGIN and poses.scale >= 1 and 0 <= poses.upright <= 1
     if not within or min(poses.shear, poses.shift) < 0:
         raise ValueError(
@@ -246,14 +246,14 @@ class Geometric:
         Returns:
             Logarithms of probabilities `[batch, classes]`.
         """
-        checks.images("Geometric.apply_detached", images)
+        expect.images("Geometric.apply_detached", images)
         likeliest = self.straw.styles(params, images)[:, :NUMBERS]
         styles = jax.lax.stop_gradient(likeliest)
         return self.straw.apply_styles(params, styles, images, **kwargs)
 
     def pose_loss(self, params: Params, images: Array, key: Array) -> Array:
         """Return the pose encoder's loss `[batch]`, see `straw_jax.pose.pose_loss`."""
-        checks.parts("Geometric.pose_loss", params, ("encoder",))
+        expect.parts("Geometric.pose_loss", params, ("encoder",))
         return pose_loss(self.encoder, params["encoder"], images, self.poses, key)
 
 
@@ -305,7 +305,7 @@ def make_geometric(
     executor = as_network(executor)
     sample = zeros_like(sample, "make_geometric")
     angles = angles_of(poses)
-    if not checks.is_whole(hypotheses) or not 1 <= hypotheses <= len(angles):
+    if not expect.is_whole(hypotheses) or not 1 <= hypotheses <= len(angles):
         raise ValueError(
             f"make_geometric: expected 1 to {len(angles)} hypotheses, at most one for each angle of"
             f" the range, got {hypotheses}."
@@ -318,14 +318,15 @@ def make_geometric(
     encoder = as_network(PoseEncoder(poses) if encoder is None else encoder)
     _check_encoder(encoder, sample, poses)
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
-    if not isinstance(kernel, str) or kernel not in (leaves := named_leaves(shapes)):
+    leaves = named_leaves(shapes)
+    if not isinstance(kernel, str) or kernel not in leaves:
         kernels = ", ".join(path for path, leaf in leaves.items() if leaf.ndim == 4)
         raise ValueError(f"make_geometric: expected the path of one of {kernels}, got {kernel!r}.")
     spec: FactorSpec = factor_spec(shapes, {kernel: "pose"})
     executor_apply = modulate(executor.apply)
 
     def init(key: Array) -> Params:
-        checks.random_key("Straw.init", key)
+        expect.random_key("Straw.init", key)
         of_encoder, of_executor = jax.random.split(key)
         return {
             "encoder": encoder.init(of_encoder, sample),
@@ -333,8 +334,8 @@ def make_geometric(
         }
 
     def styles(params: Params, context: Any) -> Array:
-        checks.parts("Straw", params, ("encoder",))
-        checks.like("Straw", "the context", context, sample)
+        expect.parts("Straw", params, ("encoder",))
+        expect.like("Straw", "the context", context, sample)
         estimate = encoder.apply(params["encoder"], context)
         poses = likeliest(estimate, angles, hypotheses)
         return poses.reshape(poses.shape[0], hypotheses * NUMBERS)
@@ -349,12 +350,12 @@ def make_geometric(
         return invert(affine(degrees, jnp.exp(size), shear, down, right))
 
     def apply_styles(params: Params, styles: Array, x: Any, **kwargs: Any) -> Any:
-        checks.parts("Straw", params, ("encoder", "executor"))
-        styles = for_each_sample(styles, checks.like("Straw", "x", x, sample))
+        expect.parts("Straw", params, ("encoder", "executor"))
+        styles = for_each_sample(styles, expect.like("Straw", "x", x, sample))
         if styles.shape[1] == 0 or styles.shape[1] % NUMBERS:
             raise ValueError(
                 f"Straw: expected style vectors of {NUMBERS} numbers for each hypothesis, got"
-                f" {checks.describe(styles)}. Straw.styles makes them."
+                f" {expect.describe(styles)}. Straw.styles makes them."
             )
 
         def one(matrix: Array) -> Array:
@@ -366,7 +367,7 @@ def make_geometric(
         return jax.nn.logsumexp(weighted, axis=1)
 
     def apply(params: Params, x: Any, *, context: Any = None, **kwargs: Any) -> Any:
-        checks.like("Straw", "x", x, sample)
+        expect.like("Straw", "x", x, sample)
         return apply_styles(params, styles(params, x if context is None else context), x, **kwargs)
 
     def factors(params: Params, context: Any) -> dict[str, Update]:
@@ -463,8 +464,8 @@ def in_random_poses(images: Array, poses: PoseRange, key: Array) -> tuple[Array,
         >>> images.shape, poses.shape
         ((2, 8, 8, 1), (2, 5))
     """
-    checks.images("in_random_poses", images)
-    checks.random_key("in_random_poses", key)
+    expect.images("in_random_poses", images)
+    expect.random_key("in_random_poses", key)
     of_poses, of_traces = jax.random.split(key)
     drawn = poses.draw(of_poses, len(images))
     degrees, size, shear, down, right = drawn.T
@@ -533,7 +534,7 @@ def likeliest(estimate: PoseEstimate, angles: np.ndarray, count: int) -> Array:
     if estimate.angles.shape[1:] != angles.shape or not 1 <= count <= len(angles):
         raise ValueError(
             f"likeliest: expected a distribution over {len(angles)} angles and at most as many"
-            f" hypotheses, got {checks.describe(estimate.angles)} and {count}. Make the encoder for"
+            f" hypotheses, got {expect.describe(estimate.angles)} and {count}. Make the encoder for"
             " this range of poses."
         )
     likely = nn.softmax(estimate.angles.astype(jnp.float32))

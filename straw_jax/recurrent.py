@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from straw_jax import checks
+from straw_jax import expect
 from straw_jax.functional import hyperlora
 
 Carry: TypeAlias = Any
@@ -86,17 +86,17 @@ class LSTMCell(nn.RNNCellBase):
     def _check(self, inputs: Any, carry: Carry, **sizes: Any) -> None:
         """Raise a `ValueError` unless sizes, inputs and carry are of the form that a step takes."""
         name = type(self).__name__
-        checks.positive(name, features=self.features, **sizes)
-        checks.finite(name, dropout=self.dropout, forget_bias=self.forget_bias)
+        expect.positive(name, features=self.features, **sizes)
+        expect.finite(name, dropout=self.dropout, forget_bias=self.forget_bias)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"{name}: expected dropout from 0 to below 1, got {self.dropout}.")
-        checks.arrays(name, "inputs", inputs)
+        expect.arrays(name, "inputs", inputs)
         want = jax.eval_shape(lambda: self.initialize_carry(jax.random.key(0), inputs.shape))
         given = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(carry)]
         if given != [leaf.shape for leaf in jax.tree.leaves(want)]:
             raise ValueError(
-                f"{name}: expected a carry of {checks.describe(want)} for inputs"
-                f" {checks.describe(inputs)}, got {checks.describe(carry)}. Make it with"
+                f"{name}: expected a carry of {expect.describe(want)} for inputs"
+                f" {expect.describe(inputs)}, got {expect.describe(carry)}. Make it with"
                 " initialize_carry(key, inputs.shape)."
             )
 

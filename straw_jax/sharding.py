@@ -15,7 +15,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from straw_jax import checks
+from straw_jax import expect
 
 _RANK_AXIS = {"B": 1, "A": 0}  # of a generator's kernel [m, n, h] and bias [m, n]
 
@@ -40,7 +40,7 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
         >>> dict(make_mesh(data=1, model=1).shape)
         {'data': 1, 'model': 1}
     """
-    checks.positive("make_mesh", model=model, **({} if data is None else {"data": data}))
+    expect.positive("make_mesh", model=model, **({} if data is None else {"data": data}))
     devices = jax.devices()
     data = len(devices) // model if data is None else data
     wanted = data * model

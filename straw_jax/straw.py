@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from straw_jax import checks
+from straw_jax import expect
 from straw_jax.encoders import ConvEncoder
 from straw_jax.factors import FactorSpec, Rank, Update, factor_spec, is_kernel, named_leaves
 from straw_jax.generator import Generator
@@ -126,7 +126,7 @@ def linen(module: nn.Module, **defaults: Any) -> Network:
         ) from error
 
     def init(key: Array, x: Any) -> Params:
-        with checks.flax_errors(name):
+        with expect.flax_errors(name):
             variables = module.init(key, x, **defaults)
         if state := sorted(set(variables) - {"params"}):
             raise ValueError(
@@ -136,7 +136,7 @@ def linen(module: nn.Module, **defaults: Any) -> Network:
         return variables.get("params", {})
 
     def apply(params: Params, x: Any, **kwargs: Any) -> Any:
-        with checks.flax_errors(name, lambda: _check_parameters(module, params, x, defaults)):
+        with expect.flax_errors(name, lambda: _check_parameters(module, params, x, defaults)):
             return module.apply({"params": params}, x, **(defaults | kwargs))
 
     return Network(init, apply)
@@ -145,10 +145,10 @@ def linen(module: nn.Module, **defaults: Any) -> Network:
 def _check_parameters(module: nn.Module, params: Any, x: Any, defaults: dict[str, Any]) -> None:
     """Raise a `ValueError` that names the first leaf that does not fit a module and its input."""
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    with checks.flax_errors(type(module).__name__):
+    with expect.flax_errors(type(module).__name__):
         variables = jax.eval_shape(lambda x: module.init(keys, x, **defaults), x)
-    checks.fits(
-        f"{type(module).__name__}, for an input {checks.describe(x)}",
+    expect.fits(
+        f"{type(module).__name__}, for an input {expect.describe(x)}",
         named_leaves(variables.get("params", {})),
         named_leaves(params),
         "Were they made for another size of input, rank or model, or wrapped in 'params'?",
@@ -219,8 +219,8 @@ def make_straw(
     """
     if base not in get_args(Base):
         raise ValueError(f"make_straw: expected a base of {get_args(Base)}, got {base!r}.")
-    checks.positive("make_straw", hidden=hidden)
-    checks.finite("make_straw", scale=scale)
+    expect.positive("make_straw", hidden=hidden)
+    expect.finite("make_straw", scale=scale)
     executor = as_network(executor)
     encoder = as_network(ConvEncoder() if encoder is None else encoder)
     sample = zeros_like(sample, "make_straw")
@@ -243,7 +243,7 @@ def make_straw(
     modulator = "encoder", "generator"
 
     def init(key: Array) -> Params:
-        checks.random_key("Straw.init", key)
+        expect.random_key("Straw.init", key)
         keys = dict(
             zip(("encoder", "generator", "executor"), jax.random.split(key, 3), strict=True)
         )
@@ -255,12 +255,12 @@ def make_straw(
         return params
 
     def styles(params: Params, context: Any) -> Array:
-        checks.parts("Straw", params, ("encoder",))
-        checks.like("Straw", "the context", context, seen)
+        expect.parts("Straw", params, ("encoder",))
+        expect.like("Straw", "the context", context, seen)
         return encoder.apply(params["encoder"], context)
 
     def factors(params: Params, context: Any) -> dict[str, Update]:
-        checks.parts("Straw", params, modulator)
+        expect.parts("Straw", params, modulator)
         generated = generator.apply(params["generator"], styles(params, context))
         return {
             path: Factors(form(factor.B), form(factor.A)) if isinstance(factor, Factors) else factor
@@ -275,7 +275,7 @@ def make_straw(
                 f"make_straw: expected params with the executor's weights, base {base!r}, got "
                 f"{sorted(params)}. Give {{**params, 'executor': weights}}."
             )
-        checks.fits(
+        expect.fits(
             "Straw, for the executor",
             named_leaves(shapes),
             named_leaves(params["executor"]),
@@ -284,22 +284,22 @@ def make_straw(
         return jax.lax.stop_gradient(params["executor"]) if base == "frozen" else params["executor"]
 
     def apply_styles(params: Params, styles: Array, x: Any, **kwargs: Any) -> Any:
-        checks.parts("Straw", params, modulator)
-        size = checks.like("Straw", "x", x, sample)
+        expect.parts("Straw", params, modulator)
+        size = expect.like("Straw", "x", x, sample)
         generated = generator.apply(params["generator"], for_each_sample(styles, size))
         return executor_apply(weights_of(params), generated, x, **kwargs)
 
     def apply(params: Params, x: Any, *, context: Any = None, **kwargs: Any) -> Any:
-        checks.like("Straw", "x", x, sample)
+        expect.like("Straw", "x", x, sample)
         return apply_styles(params, styles(params, x if context is None else context), x, **kwargs)
 
     def merge(params: Params, context: Any) -> Params:
-        checks.arrays("Straw.merge", "the context", context)
+        expect.arrays("Straw.merge", "the context", context)
         batch_of_one = jax.tree.map(lambda leaf: leaf[None], context)
-        if not checks.same_axes(batch_of_one, seen):
+        if not expect.same_axes(batch_of_one, seen):
             raise ValueError(
-                f"Straw.merge: expected one context, like one of {checks.describe(seen)}, got"
-                f" {checks.describe(context)}. Take one of a batch, as context[0]."
+                f"Straw.merge: expected one context, like one of {expect.describe(seen)}, got"
+                f" {expect.describe(context)}. Take one of a batch, as context[0]."
             )
         own = jax.tree.map(lambda leaf: leaf[0], factors(params, batch_of_one))
         return materialize(weights_of(params), own, scale=scale)
@@ -313,11 +313,11 @@ def _check_encoder(encoder: Network, context: Any) -> None:
         lambda: encoder.apply(encoder.init(jax.random.key(0), context), context)
     )
     count = jax.tree.leaves(context)[0].shape[0]
-    shape: tuple[int, ...] = styles.shape if checks.is_array(styles) else ()
+    shape: tuple[int, ...] = styles.shape if expect.is_array(styles) else ()
     if len(shape) != 2 or shape[0] != count or not shape[1]:
         raise ValueError(
             "make_straw: expected an encoder from contexts [n, ...] to style vectors [n, style],"
-            f" got {checks.describe(styles)} for {checks.describe(context)}. If the sample is one"
+            f" got {expect.describe(styles)} for {expect.describe(context)}. If the sample is one"
             " without a batch axis, give sample[None]."
         )
 
@@ -355,11 +355,11 @@ def for_each_sample(styles: Array, count: Any) -> Array:
         >>> for_each_sample(jnp.ones((1, 5)), 3).shape
         (3, 5)
     """
-    checks.arrays("Straw", "style vectors", styles)
+    expect.arrays("Straw", "style vectors", styles)
     if styles.ndim != 2 or styles.shape[0] not in (1, count):
         raise ValueError(
             "Straw: expected a context or style vector for each sample of x, or one for all,"
-            f" [{count}, ...] or [1, ...], got style vectors {checks.describe(styles)}. For the"
+            f" [{count}, ...] or [1, ...], got style vectors {expect.describe(styles)}. For the"
             " weights of one context, use merge."
         )
     if styles.shape[0] == count:
@@ -392,7 +392,7 @@ def as_network(model: nn.Module | Network) -> Network:
     if not isinstance(model, Network):
         raise ValueError(
             "Network: expected a Linen module (an instance) or a Network, got"
-            f" {checks.describe(model)}. Any other model is Network(init, apply)."
+            f" {expect.describe(model)}. Any other model is Network(init, apply)."
         )
     return model
 
@@ -417,5 +417,5 @@ def zeros_like(tree: Any, where: str = "zeros_like", name: str = "the sample") -
         >>> zeros_like({"x": jax.ShapeDtypeStruct((2,), jnp.float32)})["x"].tolist()
         [0.0, 0.0]
     """
-    checks.sample(where, name, tree)
+    expect.sample(where, name, tree)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
