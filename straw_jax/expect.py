@@ -92,11 +92,11 @@ def sample(where: str, name: str, tree: Any) -> None:
 def same_axes(tree: Any, example: Any) -> bool:
     """Return whether arrays have as many axes as those of an example.
 
-    The structure may differ, where the model can take it; but no list stands for an array.
+    Another structure may be as good, as a set with a mask is for one without; a list is not.
     """
     structure: Any = jax.tree.structure(tree)
     if structure != jax.tree.structure(example):
-        return isinstance(example, list) or not isinstance(tree, list)
+        return not (isinstance(tree, list) and is_array(example))
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(example), strict=True)
     return all(len(leaf.shape) == len(other.shape) for leaf, other in pairs)
 

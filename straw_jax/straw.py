@@ -220,7 +220,8 @@ def make_straw(
     if base not in get_args(Base):
         raise ValueError(f"make_straw: expected a base of {get_args(Base)}, got {base!r}.")
     expect.positive("make_straw", hidden=hidden)
-    expect.finite("make_straw", scale=scale)
+    if not expect.is_array(scale) or scale.shape:
+        expect.finite("make_straw", scale=scale)
     executor = as_network(executor)
     encoder = as_network(ConvEncoder() if encoder is None else encoder)
     sample = zeros_like(sample, "make_straw")
@@ -325,7 +326,8 @@ def _check_encoder(encoder: Network, context: Any) -> None:
 def _added(executor: Network, shapes: Params, sample: Any) -> list[str]:
     """Return the paths of leaves that an executor only adds to its data."""
     leaves = named_leaves(shapes)
-    if all(path.endswith("kernel") for path, leaf in leaves.items() if is_kernel(path, leaf)):
+    kernels = [path for path, leaf in leaves.items() if is_kernel(path, leaf)]
+    if all(path.split("/")[-1] == "kernel" for path in kernels):
         return []  # as in most Linen modules: no need to trace them
     try:
         added = added_leaves(executor.apply, shapes, sample)

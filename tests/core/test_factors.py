@@ -145,3 +145,33 @@ def test_axes_choose_the_reading_of_a_kernel():
 def test_errors_in_axes(axes, message):
     with pytest.raises(ValueError, match="factor_spec: .*" + message):
         factor_spec(TREE, 2, axes=axes)
+
+
+def test_a_rank_may_be_a_whole_number_of_numpy():
+    (leaf,) = factor_spec({"W": jnp.zeros((6, 5))}, np.int64(2))
+    assert leaf.rank == 2
+    assert type(leaf.rank) is int
+    (leaf,) = factor_spec({"W": jnp.zeros((6, 5))}, {"W": np.uint8(2)})
+    assert type(leaf.rank) is int
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matched"),
+    [
+        ("*/kernel", ["dense/kernel", "kernel"]),
+        ("*", ["dense/kernel", "kernel"]),
+        ("kernel", ["kernel"]),
+        ("dense/*", ["dense/kernel"]),
+    ],
+)
+def test_a_leaf_at_the_top_is_in_any_folder(pattern, matched):
+    tree = {"dense": {"kernel": jnp.zeros((6, 5))}, "kernel": jnp.zeros((5, 4))}
+    assert [leaf.path for leaf in factor_spec(tree, {pattern: 2})] == matched
+    with pytest.raises(ValueError, match="matches none of the leaves"):
+        factor_spec(tree, {f"*/*/{pattern}": 2})
+
+
+def test_leaves_that_a_model_adds_are_no_kernels():
+    tree = {"W": jnp.zeros((6, 5)), "positions": jnp.zeros((9, 6))}
+    spec = factor_spec(tree, 2, added=["positions"])
+    assert {leaf.path: leaf.rank for leaf in spec} == {"W": 2, "positions": "whole"}

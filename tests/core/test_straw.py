@@ -1,10 +1,21 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 from reference import assert_close, random_array
 
-from straw_jax import CNN, CompactCNN, ConvEncoder, Network, linen, make_straw, materialize
+from straw_jax import (
+    CNN,
+    CompactCNN,
+    ConvEncoder,
+    Network,
+    RecursiveEncoder,
+    linen,
+    make_straw,
+    materialize,
+)
 
 
 class TinyExecutor(nn.Module):
@@ -164,6 +175,74 @@ def test_a_context_other_than_the_sample():
     other = jax.jit(straw.apply)(params, IMAGES, context=task[::-1])
     assert_close(logits[1], other[1], 1e-5)
     assert not jnp.allclose(logits[0], other[0])
+
+
+def test_one_context_is_for_all_samples():
+    task = random_array(5, (3, 6))
+    straw = tiny_straw(encoder=nn.Dense(8), context=task)
+    params = jax.jit(straw.init)(jax.random.key(1))
+    apply = jax.jit(straw.apply)
+    same = jnp.broadcast_to(task[:1], task.shape)
+    assert_close(apply(params, IMAGES, context=task[:1]), apply(params, IMAGES, context=same), 1e-6)
+    with pytest.raises(ValueError, match=r"one for all, \[3, ...\] or \[1, ...\], got .* \[2, 8\]"):
+        straw.apply(params, IMAGES, context=task[:2])
+
+
+@pytest.mark.parametrize(
+    "encoder", [ConvEncoder(4), RecursiveEncoder(4, width=4, heads=2, steps=1)]
+)
+def test_no_samples_give_no_results(encoder):
+    straw = tiny_straw(encoder=encoder)
+    params = jax.eval_shape(straw.init, jax.random.key(1))
+    assert jax.eval_shape(straw.apply, params, IMAGES[:0]).shape == (0, 4)
+
+
+def test_a_straw_is_one_leaf_and_can_be_a_static_argument():
+    straw = tiny_straw()
+    network = linen(TinyExecutor())
+    assert jax.tree.leaves((straw, network)) == [straw, network]
+    params = jax.eval_shape(straw.init, jax.random.key(1))
+    apply = jax.jit(lambda straw, params, x: straw.apply(params, x), static_argnums=0)
+    assert jax.eval_shape(partial(apply, straw), params, IMAGES).shape == (3, 4)
+
+
+def test_an_executor_that_must_be_told_whether_it_is_trained():
+    class Trained(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return TinyExecutor(name="tiny")(x, train=train)
+
+    straw = make_straw(
+        linen(Trained(), train=False), IMAGES, rank=2, encoder=ConvEncoder(4), hidden=4
+    )
+    params = jax.jit(straw.init)(jax.random.key(1))
+    same = jnp.stack([IMAGES[0]] * 2)
+    still = jax.jit(straw.apply)(params, same)
+    assert_close(still[0], still[1], 1e-6)
+    key = jax.random.key(2)
+    dropped = jax.jit(partial(straw.apply, train=True))(params, same, rngs={"dropout": key})
+    assert not jnp.allclose(dropped[0], dropped[1])
+
+
+def test_whole_kernels_are_formed_where_that_is_allowed():
+    network = Network(
+        init=lambda key, x: {"W": jax.random.normal(key, (5, 2))},
+        apply=lambda params, x: x @ jnp.tanh(params["W"]),
+    )
+    x = random_array(1, (3, 5))
+
+    def straw(**options):
+        return make_straw(network, x, rank=1, encoder=nn.Dense(4), base="trained", **options)
+
+    allowed = straw(allow_materialise=True)
+    params = jax.jit(allowed.init)(jax.random.key(0))
+    params = jax.tree.map(lambda p: p + 0.1 * random_array(p.size, p.shape), params)
+    own = jnp.stack([jax.jit(allowed.merge)(params, row)["W"] for row in x])
+    assert_close(
+        jax.jit(allowed.apply)(params, x), jnp.einsum("bi,bio->bo", x, jnp.tanh(own)), 1e-5
+    )
+    with pytest.raises(ValueError, match="W: expected operations that support low-rank kernels"):
+        straw().apply(params, x)
 
 
 def test_an_executor_as_plain_functions():
