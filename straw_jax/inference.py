@@ -9,7 +9,7 @@ import importlib.util
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def predictor(
         >>> predict(jnp.ones((7, 3))).shape  # as batches of 4 and 3
         (7, 2)
     """
-    sizes = list(batch_sizes) if isinstance(batch_sizes, Iterable) else []
+    sizes = list(batch_sizes) if hasattr(batch_sizes, "__iter__") else []
     if not sizes or not all(expect.is_whole(size) and size > 0 for size in sizes):
         raise ValueError(
             f"predictor: expected positive batch_sizes, as in (1, 32), got {batch_sizes!r}."
