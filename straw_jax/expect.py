@@ -10,7 +10,6 @@ from typing import Any, TypeGuard
 
 import jax
 import numpy as np
-from flax.errors import FlaxError
 from jax import Array
 
 _LISTED = 6  # leaves of a tree that a message names
@@ -197,6 +196,8 @@ def fits(where: str, expected: Mapping[str, Any], got: Mapping[str, Any], hint: 
 @contextmanager
 def flax_errors(name: str, explain: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Raise a `ValueError` in place of Flax's errors, which name neither model nor input."""
+    from flax.errors import FlaxError  # only here: a saved model runs without Flax
+
     try:
         yield
     except FlaxError as error:

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -83,15 +82,13 @@ def affine(
         (3, 2, 3)
     """
     values = [jnp.asarray(value, jnp.float32) for value in (degrees, scale, shear, down, right)]
-    shapes = [value.shape for value in values]
     try:
-        np.broadcast_shapes(*shapes)
+        degrees, scale, shear, down, right = jnp.broadcast_arrays(*values)
     except ValueError as error:
         raise ValueError(
             "affine: expected numbers, or arrays that broadcast to one shape, got degrees, scale,"
-            f" shear, down and right of shapes {shapes}. Reshape them."
+            f" shear, down and right of shapes {[value.shape for value in values]}. Reshape them."
         ) from error
-    degrees, scale, shear, down, right = jnp.broadcast_arrays(*values)
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
     first = jnp.stack([cos, sin], -1)  # rotated back
     second = jnp.stack([shear * cos - sin, shear * sin + cos], -1)  # and sheared back
