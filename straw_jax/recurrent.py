@@ -88,8 +88,8 @@ class LSTMCell(nn.RNNCellBase):
         name = type(self).__name__
         expect.positive(name, features=self.features, **sizes)
         expect.finite(name, dropout=self.dropout, forget_bias=self.forget_bias)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"{name}: expected dropout from 0 to below 1, got {self.dropout}.")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"{name}: expected dropout from 0 to 1, got {self.dropout}.")
         expect.arrays(name, "inputs", inputs)
         want = jax.eval_shape(lambda: self.initialize_carry(jax.random.key(0), inputs.shape))
         given = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(carry)]

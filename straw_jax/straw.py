@@ -220,7 +220,7 @@ def make_straw(
     if base not in get_args(Base):
         raise ValueError(f"make_straw: expected a base of {get_args(Base)}, got {base!r}.")
     expect.positive("make_straw", hidden=hidden)
-    if not expect.is_array(scale) or scale.shape:
+    if not expect.is_array(scale) or jnp.ndim(scale):
         expect.finite("make_straw", scale=scale)
     executor = as_network(executor)
     encoder = as_network(ConvEncoder() if encoder is None else encoder)

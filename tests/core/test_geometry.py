@@ -766,3 +766,9 @@ def test_shapes_that_are_not_resampled(image, matrix):
 def test_integers_are_not_resampled():
     with pytest.raises(ValueError, match="expected pixels of a floating-point type, got uint8"):
         resample(jnp.zeros((4, 4, 1), jnp.uint8), affine(10.0))
+
+
+def test_a_grid_of_a_list_is_as_good_as_of_a_tuple():
+    posed = Posed(affine(10.0), grid=[np.int64(2), 3])
+    assert posed.grid == (2, 3)
+    assert hash(jax.tree.structure(posed)) == hash(jax.tree.structure(Posed(0, grid=(2, 3))))

@@ -175,6 +175,18 @@ def test_images_too_small_for_the_encoder_are_refused(shape):
         PoseEncoder().init(jax.random.key(0), jnp.ones(shape))
 
 
+def test_no_images_give_no_results():
+    straw = geometric(ALL_POSES).straw
+    params = jax.eval_shape(straw.init, jax.random.key(0))
+    assert jax.eval_shape(straw.apply, params, IMAGES[:0]).shape == (0, 4)
+
+
+def test_a_model_is_one_leaf_that_can_be_a_static_argument():
+    model = geometric()
+    assert jax.tree.leaves(model) == [model]
+    assert hash(model) == hash(model)
+
+
 def test_only_a_convolution_can_be_posed():
     with pytest.raises(ValueError, match=r"kernel of four axes, got fc/kernel of shape \(64, 4\)"):
         make_geometric(EXECUTOR, IMAGES, kernel="fc/kernel")
