@@ -386,29 +386,20 @@ def _einsum(subscripts: str, left: Array, right: Array) -> Array:
     return jnp.einsum(subscripts, left, right, precision="highest")
 
 
-def _is_floating(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
 def _samples(factor: Any) -> int:
     return jax.tree.leaves(factor)[0].shape[0]
 
 
 def _formed(updates: FactorTree) -> _Formed:
     """Form all factors, in float32 or wider, and check that every one has a sample axis."""
-    if not isinstance(updates, Mapping):
-        raise ValueError(
-            "analysis: expected a tree of factors, a dict by path, got"
-            f" {expect.describe(updates)}. Straw.factors and FactorSpec.unpack make one."
-        )
+    expect.factors("analysis", updates)
 
     def wide(array: Array) -> Array:
         return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
 
     formed: _Formed = {}
     for path, factor in updates.items():
-        leaves = jax.tree.leaves(factor)
-        if not leaves or not all(expect.is_array(leaf) and _is_floating(leaf) for leaf in leaves):
+        if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(factor)):
             raise ValueError(
                 f"analysis: expected the factors of {path} to be arrays of floating-point numbers,"
                 f" got {expect.describe(factor)}. Convert them with jnp.asarray(factor, float)."

@@ -66,6 +66,17 @@ def arrays(where: str, name: str, tree: Any) -> None:
         )
 
 
+def factors(where: str, tree: Any) -> None:
+    """Raise unless an argument is a tree of factors: a dict of arrays, or of several, by path."""
+    if not isinstance(tree, Mapping):
+        raise ValueError(
+            f"{where}: expected a tree of factors, a dict by path, got {describe(tree)}. Make it"
+            " with Straw.factors or FactorSpec.unpack."
+        )
+    for path, factor in tree.items():
+        arrays(where, f"the factors of {path}", factor)
+
+
 def batch(where: str, name: str, tree: Any) -> Any:
     """Return the number of samples of an array `[batch, ...]`, or of a tree of them."""
     arrays(where, name, tree)

@@ -275,11 +275,7 @@ class FactorSpec:
         Raises:
             ValueError: if a factor is missing, unknown, or does not fit.
         """
-        if not isinstance(factors, Mapping):
-            raise ValueError(
-                "FactorSpec: expected a tree of factors, a dict by path, got "
-                f"{type(factors).__name__}. FactorSpec.unpack makes one of a vector."
-            )
+        expect.factors("FactorSpec", factors)
         missing = [leaf.path for leaf in self if leaf.path not in factors]
         unknown = sorted(map(str, set(factors) - {leaf.path for leaf in self}))
         if missing or unknown:
@@ -288,7 +284,6 @@ class FactorSpec:
                 f"got none for {missing} and unknown {unknown}. Make both from one specification."
             )
         for leaf in self:
-            expect.arrays("FactorSpec", f"the factors of {leaf.path}", factors[leaf.path])
             shapes = [factor_shape(part) for part in _parts(factors[leaf.path])]
             expected = list(leaf.parts.values())
             posed = isinstance(factors[leaf.path], Posed) == (leaf.rank == "pose")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from straw_jax import expect
 from straw_jax.factors import FactorTree, all_axes, matrix_axes, matrix_shape, named_leaves
 from straw_jax.geometry import Posed
 from straw_jax.lowrank import Factor, Factors, FusedApply, Generated, factor_shape
@@ -59,6 +60,11 @@ def modulate(
         >>> layer({"W": jnp.ones((3, 4))}, factors, jnp.ones((8, 3))).shape
         (8, 4)
     """
+    if not callable(apply):
+        raise ValueError(
+            f"modulate: expected a function apply(params, x), got {expect.describe(apply)}. That of"
+            " a Linen module is linen(module).apply."
+        )
     kernel: FusedApply | None = None
     if fused:
         # Only here, so that users of plain products do not wait for Pallas to be imported.
@@ -165,6 +171,7 @@ def _substitute(
 def _sample_axes(params: Any, factors: FactorTree) -> dict[str, Any]:
     """Return vmap's in_axes for a tree of factors; raise a ValueError unless it fits `params`."""
     leaves = named_leaves(params)
+    expect.factors("modulate", factors)
     if unknown := sorted(set(factors) - set(leaves)):
         raise ValueError(
             f"modulate: expected factors for leaves of the parameters, {list(leaves)}, got also "

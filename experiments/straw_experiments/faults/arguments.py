@@ -309,7 +309,11 @@ def _lifting() -> dict[str, Call]:
         "factors of another layer": lifted({"W": Factors(B[:, :3], A)}),
         "a bias of another layer": lifted({"bias": B}),
         "neither weights nor factors": lifted({"W": UPDATES["W"]}, shapes),
+        "a list of factors": lifted([B, A]),
+        "factors of lists": lifted({"W": Factors(B.tolist(), A.tolist())}),
+        "no function": lambda: modulate(None),  # type: ignore[arg-type]
         "materialize a batch": lambda: materialize(TREE, UPDATES),
+        "materialize lists": lambda: materialize(TREE, {"bias": [0.0]}),  # type: ignore[dict-item]
         "materialize an unknown leaf": lambda: materialize(TREE, {"V": B[0]}),
     }
 
