@@ -35,7 +35,7 @@ def added_leaves(apply: Callable[..., Any], params: Any, x: Any) -> list[bool]:
         >>> from straw_jax.kernels import added_leaves
         >>> params = {"positions": jnp.ones((9, 4)), "W": jnp.ones((4, 5))}
         >>> def model(params, x):
-        ...     return (x + params["positions"][: x.shape[1]]) @ params["W"]
+        ...     return (x + params["positions"][None, : x.shape[1]]) @ params["W"]
         >>> dict(zip(sorted(params), added_leaves(model, params, jnp.ones((2, 3, 4)))))
         {'W': False, 'positions': True}
     """
