@@ -1,1 +1,10 @@
-"""Faults on purpose: what a disk, a killed process or another program may do to stored files."""
+"""A campaign of faults: what the commands do when processes, files, data or arguments go wrong.
+
+`python -m straw_experiments.faults` makes faults at random, judges what the commands answer, and
+prints a table. Every trial follows from the seed, its kind and its number, so it can be done again.
+
+- `outcomes`: how an answer is judged, and the table.
+- `damage`: the ways to damage a file.
+- `studies`: small studies, and what they publish.
+- `stored`, `processes`, `archives`, `exports`, `lines`, `arguments`: the kinds of faults.
+"""
