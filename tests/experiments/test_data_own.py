@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays_of
 from PIL import Image
 
 from straw_experiments import data
-from straw_experiments.data import image_folder, sources
+from straw_experiments.data import image_folder, reading
 from straw_experiments.data.sources import held_out
 
 SPLITS = ("train", "test")
@@ -312,9 +312,9 @@ def test_other_folders_are_refused(make, message, tmp_path):
 
 def test_images_that_fill_the_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
     _write_folder(tmp_path, _noise(4), ("a", "b"))
-    monkeypatch.setattr(sources, "_memory", lambda: 2 * 4 * 72 - 2)
-    _refused(tmp_path, r"expected images that take at most half of this machine's memory")
-    monkeypatch.setattr(sources, "_memory", lambda: 2 * 4 * 72)
+    monkeypatch.setattr(reading, "_memory", lambda: 2 * 4 * 72 - 2)
+    _refused(tmp_path, r"expected data that take at most half of this machine's memory")
+    monkeypatch.setattr(reading, "_memory", lambda: 2 * 4 * 72)
     data.check(tmp_path)
 
 

@@ -15,6 +15,7 @@ from straw_experiments import require_extra
 from straw_experiments.data import emnist, emnist_archive, glyphs, own, tfds_sets
 from straw_experiments.data.cache import Arrays
 from straw_experiments.data.dataset import Dataset
+from straw_experiments.data.reading import expand
 from straw_experiments.data.variants import variants
 
 __all__ = ["Dataset", "check", "data_folder", "load", "normalise", "strided", "variants"]
@@ -165,7 +166,7 @@ def normalise(images: np.ndarray) -> np.ndarray:
 
 def data_folder(data_dir: str | os.PathLike[str] | None) -> Path:
     """Return the folder that the argument `data_dir` of `load` means."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    return expand(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
 
 
 def strided(count: int, fraction: float) -> np.ndarray:
@@ -213,7 +214,7 @@ def _find(
     if name == "glyphs":
         return lambda: _draw_glyphs(fraction, data_dir)
     if name in ("auto", "emnist"):
-        read_emnist = emnist.find(data_dir, None if archive is None else Path(archive).expanduser())
+        read_emnist = emnist.find(data_dir, None if archive is None else expand(archive))
         return lambda: _subset(_dataset(*read_emnist(), emnist_archive.CLASS_NAMES), fraction)
     if (path := _own_path(name, data_dir)) is not None:
         read_own = own.find(path)
@@ -224,7 +225,7 @@ def _find(
 
 def _own_path(name: str | os.PathLike[str], data_dir: Path) -> Path | None:
     """Return the path that `name` is, or None if it names a set in `data_dir`; see `load`."""
-    path = Path(name).expanduser()
+    path = expand(name)
     if not isinstance(name, str) or path.is_absolute() or path.suffix == ".npz":
         return path
     if name.startswith((".", "~")) or name.endswith(("/", os.sep)):
