@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from straw_experiments.data.reading import open_file
+from straw_experiments.data.reading import open_file, reason
 
 Arrays = dict[str, np.ndarray]
 
@@ -48,7 +47,7 @@ def fetch(path: Path) -> Arrays | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        damage = error.strerror or str(error)
+        damage = reason(error)
     warnings.warn(f"{path} cannot be used and is made anew: {damage}", stacklevel=2)
     return None
 
@@ -62,30 +61,21 @@ def check_unchanged(path: Path, digest: str, where: Path) -> None:
         where: The data's folder.
 
     Raises:
-        ValueError: The data are others.
+        ValueError: The data are others, or what was stored is damaged.
     """
-    known = _first_digest(path)
-    if known is None:
-        _store(path, lambda file: file.write(f"{digest}\n".encode()))
-    elif known != digest:
-        raise ValueError(
-            f"{where}: expected the data that were read first, sha256 {known} by {path}, got "
-            f"{digest}. Restore the data, or delete {path} if they changed on purpose."
-        )
-
-
-def _first_digest(path: Path) -> str | None:
     try:
         with open_file(path) as file:
-            text = file.read(66)
+            known = file.read(2 * len(digest))
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        _store(path, lambda file: file.write(digest.encode()))
+        return
     except OSError as error:
-        text = str(error).encode()
-    if re.fullmatch(rb"[0-9a-f]{64}\n", text):
-        return text.decode().strip()
-    warnings.warn(f"{path} holds no sha256 and is made anew", stacklevel=2)
-    return None
+        known = reason(error).encode()
+    if known != digest.encode():
+        raise ValueError(
+            f"{where}: expected the data that were read first, with the sha256 in {path}, got "
+            f"sha256 {digest}. Restore the data, or delete {path} if they are as they should be."
+        )
 
 
 def _write_arrays(file: BufferedRandom, name: str, arrays: Arrays) -> None:

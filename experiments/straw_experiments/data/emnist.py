@@ -124,7 +124,7 @@ def _load(data_dir: Path, digest: str, source: Callable[[], BufferedReader | str
         from straw_experiments.data import emnist_builder
 
         folder = _prepared_dir(data_dir, digest)
-        arrays = emnist_builder.read(folder)
+        arrays = emnist_builder.read(folder, digest)
         return emnist_builder.prepare(folder, source(), digest) if arrays is None else arrays
 
     return cached(_arrays_path(data_dir, digest), prepare)

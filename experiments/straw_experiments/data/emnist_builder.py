@@ -21,7 +21,7 @@ from straw_experiments.data.cache import Arrays
 from straw_experiments.data.reading import reason
 from straw_experiments.data.tfds_sets import read_columns
 
-_DIGEST = "sha256"  # Of all arrays, in the prepared data's metadata.
+_DIGEST = "sha256"  # In the prepared data's metadata: of all arrays, and of their archive's sha256.
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -70,7 +70,7 @@ class EmnistBalanced(tfds.core.GeneratorBasedBuilder):
                 arrays = emnist_archive.read(file, config.sha256)
         else:
             arrays = emnist_archive.read(config.source, config.sha256)
-        self.info.metadata[_DIGEST] = sources.digest(*arrays.values())
+        self.info.metadata[_DIGEST] = sources.digest(*arrays.values(), (config.sha256,))
         return {split: self._generate_examples(arrays, split) for split in emnist_archive.SPLITS}
 
     def _generate_examples(
@@ -81,11 +81,12 @@ class EmnistBalanced(tfds.core.GeneratorBasedBuilder):
             yield index, {"image": image, "label": int(label), "index": index}
 
 
-def read(folder: Path) -> Arrays | None:
+def read(folder: Path, sha256: str) -> Arrays | None:
     """Read prepared data in the archive's order.
 
     Args:
         folder: DATA_DIR/emnist_balanced/NAME/VERSION: one name per archive.
+        sha256: Of the archive.
 
     Returns:
         "{train,test}_images" uint8 `[n, 28, 28, 1]`, "{train,test}_labels" int32 `[n]`; None if
@@ -101,7 +102,7 @@ def read(folder: Path) -> Arrays | None:
             order = np.argsort(columns["index"])
             arrays[f"{split}_images"] = columns["image"][order]
             arrays[f"{split}_labels"] = columns["label"][order].astype(np.int32)
-        if sources.digest(*arrays.values()) != builder.info.metadata[_DIGEST]:
+        if sources.digest(*arrays.values(), (sha256,)) != builder.info.metadata[_DIGEST]:
             raise ValueError("its data are not those that were prepared")
     except Exception as error:  # TFDS and its readers raise anything for damaged files.
         warnings.warn(f"{folder} cannot be used and is made anew: {reason(error)}", stacklevel=2)
@@ -135,7 +136,7 @@ def prepare(folder: Path, source: BufferedReader | str, sha256: str) -> Arrays:
         _builder(folder, source, sha256).download_and_prepare(download_config=downloads)
     except (OSError, DownloadError, NonMatchingChecksumError) as error:
         failure = error  # Unless another process was quicker.
-    arrays = read(folder)
+    arrays = read(folder, sha256)
     if arrays is None:
         said = f"{folder} cannot be read" if failure is None else reason(failure)
         raise ValueError(f"EMNIST: {said}. {emnist_archive.WAYS_OUT}") from failure

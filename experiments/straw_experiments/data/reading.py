@@ -23,6 +23,8 @@ DAMAGE = (
 def reason(error: Exception) -> str:
     """Return what an error says, in one line."""
     said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    if isinstance(error, OSError) and error.strerror:
+        said = error.strerror + (f": {error.filename}" if error.filename else "")
     return " ".join(str(said).split()).rstrip(".") or type(error).__name__
 
 
@@ -38,8 +40,8 @@ def open_file(path: Path) -> io.BufferedReader:
         OSError: The path is no file, or cannot be opened.
     """
     if path.exists() and not path.is_file():
-        code = errno.EISDIR if path.is_dir() else errno.EINVAL
-        raise OSError(code, "is a folder" if path.is_dir() else "is no regular file", str(path))
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise OSError(errno.EINVAL, f"it is {kind}", str(path))
     return path.open("rb")
 
 
