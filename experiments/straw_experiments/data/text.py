@@ -120,9 +120,9 @@ def _numbered(name: str, train: str, validation: str, test: str) -> Text:
 
 def _load_file(path: Path) -> Text:
     try:
-        with open_file(path) as file:
-            check_memory(path, _COPIES * os.fstat(file.fileno()).st_size)
-            text = io.TextIOWrapper(file, encoding="utf-8").read()
+        with open_file(path) as raw, io.TextIOWrapper(raw, encoding="utf-8") as file:
+            check_memory(path, _COPIES * os.fstat(raw.fileno()).st_size)
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ValueError(
