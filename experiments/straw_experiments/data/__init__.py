@@ -61,7 +61,8 @@ def load(
         fraction: Of the training images, above 0 and up to 1, evenly strided in the set's own
             order: 0.1 takes every tenth. The test set is always whole.
         data_dir: Where data sets lie and are kept; None for TFDS's folder (`TFDS_DATA_DIR`, or else
-            `~/tensorflow_datasets`).
+            `~/tensorflow_datasets`). Its folder `straw_jax` keeps what is slow to make, and the
+            sha256 of each named set as it was read first.
         archive: A file laid out as NIST's `gzip.zip`, used for EMNIST in place of any other.
 
     Returns:
@@ -69,7 +70,8 @@ def load(
         `[n]`.
 
     Raises:
-        ValueError: An argument is wrong, or the data are missing, damaged, or not as said here.
+        ValueError: An argument is wrong, or the data are missing, damaged, not as said here, or
+            under a name of which other data were read first.
 
     Example:
         >>> import tempfile
