@@ -1,8 +1,9 @@
+import doctest
+
 import numpy as np
 import pytest
 
 from straw_experiments.faults import damage
-from straw_experiments.faults.damage import exchange
 
 CONTENT = bytes(range(1, 256)) * 8
 
@@ -32,7 +33,7 @@ def test_files_are_exchanged_and_an_empty_one_is_deleted(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_bytes(b"1")
     other.write_bytes(b"")
-    exchange(one, other)
+    damage.exchange(one, other)
     assert (one.read_bytes(), other.read_bytes()) == (b"", b"1")
     damage.damage(np.random.default_rng(0), one)
     assert not one.exists()
@@ -46,3 +47,9 @@ def test_all_kinds_are_drawn(tmp_path):
         other.write_bytes(b"other")
         said.add(damage.damage(np.random.default_rng(seed), path, [other]).split()[0])
     assert said == {"flipped", "cut", "zeroed", "appended", "deleted", "exchanged"}
+
+
+def test_the_example_works():
+    failed, attempted = doctest.testmod(damage)
+    assert not failed
+    assert attempted
