@@ -6,5 +6,6 @@ prints a table. Every trial follows from the seed, its kind and its number, so i
 - `outcomes`: how an answer is judged, and the table.
 - `damage`: the ways to damage a file.
 - `studies`: small studies, and what they publish.
-- `stored`, `processes`, `archives`, `exports`, `lines`, `arguments`: the kinds of faults.
+- `stored`, `processes`, `data`, `exports`, `answers`: the kinds of faults.
+- `lines`, `arguments`: wrong command lines and wrong arguments, as lists.
 """

@@ -14,12 +14,23 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from straw_experiments.faults import processes, stored
+from straw_experiments.faults import answers, data, exports, processes, stored
 from straw_experiments.faults.outcomes import Faults, Kind, Outcome, Trial, table
 from straw_experiments.runner import readers
 
 FAULTS: Mapping[str, Faults] = {
     "stored": Faults("a results folder with damaged files is gone on with", stored.prepare, 4),
+    "data": Faults("a damaged file of data or of what is kept of them is read", data.prepare, 2),
+    "exports": Faults("a damaged saved model is read", exports.prepare, 0.5),
+    "lines": Faults(
+        "a wrong command line is given", answers.prepare_lines, 1, len(answers.COMMANDS)
+    ),
+    "arguments": Faults(
+        "a function is called with a wrong argument",
+        answers.prepare_arguments,
+        1,
+        len(answers.CALLS),
+    ),
     "kills": Faults("a study is stopped by signals and gone on with", processes.prepare_kills, 2),
     "workers": Faults("a process that trains is killed", processes.prepare_workers, 1),
     "pairs": Faults("two processes write to one folder", processes.prepare_pairs, 1),
@@ -75,7 +86,7 @@ def campaign(
             if name not in kinds:
                 kinds[name] = _prepared(name, place)
                 start = time.monotonic()
-            trial = kinds[name](_generator(name, seed, done[name]))
+            trial = kinds[name](_generator(name, seed, done[name]), done[name])
             used[name] += time.monotonic() - start
             yield name, done[name], trial
             done[name] += 1
@@ -83,7 +94,7 @@ def campaign(
 
 def _again(name: str, seed: int, number: int) -> int:
     with _place() as place:
-        trial = _prepared(name, place)(_generator(name, seed, number))
+        trial = _prepared(name, place)(_generator(name, seed, number), number)
     print(f"{trial.outcome.value}: {trial.fault}\n{trial.answer}")
     return int(trial.outcome.is_defect)
 

@@ -15,6 +15,7 @@ class Outcome(enum.Enum):
     IDENTICAL = "identical"
     REMADE = "noticed and remade"
     REFUSED = "noticed and refused"
+    RENAMED = "other data, other name"
     SILENT = "silent"
     TRACEBACK = "traceback"
     LOST = "lost"
@@ -40,8 +41,8 @@ class Trial:
     answer: str = ""
 
 
-Kind = Callable[[np.random.Generator], Trial]
-"""Makes one fault, drawn from a generator, and judges what came of it."""
+Kind = Callable[[np.random.Generator, int], Trial]
+"""Makes one fault and judges what came of it: drawn from a generator, or of a list by number."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,7 +72,8 @@ def prepare_kills(place: Path) -> Kind:
     """Prepare studies that are stopped by signals, once to three times, and gone on with."""
     studied = _Place(place)
 
-    def trial(rng: np.random.Generator) -> Trial:
+    def trial(rng: np.random.Generator, number: int) -> Trial:
+        del number
         name, done, noticed = studied.drawn(rng), [], ""
         for _ in range(rng.integers(1, 4)):
             sent = list(_SIGNALS)[rng.integers(len(_SIGNALS))]
@@ -98,7 +99,8 @@ def prepare_workers(place: Path) -> Kind:
     """Prepare studies with several processes that train, of which one is killed."""
     studied = _Place(place)
 
-    def trial(rng: np.random.Generator) -> Trial:
+    def trial(rng: np.random.Generator, number: int) -> Trial:
+        del number
         name = studied.drawn(rng)
         words = [*studied.words(name), "--jobs", "2"]
         process = studies.start(words, studied.folder)
@@ -123,7 +125,8 @@ def prepare_pairs(place: Path) -> Kind:
     """Prepare two processes with one folder: one is to finish, the other to be refused."""
     studied = _Place(place)
 
-    def trial(rng: np.random.Generator) -> Trial:
+    def trial(rng: np.random.Generator, number: int) -> Trial:
+        del number
         name = studied.drawn(rng)
         wait = float(rng.uniform(0, studied.seconds[name]))
         first = studied.start(name)
@@ -154,7 +157,8 @@ def prepare_disks(place: Path) -> Kind:
     """Prepare studies whose disk is full, or whose folder goes or becomes a file."""
     studied = _Place(place)
 
-    def trial(rng: np.random.Generator) -> Trial:
+    def trial(rng: np.random.Generator, number: int) -> Trial:
+        del number
         name = studied.drawn(rng)
         fault, process = list(_DISKS.values())[rng.integers(len(_DISKS))](studied, name, rng)
         answer = studies.finished(process)

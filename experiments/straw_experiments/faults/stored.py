@@ -38,7 +38,8 @@ def prepare(place: Path) -> Kind:
         stages += [stages[-1]] * len(copies)  # in half of all trials it is finished
     out = place / "trial"
 
-    def trial(rng: np.random.Generator) -> Trial:
+    def trial(rng: np.random.Generator, number: int) -> Trial:
+        del number
         stage = stages[rng.integers(len(stages))]
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(stage.copy, out)
