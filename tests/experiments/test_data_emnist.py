@@ -93,6 +93,105 @@ def test_a_fraction_is_a_stride_of_the_training_files_only(archive, tmp_path):
     assert len(dataset.test_images) == COUNTS["test"]
 
 
+def _stored(data_dir: Path) -> Path:
+    (stored,) = (data_dir / "straw_jax").iterdir()
+    return stored
+
+
+def _prepared(data_dir: Path) -> Path:
+    (prepared,) = (data_dir / "emnist_balanced").iterdir()
+    return prepared
+
+
+def test_an_archive_replaced_after_hashing_is_read_as_it_was_hashed(archive, tmp_path, monkeypatch):
+    hashed = emnist_archive.sha256
+
+    def then_replaced(file):
+        digest = hashed(file)
+        os.replace(_write(tmp_path / "other.zip", _members(seed=1)), archive)
+        return digest
+
+    name = f"EMNIST (unofficial archive, sha256 {_digest(archive)[:12]})"
+    monkeypatch.setattr(emnist, "sha256", then_replaced)
+    with pytest.warns(UserWarning, match="unofficial"):
+        dataset = data.load("emnist", archive=archive, data_dir=tmp_path / "data")
+    assert dataset.name == name
+    np.testing.assert_array_equal(dataset.train_images, _expected(_members(), "train")[0])
+
+
+def test_an_archive_written_while_it_is_read_is_refused_and_not_kept(
+    archive, tmp_path, monkeypatch
+):
+    hashed = emnist_archive.sha256
+
+    def then_written(file):
+        digest = hashed(file)
+        _write(archive, _members(seed=1))
+        return digest
+
+    monkeypatch.setattr(emnist, "sha256", then_written)
+    with (
+        pytest.warns(UserWarning, match="unofficial"),
+        pytest.raises(ValueError, match=r"given\.zip.*written meanwhile.*--archive PATH"),
+    ):
+        data.load("emnist", archive=archive, data_dir=tmp_path / "data")
+    assert not (tmp_path / "data" / "straw_jax").exists()
+
+
+def test_what_is_kept_of_two_archives_may_not_change_places(archive, tmp_path):
+    other = _write(tmp_path / "other.zip", _members(seed=1))
+    for path in (archive, other):
+        with pytest.warns(UserWarning, match="unofficial"):
+            data.load("emnist", archive=path, data_dir=tmp_path / path.stem)
+    shutil.copy(_stored(tmp_path / "other"), _stored(tmp_path / "given"))
+    prepared = _prepared(tmp_path / "given")
+    shutil.rmtree(prepared)
+    shutil.copytree(_prepared(tmp_path / "other"), prepared)
+    with (
+        pytest.warns(UserWarning, match="unofficial"),
+        pytest.warns(UserWarning, match=r"straw_jax/emnist-.* made anew"),
+        pytest.warns(UserWarning, match=r"emnist_balanced/.* made anew"),
+    ):
+        dataset = data.load("emnist", archive=archive, data_dir=tmp_path / "given")
+    np.testing.assert_array_equal(dataset.train_images, _expected(_members(), "train")[0])
+
+
+def test_what_an_earlier_version_kept_is_made_anew(archive, tmp_path):
+    with pytest.warns(UserWarning, match="unofficial"):
+        first = data.load("emnist", archive=archive, data_dir=tmp_path / "data")
+    with _stored(tmp_path / "data").open("wb") as file:  # No check sum, and another's data.
+        np.savez(file, **{name: np.zeros_like(getattr(first, name)) for name in first._fields[1:5]})
+    (metadata,) = _prepared(tmp_path / "data").rglob("metadata.json")
+    metadata.unlink()
+    with (
+        pytest.warns(UserWarning, match="unofficial"),
+        pytest.warns(UserWarning, match=r"straw_jax/emnist-.* made anew"),
+        pytest.warns(UserWarning, match=r"emnist_balanced/.* made anew"),
+    ):
+        dataset = data.load("emnist", archive=archive, data_dir=tmp_path / "data")
+    np.testing.assert_array_equal(dataset.train_images, first.train_images)
+
+
+def test_damage_without_the_archive_is_named(official, tmp_path):
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    shutil.copy(official, data_dir / "gzip.zip")
+    data.load("emnist", data_dir=data_dir)
+    (data_dir / "gzip.zip").unlink()
+    _stored(data_dir).unlink()
+    for info in _prepared(data_dir).rglob("dataset_info.json"):
+        info.write_text("{")
+    with (
+        pytest.warns(UserWarning, match=r"emnist_balanced/.* cannot be used and is made anew: "),
+        pytest.raises(ValueError, match=r"cannot be reached.*--archive PATH"),
+    ):
+        data.load("emnist", data_dir=data_dir)
+    shutil.copy(official, data_dir / "gzip.zip")
+    with pytest.warns(UserWarning, match="made anew"):
+        dataset = data.load("emnist", data_dir=data_dir)
+    np.testing.assert_array_equal(dataset.train_images, _expected(_members(), "train")[0])
+
+
 def test_two_archives_never_mix(archive, tmp_path):
     other = _write(tmp_path / "other.zip", _members(seed=1))
     for path, members in [(archive, _members()), (other, _members(1)), (archive, _members())]:
@@ -196,11 +295,11 @@ def test_two_first_starts_at_once_both_find_their_data(archive, tmp_path, monkey
 
     generate, starts = EmnistBalanced._generate_examples, []
 
-    def as_another_starts_and_is_quicker(self, path, split):
+    def as_another_starts_and_is_quicker(self, arrays, split):
         starts.append(split)
         if len(starts) == 1:
             load()
-        yield from generate(self, path, split)
+        yield from generate(self, arrays, split)
 
     def load():
         with pytest.warns(UserWarning, match="unofficial"):
@@ -236,8 +335,12 @@ def _without_a_member(path: Path, members: dict[str, bytes]) -> None:
 
 
 def _changed(path: Path, members: dict[str, bytes], key: str, content: bytes) -> None:
+    _write(path, members | {_name(members, key): content})
+
+
+def _name(members: dict[str, bytes], key: str) -> str:
     (name,) = (name for name in members if key in name)
-    _write(path, members | {name: content})
+    return name
 
 
 def _images_for_labels(path: Path, members: dict[str, bytes]) -> None:
@@ -256,11 +359,53 @@ def _empty_member(path: Path, members: dict[str, bytes]) -> None:
     _changed(path, members, "test-images", b"")
 
 
+def _pipe(path: Path, _members: dict[str, bytes]) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _encrypted(path: Path, _members: dict[str, bytes]) -> None:
+    _in_headers(path, 6, 1)
+
+
+def _of_unknown_compression(path: Path, _members: dict[str, bytes]) -> None:
+    _in_headers(path, 8, 99)
+
+
+def _of_no_lzma(path: Path, _members: dict[str, bytes]) -> None:
+    _in_headers(path, 8, zipfile.ZIP_LZMA)
+
+
+def _in_headers(path: Path, place: int, value: int) -> None:
+    """Write into each member's header, and into its copy in the zip file's directory."""
+    content = path.read_bytes()
+    for begin, shift in ((b"PK\3\4", 0), (b"PK\1\2", 2)):
+        first, *rest = content.split(begin)
+        at = place + shift - 4
+        rest = [each[:at] + struct.pack("<H", value) + each[at + 2 :] for each in rest]
+        content = begin.join([first, *rest])
+    path.write_bytes(content)
+
+
+def _bomb(path: Path, members: dict[str, bytes]) -> None:
+    _changed(path, members, "test-images", members[_name(members, "test-images")] + bytes(10**7))
+
+
+def _huge(path: Path, members: dict[str, bytes]) -> None:
+    _changed(path, members, "test-images", struct.pack(">4I", 0x803, 2**32 - 1, 28, 28))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         _missing,
         _folder,
+        _pipe,
+        _encrypted,
+        _of_unknown_compression,
+        _of_no_lzma,
+        _bomb,
+        _huge,
         _truncated,
         _flipped,
         _without_a_member,
@@ -302,7 +447,9 @@ def test_the_real_archive(tmp_path):
     dataset = data.load("emnist", fraction=0.1, archive=archive, data_dir=tmp_path)
     assert dataset.test_images.shape == (18_800, 28, 28, 1)
     np.testing.assert_array_equal(np.bincount(dataset.test_labels), np.full(47, 400))
-    images, labels = emnist_archive.read_split(archive, "train")
+    with archive.open("rb") as file:
+        arrays = emnist_archive.read(file, _digest(archive))
+    images, labels = arrays["train_images"], arrays["train_labels"]
     assert images.shape == (112_800, 28, 28, 1)
     np.testing.assert_array_equal(dataset.train_images, images[::10])
     np.testing.assert_array_equal(dataset.train_labels, labels[::10])

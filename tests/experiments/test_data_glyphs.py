@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -67,3 +69,24 @@ def test_stored_images_are_the_drawn_ones(tmp_path):
         np.testing.assert_array_equal(labels, indices % 47)
     other, _ = glyphs.load("test", indices + 1, tmp_path)
     np.testing.assert_array_equal(other, glyphs.draw("test", indices + 1))
+
+
+def test_stored_images_that_changed_places_are_drawn_anew(tmp_path):
+    indices = np.arange(94)
+    for split in ("train", "test"):
+        glyphs.load(split, indices, tmp_path)
+    train, test = (next(tmp_path.rglob(f"*-{split}-*.npz")) for split in ("train", "test"))
+    shutil.copy(test, train)
+    with pytest.warns(UserWarning, match=rf"^{train} cannot be used and is made anew"):
+        images, _ = glyphs.load("train", indices, tmp_path)
+    np.testing.assert_array_equal(images, glyphs.draw("train", indices))
+
+
+def test_a_font_that_cannot_be_read_is_named(monkeypatch):
+    monkeypatch.setattr(glyphs, "_FACES", ("cmr10", "no-such-face"))
+    glyphs._shapes.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r"font no-such-face\.ttf, got: .* matplotlib again"):
+            glyphs.draw("train", np.arange(2))
+    finally:
+        glyphs._shapes.cache_clear()

@@ -1,10 +1,12 @@
 import gzip
+import os
 import re
 import struct
 import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from hypothesis.extra import numpy as arrays_of
 from PIL import Image
 
 from straw_experiments import data
-from straw_experiments.data import image_folder, sources
+from straw_experiments.data import image_folder, npz_file, reading, sources
 from straw_experiments.data.sources import held_out
 
 SPLITS = ("train", "test")
@@ -312,9 +314,9 @@ def test_other_folders_are_refused(make, message, tmp_path):
 
 def test_images_that_fill_the_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
     _write_folder(tmp_path, _noise(4), ("a", "b"))
-    monkeypatch.setattr(sources, "_memory", lambda: 2 * 4 * 72 - 2)
-    _refused(tmp_path, r"expected images that take at most half of this machine's memory")
-    monkeypatch.setattr(sources, "_memory", lambda: 2 * 4 * 72)
+    monkeypatch.setattr(reading, "_memory", lambda: 2 * 4 * 72 - 2)
+    _refused(tmp_path, r"expected data that take at most half of this machine's memory")
+    monkeypatch.setattr(reading, "_memory", lambda: 2 * 4 * 72)
     data.check(tmp_path)
 
 
@@ -449,11 +451,86 @@ def _strange_member(file: Path) -> None:
         archive.writestr("notes.txt", "no array, but as long as the header of one")
 
 
-@pytest.mark.parametrize("damage", [_text, _cut, _strange_member])
+def _pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def _encrypted(file: Path) -> None:
+    _in_headers(file, 6, 1)
+
+
+def _of_unknown_compression(file: Path) -> None:
+    _in_headers(file, 8, 99)
+
+
+def _in_headers(file: Path, place: int, value: int) -> None:
+    """Write into each member's header, and into its copy in the zip file's directory."""
+    content = file.read_bytes()
+    for begin, at in ((b"PK\3\4", place - 4), (b"PK\1\2", place - 2)):
+        first, *rest = content.split(begin)
+        rest = [each[:at] + struct.pack("<H", value) + each[at + 2 :] for each in rest]
+        content = begin.join([first, *rest])
+    file.write_bytes(content)
+
+
+def _with_member(header: bytes, values: bytes) -> Callable[[Path], None]:
+    """Replace the training images by a member of this header, of the .npy format, and values."""
+
+    def damage(file: Path) -> None:
+        arrays = _arrays()
+        arrays.pop("train_images")
+        np.savez(file, **arrays)
+        start = b"\x93NUMPY\1\0" + struct.pack("<H", len(header))
+        with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("train_images.npy", start + header + values)
+
+    return damage
+
+
+_HEADER = "{'descr': '|u1', 'fortran_order': False, 'shape': %s}"
+_fewer_rows_than_stored = _with_member((_HEADER % "(6,8,8,3)").encode(), bytes(6 * 72 * 3))
+_bomb = _with_member((_HEADER % "(6,9,8,3)").encode(), bytes(10**7))
+_endless = _with_member((_HEADER % f"({10**12},9,8,3)").encode(), bytes(6 * 72 * 3))
+_no_python = _with_member(b"{'descr': '|u1', 'shape': ((((((", b"")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(_text, _cut, _strange_member, _pipe, _encrypted, _of_unknown_compression),
+        *(_fewer_rows_than_stored, _bomb, _endless, _no_python),
+    ],
+)
 def test_a_damaged_npz_file_is_refused(damage, tmp_path):
     np.savez(tmp_path / "x.npz", **_arrays())
     damage(tmp_path / "x.npz")
     _refused(tmp_path / "x.npz", r"x\.npz: expected a whole \.npz file of arrays, got: ")
+
+
+def test_an_npz_file_that_promises_more_than_the_memory_is_not_read(tmp_path, monkeypatch):
+    np.savez(tmp_path / "x.npz", **_arrays(1))
+    size = (6 + 4) * 72 + (6 + 4) * 8  # Images and labels, which have 8 bytes each.
+    monkeypatch.setattr(reading, "_memory", lambda: 2 * size - 2)
+    monkeypatch.setattr(npz_file, "_read", None)
+    _refused(tmp_path / "x.npz", r"x\.npz: expected data that take at most half of .* memory")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train_labels": np.array([1, 0, 2, 0, 1, 2])},
+        {"train_images": np.zeros((6, 9, 9, 3), np.uint8)},
+        {"train_images": np.zeros((5, 9, 8, 3), np.uint8)},
+    ],
+)
+def test_an_npz_file_that_is_replaced_while_it_is_read_is_refused(changes, tmp_path):
+    file = tmp_path / "x.npz"
+    np.savez(file, **_arrays())
+    source = npz_file.find(file)
+    np.savez(file, **_arrays(**changes))
+    with pytest.raises(ValueError, match=rf"^{file}: .*(than just before|while it was read)"):
+        sources.load(source)
 
 
 @given(position=st.integers(0, 10_000), byte=st.integers(0, 255))
@@ -506,6 +583,7 @@ def test_idx_files_are_read_exactly(ending, names, tmp_path):
 
 def test_files_of_emnist_come_upright(tmp_path):
     _write_four(tmp_path, ("emnist-mnist-train", "emnist-mnist-test"), ".gz")
+    data.check(tmp_path)
     dataset = data.load(tmp_path)
     expected = _arrays(1)["train_images"].swapaxes(1, 2)
     np.testing.assert_array_equal(dataset.train_images, expected)

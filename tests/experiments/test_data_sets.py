@@ -1,6 +1,7 @@
 import gzip
 import io
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -120,8 +121,74 @@ def test_a_prepared_set_is_read_and_stored(tmp_path):
         values = dataset.train_images[:, 0, 0, 0]
         expected = {10 * (index % 3) + index: index % 3 for index in range(12)}
         assert dict(zip(values.tolist(), dataset.train_labels.tolist(), strict=True)) == expected
-    (stored,) = (tmp_path / "straw_jax").iterdir()
-    assert stored.name == "small_digits-3.0.1.npz"
+    stored = sorted(path.name for path in (tmp_path / "straw_jax").iterdir())
+    assert stored == ["small_digits-3.0.1.npz", "small_digits-3.0.1.sha256"]
+
+
+def _damaged_description(folder: Path) -> None:
+    (info,) = folder.rglob("dataset_info.json")
+    info.write_text(info.read_text()[:-20])
+
+
+def _damaged_features(folder: Path) -> None:
+    (features,) = folder.rglob("features.json")
+    features.write_text("[]")
+
+
+def _damaged_records(folder: Path) -> None:
+    (records,) = folder.rglob("*train.array_record*")
+    content = bytearray(records.read_bytes())
+    content[len(content) // 2] ^= 1
+    records.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [_damaged_description, _damaged_features, _damaged_records])
+def test_a_damaged_prepared_set_is_refused(damage, tmp_path):
+    _prepare(tmp_path)
+    damage(tmp_path)
+    folder = tmp_path / "small_digits" / "3.0.1"
+    with pytest.raises(ValueError, match=rf"in {folder}: .*Delete the folder, and prep") as caught:
+        data.load("small_digits", data_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prepared_set_whose_classes_are_renamed_is_refused(tmp_path):
+    _prepare(tmp_path)
+    whole = data.load("small_digits", data_dir=tmp_path)
+    (names,) = tmp_path.rglob("label.labels.txt")
+    names.write_text(names.read_text().replace("two", "twi"))
+    with pytest.raises(ValueError, match=r"3\.0\.1: expected the data that were read first"):
+        data.load("small_digits", data_dir=tmp_path)
+    names.write_text(names.read_text().replace("twi", "two"))
+    assert data.load("small_digits", data_dir=tmp_path).class_names == whole.class_names
+
+
+def test_another_folder_beside_the_versions_is_left_out(tmp_path):
+    _prepare(tmp_path)
+    version = tmp_path / "small_digits" / "3.0.1"
+    shutil.copytree(version, version.with_name("3.0.2-beta"))
+    data.check("small_digits", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_idx_files_that_changed_since_they_were_read_first_are_refused(ending, tmp_path):
+    _write_set(tmp_path, ending)
+    whole = data.load("mnist", data_dir=tmp_path)
+    path = tmp_path / f"t10k-images-idx3-ubyte{ending}"
+    values = _contents()["t10k-images-idx3-ubyte"]
+    changed = values.copy()
+    changed[3, 4, 5] ^= 1
+    _write_idx(path, changed)
+    kept = tmp_path / "straw_jax" / "mnist-idx.sha256"
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: .*read first.*or delete {kept}"):
+        data.load("mnist", data_dir=tmp_path)
+    _write_idx(path, values)
+    np.testing.assert_array_equal(
+        data.load("mnist", data_dir=tmp_path).test_images, whole.test_images
+    )
+    _write_idx(path, changed)
+    kept.unlink()
+    assert data.load("mnist", data_dir=tmp_path).test_images[3, 4, 5] == changed[3, 4, 5]
 
 
 def test_a_prepared_set_in_colour_is_read(tmp_path):

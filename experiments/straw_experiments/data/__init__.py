@@ -15,6 +15,7 @@ from straw_experiments import require_extra
 from straw_experiments.data import emnist, emnist_archive, glyphs, own, tfds_sets
 from straw_experiments.data.cache import Arrays
 from straw_experiments.data.dataset import Dataset
+from straw_experiments.data.reading import expand
 from straw_experiments.data.variants import variants
 
 __all__ = ["Dataset", "check", "data_folder", "load", "normalise", "strided", "variants"]
@@ -60,7 +61,8 @@ def load(
         fraction: Of the training images, above 0 and up to 1, evenly strided in the set's own
             order: 0.1 takes every tenth. The test set is always whole.
         data_dir: Where data sets lie and are kept; None for TFDS's folder (`TFDS_DATA_DIR`, or else
-            `~/tensorflow_datasets`).
+            `~/tensorflow_datasets`). Its folder `straw_jax` keeps what is slow to make, and the
+            sha256 of each named set as it was read first.
         archive: A file laid out as NIST's `gzip.zip`, used for EMNIST in place of any other.
 
     Returns:
@@ -68,7 +70,8 @@ def load(
         `[n]`.
 
     Raises:
-        ValueError: An argument is wrong, or the data are missing, damaged, or not as said here.
+        ValueError: An argument is wrong, or the data are missing, damaged, not as said here, or
+            under a name of which other data were read first.
 
     Example:
         >>> import tempfile
@@ -165,7 +168,7 @@ def normalise(images: np.ndarray) -> np.ndarray:
 
 def data_folder(data_dir: str | os.PathLike[str] | None) -> Path:
     """Return the folder that the argument `data_dir` of `load` means."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    return expand(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
 
 
 def strided(count: int, fraction: float) -> np.ndarray:
@@ -213,7 +216,7 @@ def _find(
     if name == "glyphs":
         return lambda: _draw_glyphs(fraction, data_dir)
     if name in ("auto", "emnist"):
-        read_emnist = emnist.find(data_dir, None if archive is None else Path(archive).expanduser())
+        read_emnist = emnist.find(data_dir, None if archive is None else expand(archive))
         return lambda: _subset(_dataset(*read_emnist(), emnist_archive.CLASS_NAMES), fraction)
     if (path := _own_path(name, data_dir)) is not None:
         read_own = own.find(path)
@@ -224,7 +227,7 @@ def _find(
 
 def _own_path(name: str | os.PathLike[str], data_dir: Path) -> Path | None:
     """Return the path that `name` is, or None if it names a set in `data_dir`; see `load`."""
-    path = Path(name).expanduser()
+    path = expand(name)
     if not isinstance(name, str) or path.is_absolute() or path.suffix == ".npz":
         return path
     if name.startswith((".", "~")) or name.endswith(("/", os.sep)):

@@ -1,13 +1,20 @@
 """EMNIST balanced (Cohen et al. 2017): where its archive or prepared data lie, and loading."""
 
+import contextlib
 import functools
-import hashlib
 import warnings
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 
 from straw_experiments.data.cache import Arrays, cached
-from straw_experiments.data.emnist_archive import VERSION, WAYS_OUT, check_archive
+from straw_experiments.data.emnist_archive import (
+    VERSION,
+    WAYS_OUT,
+    check_archive,
+    open_archive,
+    sha256,
+)
 
 # The official archive, as TFDS lists it in url_checksums/emnist.txt.
 URL = "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip"
@@ -36,15 +43,15 @@ def find(data_dir: Path, archive: Path | None) -> Callable[[], tuple[str, Arrays
     if archive is not None:
         check_archive(archive)
         return functools.partial(_load_given, data_dir, archive)
-    if _arrays_path(data_dir, SHA256).exists() or _prepared_dir(data_dir, SHA256).exists():
-        return functools.partial(_load_official, data_dir, None)
-    for found in (data_dir / "gzip.zip", data_dir / "downloads" / "manual" / "gzip.zip"):
-        if found.exists():
+    places = (data_dir / "gzip.zip", data_dir / "downloads" / "manual" / "gzip.zip")
+    found = next((place for place in places if place.exists()), None)
+    if not (_arrays_path(data_dir, SHA256).exists() or _prepared_dir(data_dir, SHA256).exists()):
+        if found is None:
+            _check_reachable()
+        else:
             _check_official_size(found)
             check_archive(found)
-            return functools.partial(_load_official, data_dir, found)
-    _check_reachable()
-    return functools.partial(_load_official, data_dir, None)
+    return functools.partial(_load_official, data_dir, found)
 
 
 def _check_official_size(archive: Path) -> None:
@@ -77,54 +84,56 @@ def _check_reachable() -> None:
         raise ValueError(f"EMNIST: {URL} cannot be reached ({reason}). {WAYS_OUT}") from error
 
 
-def _load_official(data_dir: Path, archive: Path | None) -> tuple[str, Arrays]:
-    """Load the official archive's data; `archive` is None if TFDS has it or is to download it."""
-    if archive is not None:
-        digest = _sha256(archive)
-        if digest != SHA256:
-            raise ValueError(_not_official(archive, f"sha256 {digest}", f"sha256 {SHA256}"))
-    return "EMNIST balanced", _load(data_dir, archive, SHA256)
+def _load_official(data_dir: Path, found: Path | None) -> tuple[str, Arrays]:
+    """Load the official archive's data, from `found` or else from a download if need be."""
+    with contextlib.ExitStack() as opened:
+
+        def source() -> BufferedReader | str:
+            if found is None:
+                _check_reachable()
+                return URL
+            file = opened.enter_context(open_archive(found))
+            digest = sha256(file)
+            if digest != SHA256:
+                raise ValueError(_not_official(found, f"sha256 {digest}", f"sha256 {SHA256}"))
+            return file
+
+        return "EMNIST balanced", _load(data_dir, SHA256, source)
 
 
 def _load_given(data_dir: Path, archive: Path) -> tuple[str, Arrays]:
     """Load the data of an archive that the user named, with a warning if it is not official."""
-    digest = _sha256(archive)
-    name = "EMNIST balanced"
-    if digest != SHA256:
-        name = f"EMNIST (unofficial archive, sha256 {digest[:12]})"
-        warnings.warn(
-            f"{archive} is not the official EMNIST archive: its sha256 is {digest}, the official "
-            f"one {SHA256}. Results are marked '{name}'.",
-            stacklevel=4,
-        )
-    return name, _load(data_dir, archive, digest)
+    with open_archive(archive) as file:
+        digest = sha256(file)
+        name = "EMNIST balanced"
+        if digest != SHA256:
+            name = f"EMNIST (unofficial archive, sha256 {digest[:12]})"
+            warnings.warn(
+                f"{archive} is not the official EMNIST archive: its sha256 is {digest}, the "
+                f"official one {SHA256}. Results are marked '{name}'.",
+                stacklevel=4,
+            )
+        return name, _load(data_dir, digest, lambda: file)
 
 
-def _load(data_dir: Path, archive: Path | None, digest: str) -> Arrays:
+def _load(data_dir: Path, digest: str, source: Callable[[], BufferedReader | str]) -> Arrays:
     """Return the arrays of the archive with this digest, and prepare them if need be."""
 
     def prepare() -> Arrays:
         # Importing TFDS takes seconds, and the stored arrays do not need it.
         from straw_experiments.data import emnist_builder
 
-        return emnist_builder.load(data_dir, _config_name(digest), archive or URL)
+        folder = _prepared_dir(data_dir, digest)
+        arrays = emnist_builder.read(folder, digest)
+        return emnist_builder.prepare(folder, source(), digest) if arrays is None else arrays
 
     return cached(_arrays_path(data_dir, digest), prepare)
 
 
-def _config_name(digest: str) -> str:
-    """Name the prepared data of the archive with this sha256, so that archives never mix."""
-    return f"sha256_{digest[:12]}"
-
-
 def _prepared_dir(data_dir: Path, digest: str) -> Path:
-    return data_dir / "emnist_balanced" / _config_name(digest) / VERSION
+    """Return TFDS's folder of the archive with this sha256; archives never mix."""
+    return data_dir / "emnist_balanced" / f"sha256_{digest[:12]}" / VERSION
 
 
 def _arrays_path(data_dir: Path, digest: str) -> Path:
     return data_dir / "straw_jax" / f"emnist-{digest[:12]}.npz"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,6 +18,7 @@ import numpy as np
 
 from straw_experiments.data.cache import cached
 from straw_experiments.data.emnist_archive import CLASS_NAMES
+from straw_experiments.data.reading import reason
 
 if TYPE_CHECKING:
     from PIL import ImageFont
@@ -202,7 +203,13 @@ def _distance(face: str, character: str) -> np.ndarray:
     """Return one character's signed distance, float32 [64, 64], in image pixels."""
     from scipy import ndimage
 
-    ink = _render(face, character) > 127
+    try:
+        ink = _render(face, character) > 127
+    except OSError as error:
+        raise ValueError(
+            f"glyphs: expected matplotlib's font {face}.ttf, got: {reason(error)}. Install "
+            "matplotlib again."
+        ) from error
     outside = ndimage.distance_transform_edt(~ink)
     inside = ndimage.distance_transform_edt(ink)
     # The outline is half-way between the two nearest pixel centres; smoothing removes its steps.

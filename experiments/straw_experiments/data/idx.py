@@ -1,9 +1,12 @@
 """The idx format of MNIST and its kin: a header of big-endian integers, then the bytes."""
 
+import math
 import struct
 from typing import Protocol
 
 import numpy as np
+
+from straw_experiments.data.reading import check_memory
 
 IMAGES, LABELS = 0x803, 0x801  # Magic numbers: unsigned bytes in three axes, or in one.
 
@@ -41,7 +44,7 @@ def read_shape(file: Readable, magic: int, source: str) -> tuple[int, ...]:
 
 
 def read(file: Readable, magic: int, source: str) -> np.ndarray:
-    """Read a whole idx file.
+    """Read a whole idx file, and never more of it than its header promises.
 
     Args:
         file: Open at its start.
@@ -52,13 +55,17 @@ def read(file: Readable, magic: int, source: str) -> np.ndarray:
         uint8, of the shape that the header gives.
 
     Raises:
-        ValueError: The header is wrong, or the file ends early.
+        ValueError: The header is wrong, the file ends early or goes on, or the values do not fit
+            into memory.
     """
     shape = read_shape(file, magic, source)
-    values = np.frombuffer(file.read(), np.uint8)
-    if values.size != np.prod(shape):
+    size = math.prod(shape)
+    check_memory(source, size)
+    values = np.frombuffer(file.read(size + 1), np.uint8)  # A compressed file checks its end's sum.
+    if values.size != size:
+        got = "more" if values.size > size else values.size
         raise ValueError(
-            f"{source}: expected {np.prod(shape)} bytes after the header {list(shape)}, "
-            f"got {values.size}. The file is damaged: fetch it again."
+            f"{source}: expected {size} bytes after the header {list(shape)}, got {got}. The file "
+            "is damaged: fetch it again."
         )
     return values.reshape(shape)

@@ -13,6 +13,7 @@ import numpy as np
 
 from straw_experiments.data import idx
 from straw_experiments.data.cache import Arrays
+from straw_experiments.data.reading import open_file, reason
 from straw_experiments.data.sources import Shape, Source
 
 _T = TypeVar("_T")
@@ -79,15 +80,19 @@ def find(folder: Path) -> Source:
                     f"{folder}: expected {split} images and {split} labels in idx files, got no "
                     f"{split} {kind}. Add the file."
                 )
-    shapes = read_shapes(files)
+    transposed = prefix.startswith("emnist-")
+    shapes: dict[str, Shape] = {
+        split: (count, *((width, height) if transposed else (height, width)), 1)
+        for split, (count, height, width) in read_shapes(files).items()
+    }
     return Source(
         path=folder,
         form="idx files",
-        shapes={split: (*shape, 1) for split, shape in shapes.items()},
+        shapes=shapes,
         labels={split: read(files, split, "labels") for split in SPLITS},
         class_names=None,
         divided=False,
-        read=functools.partial(read_images, files, transposed=prefix.startswith("emnist-")),
+        read=functools.partial(read_images, files, transposed=transposed),
     )
 
 
@@ -141,9 +146,10 @@ def read_images(files: Files, *, transposed: bool) -> Arrays:
 def _from(function: Callable[[idx.Readable, int, str], _T], path: Path, kind: str) -> _T:
     """Call a function of `idx` on a plain or compressed file; an error names the file."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with open_file(path) as raw:
+            file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
             return function(file, _KINDS[kind], str(path))
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(
-            f"{path}: expected a whole idx file, got: {error}. Fetch it again."
+            f"{path}: expected a whole idx file, got: {reason(error)}. Fetch it again."
         ) from error

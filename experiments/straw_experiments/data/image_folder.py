@@ -4,8 +4,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from straw_experiments.data.cache import Arrays
+from straw_experiments.data.reading import DAMAGE, open_file, reason
 from straw_experiments.data.sources import Shape, Source, describe, held_out
 
 if TYPE_CHECKING:
@@ -181,22 +180,22 @@ def _opened(path: Path) -> Iterator["Image.Image"]:
     """Open an image and read its header; refuse a kind that would lose something."""
     from PIL import Image
 
-    with path.open("rb") as file:
+    with open_file(path) as file:
         with _naming(path):
             header = file.read(_BIT_DEPTH + 1)
             file.seek(0)
             image = Image.open(file, formats=("PNG", "JPEG"))
             exif = image.getexif() if "exif" in image.info else {}
-        if reason := _reason_against(image, header, exif.get(_ORIENTATION, 1)):
+        if loss := _loss(image, header, exif.get(_ORIENTATION, 1)):
             raise ValueError(
                 f"{path}: expected a grey or RGB image of 8 bits per channel, upright and without "
-                f"transparency, got {reason}. Convert it, such as with Pillow: "
+                f"transparency, got {loss}. Convert it, such as with Pillow: "
                 "ImageOps.exif_transpose(image).convert('RGB')."
             )
         yield image
 
 
-def _reason_against(image: "Image.Image", header: bytes, orientation: int) -> str | None:
+def _loss(image: "Image.Image", header: bytes, orientation: int) -> str | None:
     """Return what of an image would be lost, or None."""
     if image.format == "PNG" and header[_BIT_DEPTH] == 16:  # Pillow would drop 8 of them.
         return "16 bits"
@@ -212,13 +211,12 @@ def _naming(path: Path) -> Iterator[None]:
     """Turn what a damaged image raises into a ValueError that names it."""
     from PIL.Image import DecompressionBombError
 
-    damage = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
     try:
         yield
-    except (*damage, DecompressionBombError) as error:
-        reason = "no such image" if "cannot identify" in str(error) else error
+    except (*DAMAGE, DecompressionBombError) as error:
+        said = "no such image" if "cannot identify" in str(error) else reason(error)
         raise ValueError(
-            f"{path}: expected a whole PNG or JPEG image, got: {reason}. Replace or remove it."
+            f"{path}: expected a whole PNG or JPEG image, got: {said}. Replace or remove it."
         ) from error
 
 

@@ -1,14 +1,16 @@
 """An .npz file of images and labels."""
 
 import functools
+import math
 import zipfile
-import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from straw_experiments.data.cache import Arrays
+from straw_experiments.data.reading import DAMAGE, check_memory, open_file, reason
 from straw_experiments.data.sources import Shape, Source, held_out
 
 _NAMES = "class_names"
@@ -21,11 +23,6 @@ _HEADER_READERS = {  # By the version of the .npy format.
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-# What a file that is no zip, a damaged one, or a member that is no array raises.
-_DAMAGE = (
-    *(OSError, EOFError, ValueError, RuntimeError, SyntaxError, TypeError, KeyError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 
 
 class _Header(NamedTuple):
@@ -33,6 +30,11 @@ class _Header(NamedTuple):
 
     shape: Shape
     dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of the array."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def find(file: Path) -> Source:
@@ -68,9 +70,13 @@ def find(file: Path) -> Source:
                 f"{file}: expected as many {images_name} as {labels_name}, got {images.shape[0]} "
                 f"and {labels.shape[0]}. Save one label for each image."
             )
-    names = _read_names(file, headers[_NAMES]) if _NAMES in headers else None
+    if _NAMES in headers:
+        _check_names(f"{file}, {_NAMES}", headers[_NAMES])
+    used = [*sum(pairs, ()), *({_NAMES} & {*headers})]
+    check_memory(file, sum(headers[name].size for name in used))
+    read = _read(file, [name for name in used if name not in dict(pairs)])
     splits = {"train": pairs[0], "test": pairs[-1]}
-    labels_of = {split: _read(file, name).reshape(-1) for split, (_, name) in splits.items()}
+    labels_of = {split: read[name].reshape(-1) for split, (_, name) in splits.items()}
     chosen: dict[str, slice | np.ndarray] = dict.fromkeys(splits, slice(None))
     if divided := len(pairs) == 1:
         held = held_out(labels_of["train"])
@@ -85,9 +91,9 @@ def find(file: Path) -> Source:
             for split, name in images_of.items()
         },
         labels=labels_of,
-        class_names=names,
+        class_names=tuple(map(str, read[_NAMES])) if _NAMES in read else None,
         divided=divided,
-        read=functools.partial(_read_images, file, images_of, chosen),
+        read=functools.partial(_read_images, file, images_of, chosen, read),
     )
 
 
@@ -95,46 +101,54 @@ def _headers(file: Path) -> dict[str, _Header]:
     """Read the shapes and dtypes of all arrays."""
     headers = {}
     try:
-        with zipfile.ZipFile(file) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as member:
+        with open_file(file) as opened, zipfile.ZipFile(opened) as archive:
+            for info in archive.infolist():
+                with archive.open(info) as member:
                     read_header = _HEADER_READERS[np.lib.format.read_magic(member)]
                     shape, _, dtype = read_header(member)
-                headers[name.removesuffix(".npy")] = _Header(shape, dtype)
-    except _DAMAGE as error:
+                    header = _Header(shape, dtype)
+                    # NumPy reads what the header promises; zipfile checks the sum at the end.
+                    if not dtype.hasobject and member.tell() + header.size != info.file_size:
+                        raise ValueError(f"{info.filename} is not as long as its header says")
+                headers[info.filename.removesuffix(".npy")] = header
+    except DAMAGE as error:
         raise _damaged(file, error) from error
     return headers
 
 
-def _read(file: Path, name: str) -> np.ndarray:
+def _read(file: Path, names: Iterable[str]) -> Arrays:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return arrays[name]
-    except _DAMAGE as error:
+        with open_file(file) as opened, np.load(opened, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except DAMAGE as error:
         raise _damaged(file, error) from error
 
 
 def _damaged(file: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{file}: expected a whole .npz file of arrays, got: {error}. Save it again with np.savez."
+        f"{file}: expected a whole .npz file of arrays, got: {reason(error)}. Save it again with "
+        "np.savez."
     )
 
 
 def _read_images(
-    file: Path, names: dict[str, str], chosen: dict[str, slice | np.ndarray]
+    file: Path, names: dict[str, str], chosen: dict[str, slice | np.ndarray], known: Arrays
 ) -> Arrays:
-    images = {split: _read(file, name)[chosen[split]] for split, name in names.items()}
+    """Read the images, and once more what was read before: it must belong to them."""
+    arrays = _read(file, {*names.values(), *known})
+    if not all(np.array_equal(arrays[name], values) for name, values in known.items()):
+        raise _damaged(file, ValueError("other labels than just before"))
+    images = {split: arrays[name][chosen[split]] for split, name in names.items()}
     return {split: each[..., None] if each.ndim == 3 else each for split, each in images.items()}
 
 
-def _read_names(file: Path, header: _Header) -> tuple[str, ...]:
-    _check_no_objects(f"{file}, {_NAMES}", header)
+def _check_names(name: str, header: _Header) -> None:
+    _check_no_objects(name, header)
     if header.dtype.kind != "U" or len(header.shape) != 1:
         raise ValueError(
-            f"{file}, {_NAMES}: expected texts [classes], got {header.dtype} "
-            f"{list(header.shape)}. Save np.array of a list of names."
+            f"{name}: expected texts [classes], got {header.dtype} {list(header.shape)}. Save "
+            "np.array of a list of names."
         )
-    return tuple(map(str, _read(file, _NAMES)))
 
 
 def _check_images(name: str, header: _Header) -> None:

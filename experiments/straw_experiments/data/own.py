@@ -7,6 +7,7 @@ from pathlib import Path
 
 from straw_experiments.data import idx_files, image_folder, npz_file, sources
 from straw_experiments.data.dataset import Dataset
+from straw_experiments.data.reading import reason
 
 
 def find(path: Path) -> Callable[[], Dataset]:
@@ -52,6 +53,6 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(
-            f"{error.filename or path}: cannot be read: {error.strerror or error}. Check the path "
-            "and its permissions."
+            f"{error.filename or path}: cannot be read: {error.strerror or reason(error)}. Check "
+            "the path and its permissions."
         ) from error

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 
 from straw_experiments.data.cache import Arrays
 from straw_experiments.data.dataset import Dataset
+from straw_experiments.data.reading import check_memory
 
 _EVERY = 5  # Of each class's images the first, the sixth, the eleventh, ... are for testing.
 _SMALLEST = 8  # Pixels of height and width: the models halve an image three times.
@@ -75,12 +75,7 @@ def check(source: Source) -> None:
             f"{source.path}: expected images of at least {_SMALLEST} x {_SMALLEST} pixels, got "
             f"{describe(train)}. Enlarge or pad them."
         )
-    size, memory = sum(map(math.prod, source.shapes.values())), _memory()
-    if size > memory // 2:
-        raise ValueError(
-            f"{source.path}: expected images that take at most half of this machine's memory of "
-            f"{memory / 1e9:.1f} GB, got {size / 1e9:.1f} GB. Use smaller or fewer images."
-        )
+    check_memory(source.path, sum(map(math.prod, source.shapes.values())))
 
 
 def load(source: Source) -> Dataset:
@@ -89,15 +84,20 @@ def load(source: Source) -> Dataset:
     Returns:
         The data set. Its name holds the form, the number of classes and the first digits of a
         sha256 of shapes, images, labels and class names.
+
+    Raises:
+        ValueError: An image cannot be read, or the data are not those that `check` saw.
     """
     images = source.read()
+    if any(images[split].shape != shape for split, shape in source.shapes.items()):
+        raise ValueError(f"{source.path}: changed while it was read. Start again.")
     labels = {split: values.astype(np.int32) for split, values in source.labels.items()}
     names = source.class_names or tuple(map(str, range(int(labels["train"].max()) + 1)))
     parts = [source.form, f"{len(names)} classes"]
     if source.divided:
         parts.append(f"every {_EVERY}th image of a class for testing")
     arrays = images["train"], labels["train"], images["test"], labels["test"]
-    parts.append(f"sha256 {_digest(*arrays, names)[:12]}")
+    parts.append(f"sha256 {digest(*arrays, names)[:12]}")
     name = Path(os.path.abspath(source.path)).name.removesuffix(".npz")
     return Dataset(f"{name} ({', '.join(parts)})", *arrays, names)
 
@@ -137,22 +137,14 @@ def _check_classes(source: Source) -> None:
         )
 
 
-def _digest(*parts: np.ndarray | tuple[str, ...]) -> str:
+def digest(*parts: np.ndarray | tuple[str, ...]) -> str:
     """Return the sha256 of arrays of uint8 or int32 and their shapes, and of tuples of texts."""
-    digest = hashlib.sha256()
+    digested = hashlib.sha256()
     for part in parts:
         if isinstance(part, tuple):
-            digest.update(repr(part).encode())
+            digested.update(repr(part).encode())
         else:
-            digest.update(repr(part.shape).encode())
+            digested.update(repr(part.shape).encode())
             little = part.astype(part.dtype.newbyteorder("<"), "C", copy=False)
-            digest.update(little.reshape(-1).data)
-    return digest.hexdigest()
-
-
-def _memory() -> int:
-    """Return this machine's memory in bytes, or a huge number if the system does not report it."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return sys.maxsize
+            digested.update(little.reshape(-1).data)
+    return digested.hexdigest()

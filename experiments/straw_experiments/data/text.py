@@ -1,12 +1,15 @@
 """Texts in memory, each character as a number."""
 
 import hashlib
+import io
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from straw_experiments.data import data_folder
+from straw_experiments.data.reading import check_memory, expand, open_file
 from straw_experiments.runner.records import write_bytes
 
 TREEBANK = "Penn Treebank"
@@ -19,6 +22,8 @@ SHA256 = {
 }
 """Of Penn Treebank's files as language models use them: 10,000 words, lower case, numbers as N."""
 
+_LONGEST = 10_000_000  # Bytes, more than each of them has.
+_COPIES = 4  # Of a text in memory at a time: bytes, characters, parts and numbers.
 _HELD_OUT = 0.05  # Of the user's own text, for validation, and as much for the test.
 
 
@@ -70,7 +75,7 @@ def load(path: str | None = None, data_dir: str | None = None) -> Text:
         ValueError: The file cannot be read, or Penn Treebank can be neither found nor downloaded.
     """
     if path is not None:
-        return _load_file(Path(path).expanduser())
+        return _load_file(expand(path))
     folder = _find_treebank(data_folder(data_dir)) or _download_treebank(data_folder(data_dir))
     train, validation, test = (_read_treebank(_file(folder, part), part) for part in PARTS)
     return _numbered(TREEBANK, train, validation, test)
@@ -115,7 +120,9 @@ def _numbered(name: str, train: str, validation: str, test: str) -> Text:
 
 def _load_file(path: Path) -> Text:
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_file(path) as raw, io.TextIOWrapper(raw, encoding="utf-8") as file:
+            check_memory(path, _COPIES * os.fstat(raw.fileno()).st_size)
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ValueError(
@@ -165,7 +172,8 @@ def _download_treebank(data_dir: Path) -> Path:
 
 def _read_treebank(file: Path, part: str) -> str:
     try:
-        raw = file.read_bytes()
+        with open_file(file) as opened:
+            raw = opened.read(_LONGEST)
     except OSError as error:
         raise ValueError(f"Penn Treebank: cannot read {file}: {error.strerror}") from error
     _check_digest(file, raw, part)
@@ -176,8 +184,8 @@ def _check_digest(where: object, raw: bytes, part: str) -> None:
     digest = hashlib.sha256(raw).hexdigest()
     if digest != SHA256[part]:
         raise ValueError(
-            f"Penn Treebank: expected {where} with sha256 {SHA256[part]}, got {digest}. Any other"
-            " text can be given with --text PATH"
+            f"Penn Treebank: expected {where} with sha256 {SHA256[part]}, got {digest}. A file that"
+            " is deleted is downloaded again; any other text can be given with --text PATH"
         )
 
 

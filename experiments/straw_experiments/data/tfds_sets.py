@@ -1,14 +1,17 @@
 """Other sets of small images: prepared by TFDS, or the four idx files of MNIST and its kin."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from straw_experiments.data import idx_files
-from straw_experiments.data.cache import Arrays, cached
+from straw_experiments.data import idx_files, sources
+from straw_experiments.data.cache import Arrays, cached, check_unchanged
+from straw_experiments.data.reading import reason
 
 _SPLITS = ("train", "test")
 _SHAPES = [(side, side, channels) for side in (28, 32) for channels in (1, 3)]
@@ -25,17 +28,19 @@ def find(name: str, data_dir: Path) -> tuple[tuple[str, ...], Callable[[], Array
 
     Returns:
         The class names, and a function without arguments that returns "{train,test}_images"
-        uint8 `[n, height, width, channels]` and "{train,test}_labels" int32 `[n]`.
+        uint8 `[n, height, width, channels]` and "{train,test}_labels" int32 `[n]`, or raises
+        ValueError if the data are damaged, or not those that were read first.
 
     Raises:
         ValueError: There is no such data, or data of another kind.
     """
     prepared = _newest(data_dir / name)
     if prepared is not None:
-        return _find_prepared(name, data_dir, prepared)
+        kept = _kept(data_dir, name, prepared.name)
+        return _checked(kept, prepared, *_find_prepared(name, kept, prepared))
     for folder in (data_dir / name, data_dir):
         if (files := _idx_files(folder)) is not None:
-            return _find_idx(name, files)
+            return _checked(_kept(data_dir, name, "idx"), folder, *_find_idx(name, files))
     raise ValueError(
         f"data set {name!r}: expected auto, emnist, glyphs, the path of your own data, or a set of "
         f"28 x 28 or 32 x 32 images whose data lie in {data_dir}, got no such data. Prepare it "
@@ -69,53 +74,94 @@ def read_columns(source: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 def _newest(folder: Path) -> Path | None:
     """Return the folder of the newest prepared version, or None if there is none."""
-    versions = [info.parent for info in folder.glob("[0-9]*.*.*/dataset_info.json")]
+    infos = folder.glob("*/dataset_info.json")
+    versions = [info.parent for info in infos if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)]
     return max(
         versions, key=lambda path: [int(part) for part in path.name.split(".")], default=None
     )
 
 
+def _kept(data_dir: Path, name: str, version: str) -> Path:
+    """Return the path of what is stored of a set."""
+    return data_dir / "straw_jax" / f"{name.replace('/', '-')}-{version}.npz"
+
+
+def _checked(
+    kept: Path, folder: Path, class_names: tuple[str, ...], read: Callable[[], Arrays]
+) -> tuple[tuple[str, ...], Callable[[], Arrays]]:
+    """Let `read` compare the data with those of the first time, as their name does not tell."""
+
+    def checked() -> Arrays:
+        arrays = read()
+        digest = sources.digest(*arrays.values(), class_names)
+        check_unchanged(kept.with_suffix(".sha256"), digest, folder)
+        return arrays
+
+    return class_names, checked
+
+
 def _find_prepared(
-    name: str, data_dir: Path, folder: Path
+    name: str, kept: Path, folder: Path
 ) -> tuple[tuple[str, ...], Callable[[], Arrays]]:
     """Check what TFDS prepared in `folder`."""
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(folder)
-    features = dict(builder.info.features.items())
+    with _errors_naming(name, folder):
+        builder = tfds.builder_from_directory(folder)
+        features: dict[str, Any] = dict(builder.info.features.items())
+        splits = [*builder.info.splits]
     image, label = features.get("image"), features.get("label")
-    is_class = isinstance(label, tfds.features.ClassLabel)
-    if not is_class or getattr(image, "shape", None) not in _SHAPES:
+    has_classes = isinstance(label, tfds.features.ClassLabel)
+    if not has_classes or getattr(image, "shape", None) not in _SHAPES:
         raise ValueError(
             f"data set {name!r} in {folder}: expected features image [28, 28, 1] (or 32 x "
-            f"32, or 3 channels) and label (a class), got {features}. Choose a set of such images."
+            f"32, or 3 channels) and label (a class), got {' '.join(str(features).split())}. "
+            "Choose a set of such images."
         )
-    if not set(_SPLITS) <= set(builder.info.splits):
+    if not set(_SPLITS) <= set(splits):
         raise ValueError(
             f"data set {name!r} in {folder}: expected splits {' and '.join(_SPLITS)}, got "
-            f"{' and '.join(builder.info.splits)}. Choose a set that has both."
+            f"{' and '.join(splits) or 'none'}. Choose a set that has both."
         )
     try:
-        sources = {split: builder.as_data_source(split) for split in _SPLITS}
+        with _errors_naming(name, folder):
+            examples = {split: builder.as_data_source(split) for split in _SPLITS}
+            class_names = tuple(features["label"].names)
     except NotImplementedError as error:
         raise ValueError(
             f"data set {name!r} in {folder}: expected the array_record format, got "
             f"{builder.info.file_format.value}, which needs TensorFlow. Prepare it again in "
             "another --data-dir with file_format='array_record'."
         ) from error
-    stored = data_dir / "straw_jax" / f"{name.replace('/', '-')}-{folder.name}.npz"
-    return tuple(features["label"].names), functools.partial(
-        cached, stored, functools.partial(_read_prepared, name, sources)
+    return class_names, functools.partial(
+        cached, kept, functools.partial(_read_prepared, name, folder, examples)
     )
 
 
-def _read_prepared(name: str, sources: dict[str, Sequence[dict[str, Any]]]) -> Arrays:
+@contextlib.contextmanager
+def _errors_naming(name: str, folder: Path) -> Iterator[None]:
+    """Turn whatever TFDS, its parsers and its readers raise for damaged files into ValueError."""
+    try:
+        yield
+    except NotImplementedError:  # The format needs TensorFlow.
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"data set {name!r} in {folder}: expected what TFDS prepared, got: {reason(error)}. "
+            "Delete the folder, and prepare it again."
+        ) from error
+
+
+def _read_prepared(
+    name: str, folder: Path, examples: dict[str, Sequence[dict[str, Any]]]
+) -> Arrays:
     arrays = {}
-    for split, source in sources.items():
-        columns = read_columns(source)
-        images = columns["image"]
-        arrays[f"{split}_images"] = images.swapaxes(1, 2) if _is_transposed(name) else images
-        arrays[f"{split}_labels"] = columns["label"].astype(np.int32)
+    with _errors_naming(name, folder):
+        for split, source in examples.items():
+            columns = read_columns(source)
+            images = columns["image"]
+            arrays[f"{split}_images"] = images.swapaxes(1, 2) if _is_transposed(name) else images
+            arrays[f"{split}_labels"] = columns["label"].astype(np.int32)
     return arrays
 
 

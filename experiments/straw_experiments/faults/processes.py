@@ -1,0 +1,234 @@
+"""Processes that are killed, meet each other, or find the disk full or their folder gone."""
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from straw_experiments.faults import studies
+from straw_experiments.faults.outcomes import Kind, Outcome, Trial
+
+_SIGNALS = {
+    signal.SIGKILL: -signal.SIGKILL,
+    signal.SIGINT: 130,
+    signal.SIGTERM: 143,
+    signal.SIGHUP: 129,
+}
+"""The exit code that a process should end with, by the signal that it gets."""
+
+
+class _Place:
+    """A folder with small studies: what each publishes, and the seconds that it takes."""
+
+    def __init__(self, place: Path):
+        self.folder = place
+        studies.write_inputs(place)
+        self.expected: dict[str, dict[str, Any]] = {}
+        self.seconds: dict[str, float] = {}
+        self.out = place / "trial"
+        for name in studies.STUDIES:
+            out = place / name
+            for _ in range(2):  # the second time with compiled programs at hand
+                shutil.rmtree(out, ignore_errors=True)
+                self.seconds[name] = studies.seconds_of(self.words(name, out), place)
+            self.expected[name] = studies.published(out)
+
+    def words(self, name: str, out: Path | None = None, *, resume: bool = False) -> list[str]:
+        """Return the command line of a study."""
+        return studies.words(name, out or self.out, inputs=self.folder, resume=resume)
+
+    def start(self, name: str, *, resume: bool = False, **options: Any) -> "subprocess.Popen[str]":
+        """Start a study in the trial's folder."""
+        return studies.start(self.words(name, resume=resume), self.folder, **options)
+
+    def drawn(self, rng: np.random.Generator) -> str:
+        """Choose a study, and empty the trial's folder."""
+        shutil.rmtree(self.out, ignore_errors=True)
+        return str(rng.choice(list(studies.STUDIES)))
+
+    def moment(self, name: str, rng: np.random.Generator) -> float:
+        """Choose a moment of a study, in seconds after its start; its first second loads Python."""
+        return float(rng.uniform(0.3, self.seconds[name]))
+
+    def finish(self, name: str, fault: str, noticed: str) -> Trial:
+        """Go on with a study to its end, and judge what it publishes."""
+        started = (self.out / "config.json").exists()
+        answer = studies.finished(self.start(name, resume=started))
+        outcome, said = studies.judge(answer, self.expected[name], self.out)
+        if outcome in (Outcome.IDENTICAL, Outcome.REMADE):
+            return Trial(fault, outcome, noticed)
+        return Trial(fault, outcome, f"{said} (after: {noticed})")
+
+
+def prepare_kills(place: Path) -> Kind:
+    """Prepare studies that are stopped by signals, once to three times, and gone on with."""
+    studied = _Place(place)
+
+    def trial(rng: np.random.Generator, number: int) -> Trial:
+        del number
+        name, done, noticed = studied.drawn(rng), [], ""
+        for _ in range(rng.integers(1, 4)):
+            sent = list(_SIGNALS)[rng.integers(len(_SIGNALS))]
+            wait = studied.moment(name, rng)
+            resume = (studied.out / "config.json").exists()
+            answer = _stopped(studied.start(name, resume=resume), sent, wait)
+            done.append(f"{sent.name} after {wait:.2f} s")
+            fault = f"{name}: {', '.join(done)}"
+            if answer.code == 0:  # it was faster
+                break
+            if answer.trace:
+                return Trial(fault, Outcome.TRACEBACK, answer.trace.strip().splitlines()[-1])
+            early = wait < 1.5  # Python may still be loading what would catch the signal
+            if answer.code != _SIGNALS[sent] and not (early and answer.code == -sent):
+                return Trial(fault, Outcome.SILENT, f"exit code {answer.code}: {answer.last_line}")
+            noticed = answer.last_line
+        return studied.finish(name, fault, noticed)
+
+    return trial
+
+
+def prepare_workers(place: Path) -> Kind:
+    """Prepare studies with several processes that train, of which one is killed."""
+    studied = _Place(place)
+
+    def trial(rng: np.random.Generator, number: int) -> Trial:
+        del number
+        name = studied.drawn(rng)
+        words = [*studied.words(name), "--jobs", "2"]
+        process = studies.start(words, studied.folder)
+        wait = studied.moment(name, rng)
+        time.sleep(wait)
+        workers = _workers(process.pid)
+        if workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(workers[rng.integers(len(workers))], signal.SIGKILL)
+        answer = studies.finished(process)
+        fault = f"{name}: one of {len(workers)} workers killed after {wait:.2f} s"
+        if answer.trace:
+            return Trial(fault, Outcome.TRACEBACK, answer.trace.strip().splitlines()[-1])
+        if answer.code not in (0, 1):
+            return Trial(fault, Outcome.SILENT, f"exit code {answer.code}: {answer.last_line}")
+        return studied.finish(name, fault, answer.last_line)
+
+    return trial
+
+
+def prepare_pairs(place: Path) -> Kind:
+    """Prepare two processes with one folder: one is to finish, the other to be refused."""
+    studied = _Place(place)
+
+    def trial(rng: np.random.Generator, number: int) -> Trial:
+        del number
+        name = studied.drawn(rng)
+        wait = float(rng.uniform(0, studied.seconds[name]))
+        first = studied.start(name)
+        time.sleep(wait)
+        second = studied.start(name, resume=(studied.out / "config.json").exists())
+        answers = [studies.finished(first), studies.finished(second)]
+        fault = f"{name}: a second process after {wait:.2f} s"
+        said = " / ".join(f"{answer.code}: {answer.last_line}" for answer in answers)
+        traces = [answer.trace for answer in answers if answer.trace]
+        if traces:
+            return Trial(fault, Outcome.TRACEBACK, traces[0].strip().splitlines()[-1])
+        if sorted(answer.code for answer in answers) not in ([0, 0], [0, 2]):
+            return Trial(fault, Outcome.SILENT, said)
+        outcome, differs = studies.judge(
+            next(answer for answer in answers if not answer.code),
+            studied.expected[name],
+            studied.out,
+        )
+        if outcome is not Outcome.IDENTICAL:
+            return Trial(fault, outcome, differs)
+        refused = any(answer.code for answer in answers)
+        return Trial(fault, Outcome.REFUSED if refused else Outcome.IDENTICAL, said)
+
+    return trial
+
+
+def prepare_disks(place: Path) -> Kind:
+    """Prepare studies whose disk is full, or whose folder goes or becomes a file."""
+    studied = _Place(place)
+
+    def trial(rng: np.random.Generator, number: int) -> Trial:
+        del number
+        name = studied.drawn(rng)
+        fault, process = list(_DISKS.values())[rng.integers(len(_DISKS))](studied, name, rng)
+        answer = studies.finished(process)
+        if studied.out.is_file():
+            studied.out.unlink()
+        fault = f"{name}: {fault}"
+        if answer.trace:
+            return Trial(fault, Outcome.TRACEBACK, answer.trace.strip().splitlines()[-1])
+        if answer.code not in (0, 1, 2):
+            return Trial(fault, Outcome.SILENT, f"exit code {answer.code}: {answer.last_line}")
+        return studied.finish(name, fault, answer.last_line)
+
+    return trial
+
+
+Started = tuple[str, "subprocess.Popen[str]"]
+
+
+def _full(studied: _Place, name: str, rng: np.random.Generator) -> Started:
+    """Files may have so many bytes and no more, which is answered as a full disk is."""
+    limit = int(10 ** rng.uniform(1.5, 5.5))
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return f"files of {limit} bytes at most", studied.start(name, preexec_fn=limited)
+
+
+def _gone(studied: _Place, name: str, rng: np.random.Generator) -> Started:
+    process, wait = studied.start(name), studied.moment(name, rng)
+    time.sleep(wait)
+    shutil.rmtree(studied.out, ignore_errors=True)
+    return f"folder deleted after {wait:.2f} s", process
+
+
+def _replaced(studied: _Place, name: str, rng: np.random.Generator) -> Started:
+    process, wait = studied.start(name), studied.moment(name, rng)
+    time.sleep(wait)
+    shutil.rmtree(studied.out, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        studied.out.write_text("a file")
+    return f"folder replaced by a file after {wait:.2f} s", process
+
+
+_DISKS: dict[str, Callable[[_Place, str, np.random.Generator], Started]] = {
+    "full": _full,
+    "gone": _gone,
+    "replaced": _replaced,
+}
+
+
+def _stopped(process: "subprocess.Popen[str]", sent: signal.Signals, wait: float) -> studies.Answer:
+    """Send a signal after some seconds, as a terminal does: to all processes of the group."""
+    try:
+        process.wait(wait)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sent)
+    return studies.finished(process)
+
+
+def _workers(pid: int) -> list[int]:
+    """Return the processes that a process started and that train (Linux)."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    found = [int(word) for word in children.read_text().split()] if children.exists() else []
+    return [child for child in found if b"spawn_main" in _command(child)]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
