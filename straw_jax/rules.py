@@ -82,6 +82,10 @@ class LowRank:
         """Number of the kernel's entries."""
         return math.prod(self.shape)
 
+    def astype(self, dtype: Any) -> "LowRank":
+        """Return the kernel in another floating dtype."""
+        return jax.tree.map(lambda part: part.astype(dtype), self)
+
     def sizes(self, axes: Iterable[int]) -> list[int]:
         """Return the sizes of some of the kernel's axes."""
         return [self.shape[axis] for axis in axes]
@@ -199,9 +203,12 @@ def _run(jaxpr: Any, arguments: Sequence[Any]) -> list[Any]:
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else values[atom]
 
+    around = source_info_util.current()
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
         source = equation.source_info
+        if not source_info_util.summarize(source):  # within a function of JAX, such as jnp.pad
+            source = source.replace(traceback=around.traceback)
         names = source_info_util.current_name_stack() + source.name_stack
         # As when the model was traced: source lines for errors, names, and settings by `with`.
         with (
@@ -209,7 +216,7 @@ def _run(jaxpr: Any, arguments: Sequence[Any]) -> list[Any]:
             equation.ctx.manager,
         ):
             if any(is_generated(operand) for operand in operands):
-                out = _apply_rule(equation, operands)
+                out = _apply_rule(equation, operands, source_info_util.summarize(source))
             else:
                 out = _bind(equation.primitive, operands, equation.params)
         several = equation.primitive.multiple_results
@@ -217,7 +224,7 @@ def _run(jaxpr: Any, arguments: Sequence[Any]) -> list[Any]:
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _apply_rule(equation: Any, operands: Sequence[Any]) -> Any:
+def _apply_rule(equation: Any, operands: Sequence[Any], where: str) -> Any:
     """Run an operation on factors, or on whole kernels if it has no rule and that is allowed."""
     posed = any(isinstance(operand, PosedKernel) for operand in operands)
     rule = (_POSED_RULES if posed else _RULES).get(equation.primitive)
@@ -225,7 +232,6 @@ def _apply_rule(equation: Any, operands: Sequence[Any]) -> Any:
     if out is not None:
         return out
     operation = f"the operation '{equation.primitive}'"
-    where = source_info_util.summarize(equation.source_info)
     arrays = [
         operand.materialise_for(operation, where) if is_generated(operand) else operand
         for operand in operands
@@ -261,6 +267,7 @@ def _dot_general(left: Any, right: Any, *, dimension_numbers: Any, **params: Any
     contracted, batch = dimension_numbers
     side = 0 if isinstance(left, LowRank) else 1
     weight, x = (left, right) if side == 0 else (right, left)
+    weight, x = _of_one_dtype(weight, jnp.asarray(x))
     names = {
         x_axis: axis
         for pair in (contracted, batch)
@@ -272,7 +279,14 @@ def _dot_general(left: Any, right: Any, *, dimension_numbers: Any, **params: Any
         [axis for axis in x_axes if axis > weight.ndim],
     )
     out_axes = [*batch[side], *free[side], *free[1 - side]]
-    return _product(jnp.asarray(x), x_axes, weight, out_axes, **params)
+    return _product(x, x_axes, weight, out_axes, **params)
+
+
+def _of_one_dtype(weight: LowRank, x: Array) -> tuple[LowRank, Array]:
+    """Return the operands of a product in the dtype to which JAX promotes them."""
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.promote_types(weight.dtype, x.dtype)
+    return weight.astype(dtype), x.astype(dtype)
 
 
 def _product(
@@ -464,8 +478,13 @@ def _map_rows(function: Callable[[Array], Array], factor: Factor) -> Factor:
 
 
 @_rule(lax.convert_element_type_p)
-def _convert(weight: LowRank, *, new_dtype: Any, **_: Any) -> LowRank:
-    return jax.tree.map(lambda part: part.astype(new_dtype), weight)
+def _convert(weight: LowRank, *, new_dtype: Any, **_: Any) -> LowRank | None:
+    return weight.astype(new_dtype) if _is_linear_cast(new_dtype) else None
+
+
+def _is_linear_cast(dtype: Any) -> bool:
+    """Return whether the cast of a product is the product of casts, up to rounding."""
+    return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 16
 
 
 @_rule(lax.transpose_p)
@@ -770,7 +789,9 @@ def _posed_conv(x: Any, weight: Any, *, dimension_numbers: Any, **params: Any) -
     return _go_on(lax.conv_general_dilated_p, [seen, weight.kernel], params)
 
 
-def _posed_convert(weight: PosedKernel, **params: Any) -> PosedKernel:
+def _posed_convert(weight: PosedKernel, **params: Any) -> PosedKernel | None:
+    if not _is_linear_cast(params["new_dtype"]):
+        return None
     return replace(weight, kernel=_go_on(lax.convert_element_type_p, [weight.kernel], params))
 
 
