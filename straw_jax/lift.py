@@ -1,5 +1,6 @@
 """Per-sample weights for unmodified model code: `modulate`, and their dense form, `materialize`."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from straw_jax.checks import SAMPLES, SHARED, Origin
 from straw_jax.factors import FactorTree, all_axes, matrix_axes, matrix_shape, named_leaves
 from straw_jax.geometry import Posed
 from straw_jax.lowrank import Factor, Factors, FusedApply, Generated, factor_shape
@@ -78,23 +80,34 @@ def modulate(
         options, treedef = jax.tree.flatten(kwargs)
         keys = _keys_of_samples(kwargs, batch)
 
+        paths = list(named_leaves(params))
+        places = [i for i, path in enumerate(paths) if path in factors]
+
         def one_sample(factors: FactorTree, samples: Any, keys: dict[int, Array]) -> Any:
             weights = _substitute(params, factors, scale, allow_materialise, kernel)
             leaves, structure = jax.tree.flatten(weights, is_leaf=is_generated)
+            generated = [leaves[i] for i in places]
             drawn = [keys.get(i, leaf) for i, leaf in enumerate(options)]
-            batch_of_one, own = jax.tree.map(lambda leaf: leaf[None], samples)
 
-            def model(kernels: list[Array]) -> Any:
-                substitutes = iter(kernels)
-                params = [next(substitutes) if is_generated(leaf) else leaf for leaf in leaves]
+            def model(generated: list[Array], samples: Any) -> Any:
+                every = dict(enumerate(leaves)) | dict(zip(places, generated, strict=True))
+                x, own = samples
                 return apply(
-                    jax.tree.unflatten(structure, params),
-                    batch_of_one,
+                    jax.tree.unflatten(structure, every.values()),
+                    x,
                     **jax.tree.unflatten(treedef, drawn),
                     **own,
                 )
 
-            y = apply_generated_kernels(model, [leaf for leaf in leaves if is_generated(leaf)])
+            origins = [
+                Origin(path=paths[i], size=math.prod(leaf.shape))
+                if jax.tree.leaves(axes[paths[i]]) and not allow_materialise
+                else SHARED
+                for i, leaf in zip(places, generated, strict=True)
+            ]
+            origins += [SAMPLES] * len(jax.tree.leaves(samples))
+            batch_of_one = jax.tree.map(lambda leaf: leaf[None], samples)
+            y = apply_generated_kernels(model, generated, batch_of_one, origins)
             return jax.tree.map_with_path(_only_row, y)
 
         return jax.vmap(one_sample, in_axes=(axes, 0, 0))(dict(factors), (x, mapped), keys)
@@ -147,7 +160,6 @@ def _substitute(
     fused: FusedApply | None = None,
 ) -> Any:
     """Return `params` with generated kernels in place of leaves; factors have no sample axis."""
-
     if jnp.ndim(scale):
         raise ValueError(
             f"modulate: expected a scalar scale, got shape {jnp.shape(scale)}. For a scale of each "

@@ -21,6 +21,7 @@ from jax import Array, lax
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives
 
+from straw_jax.checks import Origin, check_program
 from straw_jax.geometry import composed, resample
 from straw_jax.lowrank import (
     ConvGeometry,
@@ -180,16 +181,26 @@ def is_generated(value: Any) -> bool:
 
 
 def apply_generated_kernels(
-    function: Callable[[list[Array]], Any], kernels: Sequence[LowRank | PosedKernel]
+    function: Callable[..., Any],
+    weights: Sequence[LowRank | PosedKernel | Array],
+    samples: Any,
+    origins: Sequence[Origin],
 ) -> Any:
-    """Call a function of a list of arrays with generated kernels in their place."""
-    avals = [jax.ShapeDtypeStruct(kernel.shape, kernel.dtype) for kernel in kernels]
-    jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(avals)
+    """Call a function of weights and samples with generated kernels in place of arrays.
+
+    Its program is checked first, with the origins of its flat arguments.
+    """
+    avals = [
+        jax.ShapeDtypeStruct(weight.shape, weight.dtype) if is_generated(weight) else weight
+        for weight in weights
+    ]
+    jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(avals, samples)
+    check_program(jaxpr, origins)
     out = [
         value.materialise_for("returning it", "the model's results")
         if is_generated(value)
         else value
-        for value in _run(jaxpr, kernels)
+        for value in _run(jaxpr, [*weights, *jax.tree.leaves(samples)])
     ]
     return jax.tree.unflatten(jax.tree.structure(shapes), out)
 
@@ -267,7 +278,8 @@ def _dot_general(left: Any, right: Any, *, dimension_numbers: Any, **params: Any
     contracted, batch = dimension_numbers
     side = 0 if isinstance(left, LowRank) else 1
     weight, x = (left, right) if side == 0 else (right, left)
-    weight, x = _of_one_dtype(weight, jnp.asarray(x))
+    dtype = _common_dtype(weight, x)
+    weight, x = weight.astype(dtype), jnp.asarray(x, dtype)
     names = {
         x_axis: axis
         for pair in (contracted, batch)
@@ -282,11 +294,10 @@ def _dot_general(left: Any, right: Any, *, dimension_numbers: Any, **params: Any
     return _product(x, x_axes, weight, out_axes, **params)
 
 
-def _of_one_dtype(weight: LowRank, x: Array) -> tuple[LowRank, Array]:
-    """Return the operands of a product in the dtype to which JAX promotes them."""
+def _common_dtype(weight: LowRank | PosedKernel, x: Array) -> Any:
+    """Return the dtype to which JAX promotes the operands of a product."""
     with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.promote_types(weight.dtype, x.dtype)
-    return weight.astype(dtype), x.astype(dtype)
+        return jnp.promote_types(weight.dtype, x.dtype)
 
 
 def _product(
@@ -763,7 +774,7 @@ def _posed_dot(left: Any, right: Any, *, dimension_numbers: Any, **params: Any) 
         return None
     if len(contracted[0]) != 1 or batch[0]:
         return None
-    (axis,), x = contracted[1 - side], jnp.asarray(x)
+    (axis,), x = contracted[1 - side], jnp.asarray(x, _common_dtype(weight, x))
     height, width = weight.grid
     if x.shape[axis] % (height * width):
         raise ValueError(
