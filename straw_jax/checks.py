@@ -195,11 +195,14 @@ def _statistics(equation: Any, operands: list[Origin], where: str) -> str:
 
 def _grown(equation: Any, operands: list[Origin], joined: Origin, where: str) -> str:
     """Return where a generated array is combined with a weight larger than itself."""
-    for origin, atom in zip(operands, equation.invars, strict=True):
-        is_weight = origin == SHARED and atom.aval.ndim > 1 and atom.aval.size > joined.size > 0
-        if is_weight and atom.aval.shape == equation.outvars[0].aval.shape:
-            return where or "the model"
-    return ""
+    shape = equation.outvars[0].aval.shape
+    if joined.size == 0 or len(shape) < 2 or not all(isinstance(size, int) for size in shape):
+        return ""  # of activations, where sizes are symbolic
+    whole = (
+        origin == SHARED and atom.aval.shape == shape
+        for origin, atom in zip(operands, equation.invars, strict=True)
+    )
+    return (where or "the model") if math.prod(shape) > joined.size and any(whole) else ""
 
 
 def _product(equation: Any, operands: list[Origin]) -> str:

@@ -12,7 +12,13 @@ from straw_jax.checks import SAMPLES, SHARED, Origin
 from straw_jax.factors import FactorTree, all_axes, matrix_axes, matrix_shape, named_leaves
 from straw_jax.geometry import Posed
 from straw_jax.lowrank import Factor, Factors, FusedApply, Generated, factor_shape
-from straw_jax.rules import LowRank, PosedKernel, apply_generated_kernels, is_generated
+from straw_jax.rules import (
+    LowRank,
+    PosedKernel,
+    apply_generated_kernels,
+    is_generated,
+    is_linear_cast,
+)
 
 
 def modulate(
@@ -29,7 +35,7 @@ def modulate(
     `x @ W0 + scale * (x @ B) @ A` with the factors of that sample. No array of a kernel's size is
     formed per sample. Where a kernel is `Posed`, the layer's input is resampled first. The function
     is traced, as by `jax.jit`; `straw_jax.rules` lists the supported operations. Weights keep the
-    dtypes of `params`: factors are cast to them.
+    dtypes of `params`, to which factors are cast; integers and 8-bit floats get the factors' dtype.
 
     Args:
         apply: `(params, x, **kwargs) -> y`, any JAX function that maps a batch to a batch, sample
@@ -178,7 +184,9 @@ def _substitute(
             return leaf
         base = None if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
         if base is not None:
-            factor = jax.tree.map(lambda part: part.astype(base.dtype), factor)
+            parts = jax.tree.leaves(factor)
+            dtype = base.dtype if is_linear_cast(base.dtype) else jnp.result_type(*parts)
+            base, factor = jax.tree.map(lambda part: part.astype(dtype), (base, factor))
         if not isinstance(factor, Factors):
             return _add(base, factor)
         rows, columns = matrix_axes(_axes_of_factors(leaf.shape, factor))
@@ -205,11 +213,10 @@ def _batch_size(samples: dict[str, Any]) -> int:  # or symbolic, in an export
 
 def _keys_of_samples(kwargs: dict[str, Any], batch: int) -> dict[int, Array]:
     """Return a key for each sample in place of every random key, by its place in `kwargs`."""
-    legacy = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
     keys = {}
     for i, (path, leaf) in enumerate(jax.tree.leaves_with_path(kwargs)):
-        shape, dtype = jnp.shape(leaf), getattr(leaf, "dtype", None)
-        if (shape, dtype) == (legacy.shape, legacy.dtype):
+        shape, dtype = getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
+        if dtype == jnp.uint32 and shape == _legacy_shape():
             raise ValueError(
                 f"modulate: expected random keys of jax.random.key, got {_name(path)} of shape "
                 f"{shape} and dtype {dtype}, as jax.random.PRNGKey returns: all samples would draw "
@@ -223,6 +230,11 @@ def _keys_of_samples(kwargs: dict[str, Any], batch: int) -> dict[int, Array]:
                 )
             keys[i] = leaf if shape else jax.random.split(leaf, batch)
     return keys
+
+
+def _legacy_shape() -> tuple[int, ...]:
+    """Return the shape of a random key that is an ordinary array of uint32."""
+    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
 
 
 def _only_row(path: Any, output: Any) -> Any:

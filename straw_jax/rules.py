@@ -103,7 +103,8 @@ class LowRank:
     def materialise(self) -> Array:
         """Return the kernel as an ordinary array."""
         (B, B_axes), (A, A_axes) = self.parts()
-        update = self.scale * jnp.einsum(B, B_axes, A, A_axes, list(range(self.ndim)))
+        update = jnp.einsum(B, B_axes, A, A_axes, list(range(self.ndim)))
+        update = update * jnp.asarray(self.scale, update.dtype)
         return update if self.base is None else self.base + update
 
     def materialise_for(self, operation: str, where: str) -> Array:
@@ -490,10 +491,10 @@ def _map_rows(function: Callable[[Array], Array], factor: Factor) -> Factor:
 
 @_rule(lax.convert_element_type_p)
 def _convert(weight: LowRank, *, new_dtype: Any, **_: Any) -> LowRank | None:
-    return weight.astype(new_dtype) if _is_linear_cast(new_dtype) else None
+    return weight.astype(new_dtype) if is_linear_cast(new_dtype) else None
 
 
-def _is_linear_cast(dtype: Any) -> bool:
+def is_linear_cast(dtype: Any) -> bool:
     """Return whether the cast of a product is the product of casts, up to rounding."""
     return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 16
 
@@ -801,7 +802,7 @@ def _posed_conv(x: Any, weight: Any, *, dimension_numbers: Any, **params: Any) -
 
 
 def _posed_convert(weight: PosedKernel, **params: Any) -> PosedKernel | None:
-    if not _is_linear_cast(params["new_dtype"]):
+    if not is_linear_cast(params["new_dtype"]):
         return None
     return replace(weight, kernel=_go_on(lax.convert_element_type_p, [weight.kernel], params))
 

@@ -4,6 +4,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
@@ -158,3 +159,23 @@ def test_materialised_weights_keep_the_dtypes_of_the_parameters():
     assert dtypes(merged) == dtypes(params)
     exact = materialize(to_float32(params), own)
     assert_close(merged, exact, TOLERANCE["bfloat16"])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_weights_of_8_bits_take_the_dtype_of_their_factors(dtype):
+    params, factors = model("float32", "float32")
+    x = random_array(2, (SAMPLES, 5, 6))
+    params = {"W": (8 * params["W"]).astype(dtype), "b": params["b"]}
+    got = modulate(LAYERS["matmul"])(params, factors, x)
+    want = dense(LAYERS["matmul"], to_float32(params), factors, x)
+    assert_close(got, want, TOLERANCE["float32"])
+    own = jax.tree.map(lambda leaf: leaf[0], factors)
+    assert_close(materialize(params, own), materialize(to_float32(params), own), 1e-6)
+
+
+def test_a_scale_from_numpy_keeps_the_dtype_of_the_model():
+    params, factors = model("bfloat16", "bfloat16")
+    own = jax.tree.map(lambda leaf: leaf[0], factors)
+    got = materialize(params, own, scale=np.float64(0.5))
+    assert dtypes(got) == dtypes(params)
+    assert_close(got, materialize(params, own, scale=0.5), TOLERANCE["bfloat16"])
