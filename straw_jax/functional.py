@@ -46,7 +46,7 @@ def hyperlora(
         `[..., out]`, in `dtype`.
 
     Raises:
-        ValueError: if shapes do not fit.
+        ValueError: if shapes do not fit, or the scale is no scalar.
 
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), equation 3; with
@@ -63,6 +63,7 @@ def hyperlora(
     _check_arrays("hyperlora", {"x": x, "B": B, "A": A}, {"kernel": kernel, "bias": bias})
     x, B, A, kernel, bias = _promote(x, B, A, kernel, bias, dtype=dtype)
     where = "hyperlora"
+    _check_scale(where, scale)
     _check_factors(where, "x.shape[-1]", x.shape[-1], B, A)
     if kernel is not None and kernel.shape != (B.shape[-2], A.shape[-1]):
         raise _misfit(
@@ -116,7 +117,8 @@ def hyperlora_conv(
         `[batch, *spatial_out, out]`, in `dtype`.
 
     Raises:
-        ValueError: if shapes do not fit, or neither `kernel` nor `window` is given.
+        ValueError: if shapes do not fit, neither `kernel` nor `window` is given, or the scale is no
+            scalar.
 
     References:
         As for `hyperlora`, for the kernel read as a matrix.
@@ -132,6 +134,7 @@ def hyperlora_conv(
     _check_arrays("hyperlora_conv", {"x": x, "B": B, "A": A}, {"kernel": kernel, "bias": bias})
     x, B, A, kernel, bias = _promote(x, B, A, kernel, bias, dtype=dtype)
     where = "hyperlora_conv"
+    _check_scale(where, scale)
     if window is None and kernel is None:
         raise ValueError(
             f"{where}: expected a kernel, or the window's shape, got neither. "
@@ -232,6 +235,14 @@ def _check_factors(where: str, rows_name: str, rows: int, B: Array, A: Array) ->
         raise ValueError(
             f"{where}: expected A.shape[-2] == B.shape[-1] ({B.shape[-1]}), got {A.shape[-2]}. "
             "B is [in, r] and A is [r, out]: are both of one rank, and in this order?"
+        )
+
+
+def _check_scale(where: str, scale: ArrayLike) -> None:
+    if jnp.ndim(scale):
+        raise ValueError(
+            f"{where}: expected a scalar scale, got shape {jnp.shape(scale)}. For one scale a "
+            "sample, give A * scale[:, None, None]."
         )
 
 

@@ -21,6 +21,7 @@ from jax import Array, lax
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives
 
+from straw_jax.program import Origin, check_program
 from straw_jax.geometry import composed, resample
 from straw_jax.lowrank import (
     ConvGeometry,
@@ -82,6 +83,10 @@ class LowRank:
         """Number of the kernel's entries."""
         return math.prod(self.shape)
 
+    def astype(self, dtype: Any) -> "LowRank":
+        """Return the kernel in another floating dtype."""
+        return jax.tree.map(lambda part: part.astype(dtype), self)
+
     def sizes(self, axes: Iterable[int]) -> list[int]:
         """Return the sizes of some of the kernel's axes."""
         return [self.shape[axis] for axis in axes]
@@ -98,7 +103,8 @@ class LowRank:
     def materialise(self) -> Array:
         """Return the kernel as an ordinary array."""
         (B, B_axes), (A, A_axes) = self.parts()
-        update = self.scale * jnp.einsum(B, B_axes, A, A_axes, list(range(self.ndim)))
+        update = jnp.einsum(B, B_axes, A, A_axes, list(range(self.ndim)))
+        update = update * jnp.asarray(self.scale, update.dtype)
         return update if self.base is None else self.base + update
 
     def materialise_for(self, operation: str, where: str) -> Array:
@@ -176,16 +182,26 @@ def is_generated(value: Any) -> bool:
 
 
 def apply_generated_kernels(
-    function: Callable[[list[Array]], Any], kernels: Sequence[LowRank | PosedKernel]
+    function: Callable[..., Any],
+    weights: Sequence[LowRank | PosedKernel | Array],
+    samples: Any,
+    origins: Sequence[Origin],
 ) -> Any:
-    """Call a function of a list of arrays with generated kernels in their place."""
-    avals = [jax.ShapeDtypeStruct(kernel.shape, kernel.dtype) for kernel in kernels]
-    jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(avals)
+    """Call a function of weights and samples with generated kernels in place of arrays.
+
+    Its program is checked first, with the origins of its flat arguments.
+    """
+    avals = [
+        jax.ShapeDtypeStruct(weight.shape, weight.dtype) if is_generated(weight) else weight
+        for weight in weights
+    ]
+    jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(avals, samples)
+    check_program(jaxpr, origins)
     out = [
         value.materialise_for("returning it", "the model's results")
         if is_generated(value)
         else value
-        for value in _run(jaxpr, kernels)
+        for value in _run(jaxpr, [*weights, *jax.tree.leaves(samples)])
     ]
     return jax.tree.unflatten(jax.tree.structure(shapes), out)
 
@@ -199,9 +215,12 @@ def _run(jaxpr: Any, arguments: Sequence[Any]) -> list[Any]:
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else values[atom]
 
+    around = source_info_util.current()
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
         source = equation.source_info
+        if not source_info_util.summarize(source):  # within a function of JAX, such as jnp.pad
+            source = source.replace(traceback=around.traceback)
         names = source_info_util.current_name_stack() + source.name_stack
         # As when the model was traced: source lines for errors, names, and settings by `with`.
         with (
@@ -209,7 +228,7 @@ def _run(jaxpr: Any, arguments: Sequence[Any]) -> list[Any]:
             equation.ctx.manager,
         ):
             if any(is_generated(operand) for operand in operands):
-                out = _apply_rule(equation, operands)
+                out = _apply_rule(equation, operands, source_info_util.summarize(source))
             else:
                 out = _bind(equation.primitive, operands, equation.params)
         several = equation.primitive.multiple_results
@@ -217,7 +236,7 @@ def _run(jaxpr: Any, arguments: Sequence[Any]) -> list[Any]:
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _apply_rule(equation: Any, operands: Sequence[Any]) -> Any:
+def _apply_rule(equation: Any, operands: Sequence[Any], where: str) -> Any:
     """Run an operation on factors, or on whole kernels if it has no rule and that is allowed."""
     posed = any(isinstance(operand, PosedKernel) for operand in operands)
     rule = (_POSED_RULES if posed else _RULES).get(equation.primitive)
@@ -225,7 +244,6 @@ def _apply_rule(equation: Any, operands: Sequence[Any]) -> Any:
     if out is not None:
         return out
     operation = f"the operation '{equation.primitive}'"
-    where = source_info_util.summarize(equation.source_info)
     arrays = [
         operand.materialise_for(operation, where) if is_generated(operand) else operand
         for operand in operands
@@ -261,6 +279,8 @@ def _dot_general(left: Any, right: Any, *, dimension_numbers: Any, **params: Any
     contracted, batch = dimension_numbers
     side = 0 if isinstance(left, LowRank) else 1
     weight, x = (left, right) if side == 0 else (right, left)
+    dtype = _common_dtype(weight, x)
+    weight, x = weight.astype(dtype), jnp.asarray(x, dtype)
     names = {
         x_axis: axis
         for pair in (contracted, batch)
@@ -272,7 +292,13 @@ def _dot_general(left: Any, right: Any, *, dimension_numbers: Any, **params: Any
         [axis for axis in x_axes if axis > weight.ndim],
     )
     out_axes = [*batch[side], *free[side], *free[1 - side]]
-    return _product(jnp.asarray(x), x_axes, weight, out_axes, **params)
+    return _product(x, x_axes, weight, out_axes, **params)
+
+
+def _common_dtype(weight: LowRank | PosedKernel, x: Array) -> Any:
+    """Return the dtype to which JAX promotes the operands of a product."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(weight.dtype, x.dtype)
 
 
 def _product(
@@ -464,8 +490,13 @@ def _map_rows(function: Callable[[Array], Array], factor: Factor) -> Factor:
 
 
 @_rule(lax.convert_element_type_p)
-def _convert(weight: LowRank, *, new_dtype: Any, **_: Any) -> LowRank:
-    return jax.tree.map(lambda part: part.astype(new_dtype), weight)
+def _convert(weight: LowRank, *, new_dtype: Any, **_: Any) -> LowRank | None:
+    return weight.astype(new_dtype) if is_linear_cast(new_dtype) else None
+
+
+def is_linear_cast(dtype: Any) -> bool:
+    """Return whether the cast of a product is the product of casts, up to rounding."""
+    return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 16
 
 
 @_rule(lax.transpose_p)
@@ -744,7 +775,7 @@ def _posed_dot(left: Any, right: Any, *, dimension_numbers: Any, **params: Any) 
         return None
     if len(contracted[0]) != 1 or batch[0]:
         return None
-    (axis,), x = contracted[1 - side], jnp.asarray(x)
+    (axis,), x = contracted[1 - side], jnp.asarray(x, _common_dtype(weight, x))
     height, width = weight.grid
     if x.shape[axis] % (height * width):
         raise ValueError(
@@ -770,7 +801,9 @@ def _posed_conv(x: Any, weight: Any, *, dimension_numbers: Any, **params: Any) -
     return _go_on(lax.conv_general_dilated_p, [seen, weight.kernel], params)
 
 
-def _posed_convert(weight: PosedKernel, **params: Any) -> PosedKernel:
+def _posed_convert(weight: PosedKernel, **params: Any) -> PosedKernel | None:
+    if not is_linear_cast(params["new_dtype"]):
+        return None
     return replace(weight, kernel=_go_on(lax.convert_element_type_p, [weight.kernel], params))
 
 

@@ -1,0 +1,218 @@
+"""A check of a model's program, before it runs with each sample as a batch of one.
+
+Statistics over such a batch are those of the sample, and a weight times a generated vector is a
+whole kernel for each sample: neither fails by itself. Each value of the program is followed from
+what it is computed from to the results. Not seen: a sum over the batch to a single number, or
+within a product, and what a `while` loop does inside.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jax import lax
+from jax.extend import core, source_info_util
+from jax.extend.core import primitives
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a value of a program is computed from.
+
+    Attributes:
+        sample: whether from the samples.
+        batch: which of its axes is their batch axis, where that is known.
+        path: name of the generated leaf it is computed from, if any.
+        size: number of that leaf's entries.
+        formed: where it became as large as a weight, if it is generated and did.
+        fault: why it must not be among the results.
+    """
+
+    sample: bool = False
+    batch: int | None = None
+    path: str = ""
+    size: int = 0
+    formed: str = ""
+    fault: str = ""
+
+
+SHARED = Origin()
+SAMPLES = Origin(sample=True, batch=0)
+
+
+def check_program(jaxpr: Any, origins: Sequence[Origin]) -> None:
+    """Raise a ValueError unless every result is that of its own sample, without whole kernels.
+
+    Args:
+        jaxpr: of the model, closed.
+        origins: of its arguments.
+
+    Raises:
+        ValueError: if a result depends on a sum (or mean, maximum, ...) over the batch axis, or on
+            the product of a sample and a kernel formed from a smaller generated array.
+    """
+    for result in _follow(jaxpr.jaxpr, origins, ""):
+        if result.fault:
+            raise ValueError(result.fault)
+
+
+def _follow(jaxpr: Any, origins: Iterable[Origin], around: str) -> list[Origin]:
+    """Return the origins of a program's results; `around` is where the program is called."""
+    known = dict(zip(jaxpr.invars, origins, strict=True))
+
+    def read(atom: Any) -> Origin:
+        return SHARED if isinstance(atom, core.Literal) else known.get(atom, SHARED)
+
+    for equation in jaxpr.eqns:
+        operands = [read(atom) for atom in equation.invars]
+        if any(operand != SHARED for operand in operands):
+            where = source_info_util.summarize(equation.source_info) or around
+            follow = _follow_nested if equation.primitive in _PROGRAMS else _follow_operation
+            known.update(zip(equation.outvars, follow(equation, operands, where), strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+_PROGRAMS = (
+    primitives.jit_p, primitives.remat_p, primitives.custom_jvp_call_p,
+    primitives.custom_vjp_call_p, lax.cond_p, lax.scan_p,
+)  # fmt: skip
+
+
+def _follow_nested(equation: Any, operands: list[Origin], where: str) -> list[Origin]:
+    params, atoms = equation.params, equation.invars
+    if equation.primitive is lax.cond_p:
+        programs, operands, atoms = params["branches"], operands[1:], atoms[1:]
+    else:
+        programs = [params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]]
+    results = []
+    for program in programs:
+        inner = getattr(program, "jaxpr", program)
+        out = _follow(inner, _scanned(operands, atoms, inner.invars), where)
+        results.append(_scanned(out, inner.outvars, equation.outvars))
+    return [_joined(each) for each in zip(*results, strict=True)]
+
+
+def _scanned(origins: list[Origin], atoms: Sequence[Any], others: Sequence[Any]) -> list[Origin]:
+    """Return origins on the other side of a program, where a scan adds or removes an axis."""
+
+    def across(origin: Origin, added: int) -> Origin:
+        if origin.batch is None or not added:
+            return origin
+        return replace(origin, batch=origin.batch + added if origin.batch + added >= 0 else None)
+
+    return [
+        across(origin, other.aval.ndim - atom.aval.ndim)
+        for origin, atom, other in zip(origins, atoms, others, strict=True)
+    ]
+
+
+def _joined(origins: Iterable[Origin]) -> Origin:
+    origins = list(origins)
+    largest = max(origins, key=lambda origin: origin.size)
+    return Origin(
+        any(origin.sample for origin in origins),
+        next((origin.batch for origin in origins if origin.batch is not None), None),
+        largest.path,
+        largest.size,
+        next((origin.formed for origin in origins if origin.formed), ""),
+        next((origin.fault for origin in origins if origin.fault), ""),
+    )
+
+
+def _follow_operation(equation: Any, operands: list[Origin], where: str) -> list[Origin]:
+    joined = _joined(operands)
+    fault = joined.fault or _statistics(equation, operands, where) or _product(equation, operands)
+    formed = "" if joined.sample else joined.formed or _grown(equation, operands, joined, where)
+    origin = replace(joined, formed=formed, fault=fault)
+    return [replace(origin, batch=_batch_axis(equation, operands, out)) for out in equation.outvars]
+
+
+def _batch_axis(equation: Any, operands: list[Origin], out: Any) -> int | None:
+    """Return which axis of a result is the batch axis, as far as that is known."""
+    rule = _AXES.get(equation.primitive, lambda axis, *_: _shifted(axis, _reduced(equation)))
+    for place, operand in enumerate(operands):
+        axis = None if operand.batch is None else rule(operand.batch, place, equation)
+        if axis is not None and out.aval.shape[axis : axis + 1] == (1,):
+            return axis
+    return None
+
+
+def _reduced(equation: Any) -> tuple[int, ...]:
+    """Return the axes over which an operation reduces its operand."""
+    is_reduction = equation.primitive.name.startswith(("reduce_", "arg"))
+    return tuple(equation.params.get("axes", ())) if is_reduction else ()
+
+
+def _shifted(axis: int, removed: Sequence[int]) -> int | None:
+    return None if axis in removed else axis - sum(each < axis for each in removed)
+
+
+def _reshaped(axis: int, _: int, equation: Any) -> int | None:
+    shape, new = equation.invars[0].aval.shape, equation.params["new_sizes"]
+    before = math.prod(shape[:axis])
+    places = [i for i in range(len(new)) if new[i] == 1 and math.prod(new[:i]) == before]
+    return axis if axis in places else next(iter(places), None)
+
+
+def _in_product(axis: int, place: int, equation: Any) -> int | None:
+    contracted, batch = (pair[place] for pair in equation.params["dimension_numbers"])
+    if axis in batch:
+        return batch.index(axis)
+    free = [each for each in range(equation.invars[place].aval.ndim)
+            if each not in (*contracted, *batch)]  # fmt: skip
+    first = equation.outvars[0].aval.ndim - len(free) if place else len(batch)
+    return first + free.index(axis) if axis in free else None
+
+
+def _in_convolution(axis: int, place: int, equation: Any) -> int | None:
+    layout = equation.params["dimension_numbers"]
+    return layout.out_spec[0] if place == 0 and axis == layout.lhs_spec[0] else None
+
+
+# From the batch axis of an operand, and the operand's place, to that of the result.
+_AXES: dict[Any, Callable[[int, int, Any], int | None]] = {
+    lax.dot_general_p: _in_product,
+    lax.conv_general_dilated_p: _in_convolution,
+    lax.reshape_p: _reshaped,
+    lax.squeeze_p: lambda axis, _, equation: _shifted(axis, equation.params["dimensions"]),
+    lax.transpose_p: lambda axis, _, equation: equation.params["permutation"].index(axis),
+    lax.broadcast_in_dim_p: lambda axis, _, equation: equation.params["broadcast_dimensions"][axis],
+}
+
+
+def _statistics(equation: Any, operands: list[Origin], where: str) -> str:
+    axes = _reduced(equation)
+    if operands[0].batch not in axes or len(axes) == equation.invars[0].aval.ndim:
+        return ""
+    return (
+        "modulate: expected a model that treats each sample by itself, got "
+        f"'{equation.primitive}' over the batch axis (in {where}): with own weights each sample is "
+        "a batch of one, and statistics over the batch would be its own. Use running averages, or "
+        "a normalisation within the sample, such as GroupNorm for BatchNorm."
+    )
+
+
+def _grown(equation: Any, operands: list[Origin], joined: Origin, where: str) -> str:
+    """Return where a generated array is combined with a weight larger than itself."""
+    shape = equation.outvars[0].aval.shape
+    if joined.size == 0 or len(shape) < 2 or not all(isinstance(size, int) for size in shape):
+        return ""  # of activations, where sizes are symbolic
+    whole = (
+        origin == SHARED and atom.aval.shape == shape
+        for origin, atom in zip(operands, equation.invars, strict=True)
+    )
+    return (where or "the model") if math.prod(shape) > joined.size and any(whole) else ""
+
+
+def _product(equation: Any, operands: list[Origin]) -> str:
+    formed = next((origin for origin in operands if origin.formed), None)
+    is_product = equation.primitive in (lax.dot_general_p, lax.conv_general_dilated_p)
+    if not is_product or formed is None or not any(origin.sample for origin in operands):
+        return ""
+    return (
+        f"{formed.path}: expected a generated array that stays smaller than a kernel, got it "
+        f"combined with a larger weight (in {formed.formed}) and used in a product: a whole kernel "
+        "of every sample. Scale the layer's input or output in place of its kernel, or call "
+        "modulate(..., allow_materialise=True)."
+    )
