@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from straw_experiments.runner import readers
+from straw_experiments.runner import limits, readers
 
 C = TypeVar("C", bound="RunConfig")
 
@@ -88,7 +88,7 @@ class RunConfig:
         None,
         "runs that train at once, each on its share of the cores",
         group=_HOW,
-        read=readers.whole(1),
+        read=readers.whole(1, 1024),
         metavar="N",
         shown="on CPU one a core, at most 8; else 1",
         incidental=True,
@@ -263,6 +263,15 @@ def check_once(name: str, values: Sequence[Any]) -> None:
         raise ValueError(f"{flag(name)}: got {listed(list(values))}; name each once")
 
 
+def check_jobs(config: RunConfig, models: Sequence[Any]) -> None:
+    """Check that there is memory for as many runs at once as are asked for.
+
+    Raises:
+        ValueError: There is not.
+    """
+    limits.check_jobs(config.jobs, config.seeds * len(models))
+
+
 def check_out(config: RunConfig) -> None:
     """Check that results may be written to `config.out`, and that no earlier run's are in the way.
 
@@ -271,26 +280,47 @@ def check_out(config: RunConfig) -> None:
     """
     out = Path(config.out)
     earlier = out / "config.json"
-    if earlier.exists():
+    try:
+        is_earlier = earlier.exists()
+        ancestor = next(path for path in (out, *out.absolute().parents) if path.exists())
+        with tempfile.TemporaryDirectory(dir=ancestor):  # The surest test, and it leaves nothing.
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"argument --out: cannot write to {out}: {error.strerror}; choose another --out"
+        ) from None
+    if is_earlier:
         if not config.resume:
             raise ValueError(
                 f"argument --out: {out} holds an earlier run; continue it with --resume, or choose"
                 " another --out"
             )
         _check_same_settings(earlier, config)
-    ancestor = next(path for path in (out, *out.absolute().parents) if path.exists())
+
+
+def read_stored(path: Path) -> dict[str, Any]:
+    """Read `config.json`.
+
+    Raises:
+        ValueError: It cannot be read, or holds no settings.
+    """
     try:
-        with tempfile.TemporaryDirectory(dir=ancestor):  # The surest test, and it leaves nothing.
-            pass
-    except OSError as error:
-        raise ValueError(f"argument --out: cannot write to {out}: {error.strerror}") from None
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot read {path}: {reason}") from None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"cannot read {path}: expected settings by name, got {type(found).__name__}"
+        )
+    return found
 
 
 def _check_same_settings(path: Path, config: RunConfig) -> None:
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"argument --resume: cannot read {path}: {error}") from None
+        earlier = read_stored(path)
+    except ValueError as error:
+        raise ValueError(f"argument --resume: {error}") from None
     now = json.loads(json.dumps(stored(config)))  # as the file would have it
     usual = defaults(type(config))  # what an earlier version, which did not have it, did
     for field in dataclasses.fields(config):
@@ -315,7 +345,7 @@ def check_same_data(config: RunConfig, now: Mapping[str, Any]) -> None:
     path = Path(config.out, "config.json")
     if not path.exists():
         return
-    earlier = json.loads(path.read_text(encoding="utf-8")).get("data", now)
+    earlier = read_stored(path).get("data", now)
     if earlier != now:
         raise ValueError(
             f"--resume: the results in {config.out} are from {earlier}, but the data are now"
