@@ -5,6 +5,7 @@ Only the standard library is imported, so that a mistake is answered at once.
 
 import argparse
 import dataclasses
+import json
 import math
 import os
 import re
@@ -488,10 +489,11 @@ def stored_config(results: Path) -> Config:
     """
     path = results / "config.json"
     try:
-        stored = settings.read_stored(path)
-    except ValueError as error:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"argument RESULTS: expected a folder with results of run.py, {error}"
+            f"argument RESULTS: expected a folder with results of run.py, cannot read {path}:"
+            f" {getattr(error, 'strerror', error)}"
         ) from None
     needed = [x.name for x in dataclasses.fields(Config) if not x.metadata["incidental"]]
     if missing := [name for name in needed if name not in {*stored, *_LATER}]:

@@ -58,14 +58,27 @@ def read(folder: Path) -> Results:
     """Read what a folder of studies holds; any of it may be missing.
 
     Raises:
-        ValueError: A file is no JSON.
+        ValueError: A file is no JSON, or not what its name says.
         OSError: A file cannot be read.
     """
-    return Results(
+    found = Results(
         _by_name(folder, "*/summary.json"),
         _by_name(folder, "*/analysis.json"),
         _by_name(folder, "once/*.json"),
     )
+    for name, summary in found.summaries.items():
+        _check(summary, f"{folder / name / 'summary.json'}", "config", "results")
+    for name, analysis in found.analyses.items():
+        _check(analysis, f"{folder / name / 'analysis.json'}", "straw")
+    return found
+
+
+def _check(found: Any, where: str, *parts: str) -> None:
+    """Refuse what is no summary, or no analysis, of a finished study."""
+    if not isinstance(found, Stored) or not all(
+        isinstance(found.get(each), Stored) and found[each] for each in parts
+    ):
+        raise ValueError(f"{where}: expected an object with {' and '.join(parts)} of a study")
 
 
 def _by_name(folder: Path, pattern: str) -> Stored:

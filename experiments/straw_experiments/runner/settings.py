@@ -279,17 +279,9 @@ def check_out(config: RunConfig) -> None:
         ValueError: They may not, or the earlier run had other settings.
     """
     out = Path(config.out)
+    check_writable(out)
     earlier = out / "config.json"
-    try:
-        is_earlier = earlier.exists()
-        ancestor = next(path for path in (out, *out.absolute().parents) if path.exists())
-        with tempfile.TemporaryDirectory(dir=ancestor):  # The surest test, and it leaves nothing.
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"argument --out: cannot write to {out}: {error.strerror}; choose another --out"
-        ) from None
-    if is_earlier:
+    if earlier.exists():
         if not config.resume:
             raise ValueError(
                 f"argument --out: {out} holds an earlier run; continue it with --resume, or choose"
@@ -298,29 +290,26 @@ def check_out(config: RunConfig) -> None:
         _check_same_settings(earlier, config)
 
 
-def read_stored(path: Path) -> dict[str, Any]:
-    """Read `config.json`.
+def check_writable(out: Path) -> None:
+    """Check that a folder is there or can be made, and takes files.
 
     Raises:
-        ValueError: It cannot be read, or holds no settings.
+        ValueError: It is not, or does not.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot read {path}: {reason}") from None
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"cannot read {path}: expected settings by name, got {type(found).__name__}"
-        )
-    return found
+        (out / "config.json").exists()  # an error where a name is too long
+        ancestor = next(path for path in (out, *out.absolute().parents) if path.exists())
+        with tempfile.TemporaryDirectory(dir=ancestor):  # The surest test, and it leaves nothing.
+            pass
+    except OSError as error:
+        raise ValueError(f"argument --out: cannot write to {out}: {error.strerror}") from None
 
 
 def _check_same_settings(path: Path, config: RunConfig) -> None:
     try:
-        earlier = read_stored(path)
-    except ValueError as error:
-        raise ValueError(f"argument --resume: {error}") from None
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"argument --resume: cannot read {path}: {error}") from None
     now = json.loads(json.dumps(stored(config)))  # as the file would have it
     usual = defaults(type(config))  # what an earlier version, which did not have it, did
     for field in dataclasses.fields(config):
@@ -345,7 +334,7 @@ def check_same_data(config: RunConfig, now: Mapping[str, Any]) -> None:
     path = Path(config.out, "config.json")
     if not path.exists():
         return
-    earlier = read_stored(path).get("data", now)
+    earlier = json.loads(path.read_text(encoding="utf-8")).get("data", now)
     if earlier != now:
         raise ValueError(
             f"--resume: the results in {config.out} are from {earlier}, but the data are now"
