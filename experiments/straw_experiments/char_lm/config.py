@@ -164,6 +164,7 @@ def configure(given: Mapping[str, Any]) -> Config:
     )
     config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", name))})
     _check_memory(config)
+    _check_text(config.text)
     settings.check_jobs(config, config.models)
     settings.check_out(config)
     return config
@@ -186,6 +187,18 @@ def _check_memory(config: Config) -> None:
                     f" and --parameters allows {config.parameters:,}; give less, or allow more"
                 )
     check_step(config, 1)
+
+
+def _check_text(path: str | None) -> None:
+    if path is None:
+        return
+    try:
+        Path(path).expanduser().open("rb").close()
+    except (OSError, RuntimeError) as error:  # a user's folder that is not there
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"argument --text: expected a text file, cannot read {path}: {reason}"
+        ) from None
 
 
 def check_step(config: Config, features: int) -> None:

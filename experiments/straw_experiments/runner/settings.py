@@ -6,6 +6,7 @@ Only the standard library is imported, so that a command line answers at once.
 import argparse
 import dataclasses
 import json
+import os
 import tempfile
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -279,15 +280,15 @@ def check_out(config: RunConfig) -> None:
         ValueError: They may not, or the earlier run had other settings.
     """
     out = Path(config.out)
-    check_writable(out)
     earlier = out / "config.json"
-    if earlier.exists():
+    if os.path.exists(earlier):  # False, too, where no such file can be
         if not config.resume:
             raise ValueError(
                 f"argument --out: {out} holds an earlier run; continue it with --resume, or choose"
                 " another --out"
             )
         _check_same_settings(earlier, config)
+    check_writable(out)
 
 
 def check_writable(out: Path) -> None:
@@ -297,7 +298,6 @@ def check_writable(out: Path) -> None:
         ValueError: It is not, or does not.
     """
     try:
-        (out / "config.json").exists()  # an error where a name is too long
         ancestor = next(path for path in (out, *out.absolute().parents) if path.exists())
         with tempfile.TemporaryDirectory(dir=ancestor):  # The surest test, and it leaves nothing.
             pass
