@@ -49,7 +49,7 @@ def check_jobs(jobs: int | None, tasks: int) -> None:
     Raises:
         ValueError: There is too little memory.
     """
-    processes = min(jobs or 1, tasks)
+    processes = min(jobs or 0, tasks)
     check(f"argument --jobs: {jobs}", processes * _PROCESS, f"{processes} processes")
 
 
