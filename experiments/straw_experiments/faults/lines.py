@@ -172,7 +172,7 @@ _ANSWERS = {
         "file --out pages": "expected finished studies, found no",
         "empty --out pages": "empty/set2/summary.json",
         "listed --out pages": "listed/set2/summary.json",
-        "nothing --out pages": "nothing/set2/summary.json: expected an object with config and",
+        "nothing --out pages": "nothing/set2/summary.json: expected results, got none",
         "torn_summary --out pages": "cannot read torn_summary/set2/summary.json",
         "no_figures --out pages": "no_figures/set2/summary.json: expected one of",
     },

@@ -67,18 +67,20 @@ def read(folder: Path) -> Results:
         _by_name(folder, "once/*.json"),
     )
     for name, summary in found.summaries.items():
-        _check(summary, f"{folder / name / 'summary.json'}", "config", "results")
+        _check(summary, folder / name / "summary.json", "config", "results")
+        if not summary["results"]:
+            raise ValueError(f"{folder / name / 'summary.json'}: expected results, got none")
     for name, analysis in found.analyses.items():
-        _check(analysis, f"{folder / name / 'analysis.json'}", "straw")
+        _check(analysis, folder / name / "analysis.json", "straw")
     return found
 
 
-def _check(found: Any, where: str, *parts: str) -> None:
+def _check(found: Any, path: Path, *parts: str) -> None:
     """Refuse what is no summary, or no analysis, of a finished study."""
     if not isinstance(found, Stored) or not all(
-        isinstance(found.get(each), Stored) and found[each] for each in parts
+        isinstance(found.get(each), Stored) for each in parts
     ):
-        raise ValueError(f"{where}: expected an object with {' and '.join(parts)} of a study")
+        raise ValueError(f"{path}: expected an object with {' and '.join(parts)} of a study")
 
 
 def _by_name(folder: Path, pattern: str) -> Stored:
