@@ -7,6 +7,7 @@ is interpreted, and its time would say nothing.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 
@@ -17,7 +18,11 @@ from measure import summary
 from tables import columns
 from worker import timed
 
+from straw_experiments.runner import limits
 from straw_experiments.runner.environment import device
+from straw_experiments.runner.limits import SIZE
+from straw_experiments.runner.readers import whole
+from straw_experiments.runner.settings import Parser
 from straw_jax.fused import generate_and_apply
 from straw_jax.lowrank import Generated, apply_factor
 
@@ -26,17 +31,26 @@ TOLERANCE = 2e-2  # with which GPUs and TPUs multiply matrices of float32 by def
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser("fused.py", __doc__.splitlines()[0])
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     sizes = {"batch-size": 128, "positions": 1, "rows": 16, "columns": 8192, "hidden": 128}
-    for name, default in (sizes | {"repeats": 50}).items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=whole(1, SIZE), default=default)
+    parser.add_argument("--repeats", type=whole(1, 10**6), default=50)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
-    if bad := [name for name, value in vars(args).items() if isinstance(value, int) and value < 1]:
-        parser.error(f"expected whole numbers of at least 1 for {', '.join(bad)}.")
+    try:
+        numbers = sum(map(math.prod, shapes(args)))
+        limits.check("argument --batch-size and others:", 2 * numbers, "the arrays alone")
+    except ValueError as error:
+        parser.error(str(error))
     return args
+
+
+def shapes(args: argparse.Namespace) -> list[tuple[int, ...]]:
+    """Return the shapes of the layer's input, the hidden vector, and the head's kernel and bias."""
+    batch, h, m, n = args.batch_size, args.hidden, args.rows, args.columns
+    return [(batch, args.positions, m), (batch, h), (m, n, h), (m, n)]
 
 
 def main() -> None:
@@ -47,10 +61,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    batch, h, m, n = args.batch_size, args.hidden, args.rows, args.columns
     rng = np.random.default_rng(0)
-    shapes = [(batch, args.positions, m), (batch, h), (m, n, h), (m, n)]
-    arrays = [jnp.asarray(rng.standard_normal(shape), args.dtype) for shape in shapes]
+    arrays = [jnp.asarray(rng.standard_normal(shape), args.dtype) for shape in shapes(args)]
 
     def plain(x: jax.Array, hidden: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         return jax.vmap(lambda x, hidden: apply_factor(x, Generated(hidden, kernel, bias)))(
@@ -58,7 +70,7 @@ def main() -> None:
         )
 
     functions = {PLAIN: plain, FUSED: generate_and_apply}
-    print(f"{device()}; {args.dtype}, " + ", ".join(map(str, shapes)))
+    print(f"{device()}; {args.dtype}, " + ", ".join(map(str, shapes(args))))
     for name, wrap in {"forward": jax.jit, "forward and backward": gradient}.items():
         compiled = {key: wrap(function) for key, function in functions.items()}
         results = [jax.tree.leaves(function(*arrays)) for function in compiled.values()]

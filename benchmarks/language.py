@@ -12,6 +12,11 @@ from cells import Case
 from measure import free_memory, side_by_side, summary
 from tables import columns
 
+from straw_experiments.runner import limits
+from straw_experiments.runner.limits import SIZE
+from straw_experiments.runner.readers import whole
+from straw_experiments.runner.settings import Parser
+
 # (its name in the module, module, label, length of the state for a million parameters)
 MODELS = {
     "straw_lstm": ("lstm", "jax_language", "LSTM, straw_jax", 469),
@@ -26,19 +31,22 @@ HYPER, CHARACTERS = 64, 50
 
 def parse() -> argparse.Namespace:
     """Read and check the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser("language.py", __doc__.splitlines()[0])
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
-    add("--batch-sizes", nargs="+", type=int, default=[32, 128], metavar="N")
-    add("--length", type=int, default=100, metavar="N", help="characters of each piece")
-    add("--repeats", type=int, default=10, metavar="N", help="steps")
+    add("--batch-sizes", nargs="+", type=whole(1, SIZE), default=[32, 128], metavar="N")
+    add("--length", type=whole(1, SIZE), default=100, metavar="N", help="characters of each piece")
+    add("--repeats", type=whole(1, 10**6), default=10, metavar="N", help="steps")
     add("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
     args = parser.parse_args()
     if util.find_spec("torch") is None and any("torch" in name for name in args.models):
         parser.error('PyTorch is missing: pip install -e ".[benchmarks]", or name --models')
-    if min(args.length, args.repeats, *args.batch_sizes) < 1:
-        parser.error("expected numbers of at least 1")
+    for batch in args.batch_sizes:
+        needs = 4 * batch * args.length * 4 * min(MODELS[name][3] for name in args.models)
+        try:
+            limits.check(f"argument --batch-sizes, --length: {batch}", needs, "a step's gates")
+        except ValueError as error:
+            parser.error(str(error))
     return args
 
 

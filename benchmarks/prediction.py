@@ -6,12 +6,18 @@ python benchmarks/prediction.py --batch-sizes 128 1024
 
 import argparse
 import itertools
+import re
 import sys
 from importlib import util
 
 from cells import Case
 from measure import free_memory, side_by_side, summary
 from tables import columns
+
+from straw_experiments.runner import limits
+from straw_experiments.runner.limits import SIZE
+from straw_experiments.runner.readers import whole
+from straw_experiments.runner.settings import Parser
 
 MODELS = {
     "straw": ("jax_prediction", "straw_jax, the post's recipe"),
@@ -21,29 +27,38 @@ MODELS = {
     "torch_compile": ("torch_prediction", "the same, compiled"),
 }
 STEPS = 5  # a call of each model
+_FEATURES = 128  # numbers that the encoder makes of each pair, at least
 
 
 def parse() -> argparse.Namespace:
     """Read and check the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser("prediction.py", __doc__.splitlines()[0])
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
     add("--networks", nargs="+", default=["2-5-1", "4-10-1"], metavar="SIZES", help="of 3 layers")
-    add("--pairs", type=int, default=2, metavar="N", help="an unknown")
-    add("--batch-sizes", nargs="+", type=int, default=[128, 1024], metavar="N")
-    add("--repeats", type=int, default=20, metavar="N", help=f"of {STEPS} steps")
+    add("--pairs", type=whole(1, SIZE), default=2, metavar="N", help="an unknown")
+    add("--batch-sizes", nargs="+", type=whole(1, SIZE), default=[128, 1024], metavar="N")
+    add("--repeats", type=whole(1, 10**6), default=20, metavar="N", help=f"of {STEPS} steps")
     add("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
     args = parser.parse_args()
     if util.find_spec("torch") is None and any("torch" in name for name in args.models):
         parser.error('PyTorch is missing: pip install -e ".[benchmarks]", or name --models')
-    for text in args.networks:
-        parts = text.split("-")
-        if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
-            parser.error(f"argument --networks: expected sizes such as 2-5-1, got {text!r}")
-    if min(args.pairs, args.repeats, *args.batch_sizes) < 1:
-        parser.error("expected numbers of at least 1")
+    try:
+        for text in args.networks:
+            if not re.fullmatch("[1-9][0-9]{0,11}(-[1-9][0-9]{0,11}){2}", text):
+                raise ValueError(f"argument --networks: expected sizes such as 2-5-1, got {text!r}")
+            needs = 4 * max(args.batch_sizes) * (_pairs(text, args.pairs) + 1) * _FEATURES
+            sizes = "argument --networks, --pairs, --batch-sizes"
+            limits.check(f"{sizes}: {text}", needs, "a step's pairs")
+    except ValueError as error:
+        parser.error(str(error))
     return args
+
+
+def _pairs(network: str, ratio: int) -> int:
+    """Count the pairs of a set."""
+    inputs, hidden, outputs = map(int, network.split("-"))
+    return ratio * (inputs * hidden + hidden * outputs)
 
 
 def main() -> None:
@@ -51,7 +66,7 @@ def main() -> None:
     args = parse()
     for text, batch in itertools.product(args.networks, args.batch_sizes):
         sizes = [int(part) for part in text.split("-")]
-        pairs = args.pairs * (sizes[0] * sizes[1] + sizes[1] * sizes[2])
+        pairs = _pairs(text, args.pairs)
         arguments = {"sizes": sizes, "pairs": pairs, "batch": batch, "steps": STEPS}
         cases = [Case(name, MODELS[name][0], {"name": name, **arguments}) for name in args.models]
         results = side_by_side(cases, args.repeats, float("inf"), free_memory())

@@ -31,7 +31,7 @@ class Results:
             try:
                 self._content = json.loads(path.read_text(encoding="utf-8"))
                 before = self._content["settings"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, IsADirectoryError):
                 raise ValueError(f"{path} is no results file. Name another file.") from None
             if before != settings:
                 raise ValueError(

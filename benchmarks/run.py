@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import util
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import tables
 from cells import (
@@ -35,21 +35,21 @@ from floor import Rates, phases
 from measure import SETTINGS, WorkerError, free_memory, side_by_side
 from results import Results
 
+from straw_experiments.runner import limits
+from straw_experiments.runner.limits import SIZE
+from straw_experiments.runner.readers import number, whole
+from straw_experiments.runner.settings import Parser, check_writable
+
 FULL = {"batch_sizes": [1, 32, 128, 512], "ranks": [4, 16, 64], "bases": list(BASES)}
 PRODUCT, COPY = 4096, 20_000_000  # rows and columns of a matrix; numbers, 80 MB
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help explains the flags)\n")
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read and check the command line; a mistake ends the process with exit code 2."""
-    parser = _Parser(
-        prog="run.py",
-        description=__doc__.splitlines()[0],
-        epilog="Without flags: all models at batch 128, rank 16, base none, with the floor.",
+    parser = Parser(
+        "run.py",
+        __doc__.splitlines()[0],
+        "Without flags: all models at batch 128, rank 16, base none, with the floor.",
     )
     parser.add_argument(
         "what",
@@ -60,8 +60,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     models = parser.add_argument_group("models")
     add = models.add_argument
-    add("--batch-sizes", nargs="+", type=_positive, default=[128], metavar="N", help="(128)")
-    add("--ranks", nargs="+", type=_positive, default=[16], metavar="N", help="(16)")
+    add("--batch-sizes", nargs="+", type=whole(1, SIZE), default=[128], metavar="N", help="(128)")
+    add("--ranks", nargs="+", type=whole(1, SIZE), default=[16], metavar="N", help="(16)")
     add("--bases", nargs="+", choices=BASES, default=["none"], help="(none)")
     add(
         "--models",
@@ -77,12 +77,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     layers = parser.add_argument_group("layers")
     add = layers.add_argument
     add("--layers", nargs="+", choices=LAYERS, default=list(LAYERS), help="(all)")
-    add("--widths", nargs="+", type=_positive, default=list(WIDTHS), metavar="N", help="features")
+    add(
+        "--widths",
+        nargs="+",
+        type=whole(1, SIZE),
+        default=list(WIDTHS),
+        metavar="N",
+        help="features",
+    )
     add = parser.add_argument
-    add("--repeats", type=_positive, default=12, metavar="N", help="timed steps a case (12)")
+    add("--repeats", type=whole(1, 10**6), default=12, metavar="N", help="timed steps a case (12)")
     add(
         "--seconds",
-        type=float,
+        type=number("a number of at least 0", lambda value: value >= 0),
         default=30.0,
         help="for the timed steps of one case in one cell: then it stops, but after 3 steps at the"
         " earliest, 1 of the slowest models (30)",
@@ -96,8 +103,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     if parsed.full:
         vars(parsed).update(FULL)
-    if not parsed.seconds >= 0:
-        parser.error(f"argument --seconds: expected a number of at least 0, got {parsed.seconds}")
     needs_torch = parsed.what == "models" and any("torch" in name for name in parsed.models)
     if needs_torch and util.find_spec("torch") is None:
         others = " ".join(name for name in parsed.models if "torch" not in name)
@@ -108,7 +113,32 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if parsed.out is None:
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         parsed.out = Path("results", f"benchmark_{parsed.what}_{now}.json")
+    try:
+        check_memory(parsed)
+        check_writable(parsed.out.parent)
+    except ValueError as error:
+        parser.error(str(error))
     return parsed
+
+
+def check_memory(args: argparse.Namespace) -> None:
+    """Refuse a cell of which no case can be timed, by the estimates that skip single ones.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for cell in cells_of(args):
+        sizes = "--batch-sizes, --ranks" if args.what == "models" else "--widths"
+        needs = min(case.needs for case in cell.cases)
+        limits.check(f"argument {sizes}: {cell.key}", needs, "any of its cases")
+
+
+def cells_of(args: argparse.Namespace) -> list[Cell]:
+    """List what the command line asks for, each once."""
+    if args.what == "layers":
+        return layer_cells(list(dict.fromkeys(args.layers)), sorted(set(args.widths)))
+    models = list(dict.fromkeys(args.models))
+    return model_cells(args.works, args.batch_sizes, args.ranks, args.bases, models)
 
 
 def main() -> int:
@@ -123,14 +153,14 @@ def main() -> int:
         results = Results(args.out, {name: getattr(args, name) for name in fixed})
         environment = describe_start()
         results.start(environment)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return _fail(f"argument --out: {error}", 2)
     except subprocess.CalledProcessError as error:
         return _fail(error, 1)
     print(json.dumps(environment, indent=2))
     try:
         (run_models if args.what == "models" else run_layers)(args, results)
-    except (WorkerError, subprocess.CalledProcessError) as error:
+    except (WorkerError, subprocess.CalledProcessError, OSError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail(f"stopped; what is finished is in {args.out}", 130)
@@ -140,9 +170,7 @@ def main() -> int:
 
 def run_models(args: argparse.Namespace, results: Results) -> None:
     """Measure and print the article's system, cell by cell."""
-    cells = model_cells(
-        args.works, args.batch_sizes, args.ranks, args.bases, list(dict.fromkeys(args.models))
-    )
+    cells = cells_of(args)
     if any("torch" in name for name in args.models):
         for rank in args.ranks:
             for base in args.bases:
@@ -167,7 +195,7 @@ def run_layers(args: argparse.Namespace, results: Results) -> None:
     """Measure and print single layers: a table when a layer's last width is done."""
     found: dict[str, dict[int, Any]] = {}
     widths = sorted(set(args.widths))
-    for cell in layer_cells(list(dict.fromkeys(args.layers)), widths):
+    for cell in cells_of(args):
         by_width = found.setdefault(cell.title, {})
         by_width[cell.settings["width"]] = measure_cell(cell, args, results)
         if len(by_width) == len(widths):
@@ -231,12 +259,6 @@ def _script(name: str, *arguments: str) -> dict[str, Any]:
     words = [sys.executable, str(Path(__file__).with_name(name)), *arguments]
     done = subprocess.run(words, env=os.environ | SETTINGS, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def _fail(message: object, code: int) -> int:

@@ -1,6 +1,5 @@
 """Check that PyTorch's version and the library's are the same model: `--help`."""
 
-import argparse
 import json
 import sys
 from typing import Any
@@ -14,6 +13,8 @@ from jax_models import make_batch
 
 from straw_experiments.data import normalise
 from straw_experiments.image_classification.networks import article_straw
+from straw_experiments.runner.readers import whole
+from straw_experiments.runner.settings import Parser
 from straw_jax.straw import Base
 
 
@@ -48,9 +49,11 @@ def check(batch: int, rank: int, base: Base) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=8, help="images (%(default)s)")
-    parser.add_argument("--rank", type=int, default=16, help="of the updates (%(default)s)")
+    parser = Parser("same_model.py", __doc__)
+    parser.add_argument("--batch", type=whole(1, 10**4), default=8, help="images (%(default)s)")
+    parser.add_argument(
+        "--rank", type=whole(1, 10**4), default=16, help="of the updates (%(default)s)"
+    )
     parser.add_argument("--base", choices=("none", "trained"), default="none")
     try:
         print(json.dumps(check(**vars(parser.parse_args()))))

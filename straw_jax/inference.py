@@ -5,14 +5,18 @@ sample, such as `Straw.apply`. A saved model runs without Flax and without the m
 """
 
 import contextlib
+import hashlib
+import hmac
 import importlib.util
+import io
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +24,31 @@ import numpy as np
 from jax import Array, export
 
 from straw_jax import expect
+from straw_jax.geometry import Posed
+from straw_jax.lowrank import Factors
 
 BATCH_SIZES = (1, 8, 32, 128, 512)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 # A saved model is an uncompressed zip archive: header, program, and one file for each parameter,
-# little-endian, as on every machine that runs JAX. Zip stores and checks a CRC-32 of each.
-_FORMAT, _VERSION = "straw_jax exported model", 1
+# little-endian, as on every machine that runs JAX. Zip checks a CRC-32 of each; the archive's
+# comment has digests of all bytes before it. Version 1, of straw_jax 0.2 and earlier, had none.
+_FORMAT, _VERSION = "straw_jax exported model", 2
 _HEADER, _PROGRAM = "header.json", "program"
+_COMMENT = re.compile(rb"(sha256 [0-9a-f]{64})(?: hmac-sha256 [0-9a-f]{64})?\Z")
+_MOST_COMMENT = 148  # bytes
+_MOST_HEADER = 2**23  # bytes; a header has a hundred for each parameter
+_MOST_PARTS = 100_000
+_FIELDS = {"jax": str, "platforms": list, "inputs": list, "outputs": list, "parameters": list}
+
+# Factors are inputs and outputs like others: their types are written into programs by these names.
+export.register_namedtuple_serialization(Factors, serialized_name="straw_jax.Factors")
+export.register_pytree_node_serialization(
+    Posed,
+    serialized_name="straw_jax.Posed",
+    serialize_auxdata=lambda static: json.dumps(static).encode(),
+    deserialize_auxdata=lambda raw: tuple(grid and tuple(grid) for grid in json.loads(raw)),
+)
 
 
 def predictor(
@@ -101,12 +122,14 @@ def save_exported(
     sample: Any,
     *,
     platforms: Sequence[str] | None = None,
+    key: bytes | None = None,
     **kwargs: Any,
 ) -> None:
     """Write a model to one file, which `load_exported` runs without the model's code.
 
     The file has the program, for any batch size, and the parameters; its header lists them
-    (`unzip -p FILE header.json`). It loads in the version of JAX that wrote it and in later ones.
+    (`unzip -p FILE header.json`), its comment is the SHA-256 of all before it (`unzip -z FILE`). It
+    loads in the version of JAX that wrote it and in later ones.
     The program contains the names of the source files that it was traced from, unless
     `jax_traceback_in_locations_limit` is 0.
 
@@ -120,12 +143,15 @@ def save_exported(
             platform of this process. This library computes convolutions differently on different
             platforms, and chooses by the exporting one: for full speed, export on the platform
             that runs the file.
-        **kwargs: samples of the keyword arguments that `predict` will take, such as `context`.
+        key: secret, of any length. The file then has an HMAC of it, too, by which `load_exported`
+            with the same key knows that nobody else made or changed the file.
+        **kwargs: samples of the keyword arguments that `predict` will take, such as `context`. They
+            may be, or hold, `Factors`: adapters that are exchanged without compiling again.
 
     Raises:
         ValueError: if a parameter is not an array of numbers, inputs or outputs are not batches,
-            or a platform is unknown. An error that `apply` raises while it is traced for any batch
-            size gets a note with the usual causes.
+            a platform is unknown, or the key is not bytes. An error that `apply` raises while it is
+            traced for any batch size gets a note with the usual causes.
         ImportError: if flatbuffers is not installed.
 
     Example:
@@ -140,6 +166,7 @@ def save_exported(
         (5, 2)
     """
     _need_flatbuffers("save_exported")
+    _check_key("save_exported", key)
     if platforms is not None and not (platforms and set(platforms) <= set(PLATFORMS)):
         raise ValueError(f"save_exported: expected platforms of {PLATFORMS}, got {platforms!r}.")
     params = _parameters(params)
@@ -154,19 +181,26 @@ def save_exported(
         "outputs": _described(_outputs(exported)),
         "parameters": _described(params),
     }
-    _write(Path(path), header, program, jax.tree.leaves(params))
+    _write(Path(path), header, program, jax.tree.leaves(params), key)
 
 
 def load_exported(
-    path: str | os.PathLike[str], *, batch_sizes: Sequence[int] = BATCH_SIZES
+    path: str | os.PathLike[str],
+    *,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    key: bytes | None = None,
 ) -> Callable[..., Any]:
     """Read a model that `save_exported` wrote.
 
-    Load only files that you trust: the program runs with all rights of this process.
+    Load only files that you trust: the program runs with all rights of this process. The SHA-256
+    shows damage; whoever changes a file can change it, too, but the HMAC only with the key. Files
+    of straw_jax 0.2 and earlier have neither, and are read without a key: there the CRC-32 of each
+    part shows damage.
 
     Args:
         path: of the file.
         batch_sizes: as for `predictor`.
+        key: refuse the file unless it was saved with this key.
 
     Returns:
         `predict(x, **kwargs) -> y`, as from `predictor`, for any number of inputs of the saved
@@ -174,8 +208,9 @@ def load_exported(
 
     Raises:
         ValueError: if the file is damaged, of another kind, of a newer format, from a later version
-            of JAX, for another platform, or needs 64-bit numbers that are off in this process; by
-            `predict`, if an input does not have the expected names, shapes and dtypes.
+            of JAX, for another platform, saved without the key, or needs 64-bit numbers that are
+            off in this process; by `predict`, if an input does not have the expected names, shapes
+            and dtypes.
         OSError: if the file cannot be opened.
         ImportError: if flatbuffers is not installed.
 
@@ -191,9 +226,15 @@ def load_exported(
         (7, 2)
     """
     _need_flatbuffers("load_exported")
-    header, program, leaves = _read(Path(path))
+    _check_key("load_exported", key)
+    archive, header = _open(Path(path), key)
+    with _damage_named(path):
+        program = archive.read(_PROGRAM)
     exported = _deserialize(path, header, program)
-    (_, expected), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+    with _damage_named(path):
+        (parameters, expected), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+        _check_header(header, exported, parameters, expected)
+        leaves = _leaves(archive, parameters)
 
     def apply(leaves: list[Array], x: Any, **kwargs: Any) -> Any:
         return exported.call(leaves, {"x": x} | kwargs)
@@ -367,6 +408,14 @@ def _parameters(params: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
+def _check_key(where: str, key: Any) -> None:
+    if key is not None and not (isinstance(key, bytes) and key):
+        raise ValueError(
+            f"{where}: expected the key to be bytes, such as secrets.token_bytes(), got "
+            f"{type(key).__name__}. An input of the model needs another name."
+        )
+
+
 def _need_flatbuffers(where: str) -> None:
     if importlib.util.find_spec("flatbuffers") is None:
         raise ImportError(f"{where} needs flatbuffers: pip install 'straw_jax[export]'.")
@@ -375,20 +424,31 @@ def _need_flatbuffers(where: str) -> None:
 # Files
 
 
-def _write(path: Path, header: dict[str, Any], program: bytes, leaves: Sequence[Array]) -> None:
+def _write(
+    path: Path, header: dict[str, Any], program: bytes, leaves: Sequence[Array], key: bytes | None
+) -> None:
     """Write a file under a temporary name, then rename it."""
+    text = json.dumps(header, indent=1).encode()
+    if len(text) > _MOST_HEADER:
+        raise ValueError(
+            f"save_exported: expected a header of at most {_MOST_HEADER:,} bytes, got {len(text):,}"
+            f" for {len(leaves):,} parameters. Join parameters into fewer arrays."
+        )
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as file:
+        with open(part, "w+b") as file:
+            blank = _comment(file, 0, key)
             with zipfile.ZipFile(file, "w") as archive:
                 # By ZipInfo, whose date is fixed: the same model gives the same bytes.
-                text = json.dumps(header, indent=1)
                 archive.writestr(zipfile.ZipInfo(_HEADER), text)
                 archive.writestr(zipfile.ZipInfo(_PROGRAM), program)
                 for i, leaf in enumerate(leaves):
                     archive.writestr(
                         zipfile.ZipInfo(_parameter_file(i)), np.asarray(leaf).tobytes()
                     )
+                archive.comment = blank
+            digested = file.seek(-len(blank), os.SEEK_END)
+            file.write(_comment(file, digested, key))
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -396,32 +456,113 @@ def _write(path: Path, header: dict[str, Any], program: bytes, leaves: Sequence[
         part.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], bytes, list[np.ndarray]]:
-    """Return header, program and parameters, with checksums verified."""
+def _comment(file: BinaryIO, size: int, key: bytes | None) -> bytes:
+    """Return the comment of an archive; read the `size` bytes before it, and stop there."""
+    comment = b"sha256 " + _digest(hashlib.sha256(), file, size)
+    if key is not None:
+        comment += b" hmac-sha256 " + _digest(hmac.new(key, digestmod="sha256"), file, size)
+    return comment
+
+
+def _digest(hash: Any, file: BinaryIO, size: int) -> bytes:
+    file.seek(0)
+    while chunk := file.read(min(size, 2**20)):
+        hash.update(chunk)
+        size -= len(chunk)
+    return hash.hexdigest().encode()
+
+
+def _open(path: Path, key: bytes | None) -> tuple[zipfile.ZipFile, dict[str, Any]]:
+    """Return a file's archive and header: verified, and no part larger than the file."""
+    data, comment = _verified(path, key)
+    with _damage_named(path):
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        header = _header(archive)
+    if header["version"] > _VERSION:
+        raise ValueError(
+            f"load_exported: expected {path} to be of format version {_VERSION} or earlier, "
+            f"got {header['version']}. Update straw_jax."
+        )
+    with _damage_named(path):
+        for field, kind in _FIELDS.items():
+            if type(header.get(field)) is not kind:
+                raise ValueError(f"its header has no {field} that is a {kind.__name__}")
+        if archive.comment != comment or header["version"] != (2 if comment else 1):
+            raise ValueError("its SHA-256 is missing")
+        parts = archive.infolist()
+        if any(part.compress_type for part in parts) or sum(p.file_size for p in parts) > len(data):
+            raise ValueError("its parts are not stored as they are")
+    return archive, header
+
+
+def _verified(path: Path, key: bytes | None) -> tuple[bytes, bytes]:
+    """Return a file's content and its comment, empty in version 1, with the digests verified.
+
+    The file is read once, so that nothing else is used.
+    """
     with open(path, "rb") as file:
-        with _damage_named(path):
-            archive = zipfile.ZipFile(file)
-            header = json.loads(archive.read(_HEADER))
-            if header["format"] != _FORMAT:
-                raise ValueError(f"its format is {header['format']!r}")
-        if header["version"] > _VERSION:
-            raise ValueError(
-                f"load_exported: expected {path} to be of format version {_VERSION} or earlier, "
-                f"got {header['version']}. Update straw_jax."
-            )
-        with _damage_named(path):
-            program = archive.read(_PROGRAM)
-            leaves = [
-                np.frombuffer(archive.read(_parameter_file(i)), np.dtype(leaf["dtype"])).reshape(
-                    leaf["shape"]
-                )
-                for i, leaf in enumerate(header["parameters"])
-            ]
-    return header, program, leaves
+        data = file.read(os.fstat(file.fileno()).st_size)
+    found = _COMMENT.search(data, max(len(data) - _MOST_COMMENT, 0))
+    comment = found.group() if found else b""
+    expected = _comment(io.BytesIO(data), len(data) - len(comment), key)
+    with _damage_named(path):
+        if found and not expected.startswith(found[1]):
+            raise ValueError("its SHA-256 differs")
+        if data.count(b"PK\1\2") > _MOST_PARTS:  # the directory's entries, before they are read
+            raise ValueError("it has too many parts")
+    if key is not None and not hmac.compare_digest(comment, expected):
+        raise ValueError(
+            f"load_exported: expected {path} to be saved with this key; it has another's HMAC, or "
+            "none. Ask whoever saved it."
+        )
+    return data, comment
+
+
+def _header(archive: zipfile.ZipFile) -> dict[str, Any]:
+    """Return the header, checked as far as all versions have it."""
+    size = archive.getinfo(_HEADER).file_size
+    if size > _MOST_HEADER:
+        raise ValueError(f"its header has {size:,} bytes")
+    header = json.loads(archive.read(_HEADER))
+    if not isinstance(header, dict) or type(header.get("version")) is not int:
+        raise ValueError("its header has no version")
+    if header.get("format") != _FORMAT:
+        raise ValueError(f"its format is {header.get('format')!r}")
+    return header
+
+
+def _check_header(
+    header: dict[str, Any], exported: export.Exported, parameters: Any, inputs: Any
+) -> None:
+    """Check that a header describes its program: who reads it is told the truth."""
+    described = {
+        "platforms": list(exported.platforms),
+        "inputs": _described(inputs),
+        "outputs": _described(_outputs(exported)),
+        "parameters": _nameless(_described(parameters)),  # the program takes a list
+    }
+    found = {**header, "parameters": _nameless(header["parameters"])}
+    for field, own in described.items():
+        if found[field] != own:
+            raise ValueError(f"its header has other {field} than its program")
+
+
+def _nameless(leaves: list[Any]) -> list[Any]:
+    return [{**leaf, "name": ""} if isinstance(leaf, dict) else leaf for leaf in leaves]
+
+
+def _leaves(archive: zipfile.ZipFile, specs: Sequence[Any]) -> list[Array]:
+    """Return a file's parameters."""
+    return [
+        jax.device_put(
+            np.frombuffer(archive.read(_parameter_file(i)), spec.dtype).reshape(spec.shape)
+        )
+        for i, spec in enumerate(specs)
+    ]
 
 
 @contextlib.contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def _damage_named(path: Any) -> Iterator[None]:
     try:
         yield
     # Damage can show in any layer: the zip structure, its checksums, JSON, a missing part.

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from straw_jax import expect
-from straw_jax.program import SAMPLES, SHARED, Origin
 from straw_jax.factors import FactorTree, all_axes, matrix_axes, matrix_shape, named_leaves
 from straw_jax.geometry import Posed
 from straw_jax.lowrank import Factor, Factors, FusedApply, Generated, factor_shape
+from straw_jax.program import SAMPLES, SHARED, Origin
 from straw_jax.rules import (
     LowRank,
     PosedKernel,

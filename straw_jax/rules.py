@@ -21,7 +21,6 @@ from jax import Array, lax
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives
 
-from straw_jax.program import Origin, check_program
 from straw_jax.geometry import composed, resample
 from straw_jax.lowrank import (
     ConvGeometry,
@@ -35,6 +34,7 @@ from straw_jax.lowrank import (
     lowrank_dot,
     patches,
 )
+from straw_jax.program import Origin, check_program
 
 
 @jax.tree_util.register_dataclass

@@ -104,7 +104,7 @@ def _words(name: str, arguments: argparse.Namespace) -> list[str]:
     if study.command == "run":
         words += arguments.more
     words += ["--out", str(out)]
-    return words + ["--resume"] * (out / "config.json").exists()
+    return words + ["--resume"] * os.path.exists(out / "config.json")
 
 
 def _first_mistake(commands: dict[str, list[str]]) -> str | None:

@@ -17,7 +17,7 @@ CONFIGS = [ImageConfig, CharConfig, WeightConfig]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(RunConfig):
-    width: int = setting(3, "of a layer", group="what", read=whole(1), metavar="N")
+    width: int = setting(3, "of a layer", group="what", read=whole(1, 99), metavar="N")
     rates: list[float] = setting(
         [0.1, 1e-3], "100 % of them", group="what", read=positive, nargs="+"
     )
@@ -42,6 +42,13 @@ def test_only_given_flags_are_read():
     ("words", "message"),
     [
         (["--width", "0"], "argument --width: expected a whole number of at least 1, got '0'"),
+        (["--width", "x"], "argument --width: expected a whole number of at least 1, got 'x'"),
+        (["--width", "100"], "argument --width: expected a whole number of at most 99, got '100'"),
+        (
+            ["--width", "9" * 9999],
+            f"argument --width: expected a whole number of at most 99, got '{'9' * 40}...'",
+        ),
+        (["--rates", "1e31"], "argument --rates: expected a number of at most 1e+30, got '1e31'"),
         (["--rates", "1", "nan"], "argument --rates: expected a number above 0, got 'nan'"),
         (["--kind", "c"], "argument --kind: invalid choice: 'c'"),
     ],

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from straw_experiments.char_lm.config import Config, parse
+from straw_experiments.char_lm.config import Config, check_step, parse
 from straw_experiments.runner.command import run_study
 
 if TYPE_CHECKING:
@@ -24,7 +24,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _load(config: Config) -> "Study":
     from straw_experiments.char_lm.study import Study, load_text
-    from straw_experiments.runner import processes
+    from straw_experiments.runner import limits, processes
 
     processes.jobs_for(1, config.jobs)  # refuses what the device cannot do
-    return Study(config, load_text(config))
+    study = Study(config, load_text(config))
+    for features in study.features.values():
+        check_step(config, features)
+    limits.check_weights((name, study.trainer(name).parameters()) for name in study.names)
+    return study

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from straw_experiments.char_lm.models import MODELS
-from straw_experiments.runner import settings
+from straw_experiments.runner import limits, settings
 from straw_experiments.runner.command import program
+from straw_experiments.runner.limits import SIZE
 from straw_experiments.runner.readers import number, positive, whole
-from straw_experiments.runner.settings import Parser, RunConfig, setting
+from straw_experiments.runner.settings import Parser, RunConfig, flag, setting
 
 _NAMED = (
     *("models", "parameters", "embedding", "rank", "epochs", "batch_size", "length"),
@@ -40,14 +41,14 @@ class Config(RunConfig):
         1_000_000,
         "the most that each model may have; its state is as long as that allows",
         group=_WHAT,
-        read=whole(1),
+        read=whole(1, SIZE),
         metavar="N",
     )
     hyper_features: int = setting(
         _HYPER_FEATURES,
         "length of the smaller LSTM's state",
         group=_WHAT,
-        read=whole(1),
+        read=whole(1, SIZE),
         metavar="N",
         shown="64 of a million parameters, of others in proportion to their root",
     )
@@ -55,18 +56,18 @@ class Config(RunConfig):
         4,
         "length of HyperLSTM's embedding of each gate",
         group=_WHAT,
-        read=whole(1),
+        read=whole(1, SIZE),
         metavar="N",
     )
-    rank: int = setting(1, "of the low-rank update", group=_WHAT, read=whole(1), metavar="N")
+    rank: int = setting(1, "of the low-rank update", group=_WHAT, read=whole(1, SIZE), metavar="N")
     epochs: int = setting(
-        2, "passes over the training text", group=_HOW, read=whole(1), metavar="N"
+        2, "passes over the training text", group=_HOW, read=whole(1, 10**6), metavar="N"
     )
     batch_size: int = setting(
         16,
         "pieces of the text that are read side by side",
         group=_HOW,
-        read=whole(1),
+        read=whole(1, SIZE),
         metavar="N",
     )
     length: int = setting(
@@ -74,7 +75,7 @@ class Config(RunConfig):
         "characters of each that a step reads, and back through which gradients go; the state is"
         " carried on",
         group=_HOW,
-        read=whole(1),
+        read=whole(1, SIZE),
         metavar="N",
     )
     learning_rate: float | list[float] = setting(
@@ -114,7 +115,7 @@ class Config(RunConfig):
         400,
         "characters to draw from each trained model",
         group=_WHERE,
-        read=whole(0),
+        read=whole(0, 10**6),
         metavar="N",
     )
 
@@ -162,8 +163,59 @@ def configure(given: Mapping[str, Any]) -> Config:
         f"characters-{text}", chosen, {each: usual[each] for each in _NAMED}
     )
     config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", name))})
+    _check_memory(config)
+    _check_text(config.text)
+    settings.check_jobs(config, config.models)
     settings.check_out(config)
     return config
+
+
+def _check_memory(config: Config) -> None:
+    """Check that there is memory for the least that these sizes need; more is known with a text."""
+    needs = config.parameters * limits.TRAINED
+    limits.check(f"argument --parameters: {config.parameters}", needs, "trained weights")
+    if any(MODELS[name].modulated for name in config.models):
+        small = config.hyper_features
+        for name, least in {
+            "hyper_features": 4 * small**2,  # the smaller LSTM's weights for its own state
+            "embedding": small * config.embedding,
+            "rank": small * config.rank,
+        }.items():
+            if least > config.parameters:
+                raise ValueError(
+                    f"{flag(name)}: {getattr(config, name)} takes at least {least:,} parameters,"
+                    f" and --parameters allows {config.parameters:,}; give less, or allow more"
+                )
+    check_step(config, 1)
+
+
+def _check_text(path: str | None) -> None:
+    if path is None:
+        return
+    try:
+        Path(path).expanduser().open("rb").close()
+    except (OSError, RuntimeError) as error:  # a user's folder that is not there
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"argument --text: expected a text file, cannot read {path}: {reason}"
+        ) from None
+
+
+def check_step(config: Config, features: int) -> None:
+    """Check that there is memory for the gates of a step's characters.
+
+    Args:
+        config: The settings.
+        features: Length of a model's state.
+
+    Raises:
+        ValueError: There is not.
+    """
+    limits.check(
+        f"argument --batch-size: {config.batch_size} times --length {config.length}",
+        config.batch_size * config.length * 4 * features * 4,
+        "a step's characters",
+    )
 
 
 def _rates(given: float | list[float], models: Sequence[str]) -> float | list[float]:

@@ -1,8 +1,8 @@
 """Damage to every file that the data layer reads or keeps, and what it makes of it.
 
 A scene is a folder of tiny data and a way to load them. A trial copies the folder, damages one file
-in the copy, and loads. A user's own data that are damaged and can still be read are other data: that
-is right where their name, which holds their sha256, is another one, too.
+in the copy, and loads. A user's own data that are damaged and can still be read are other data,
+which is right if their name, which holds their sha256, is another one, too.
 """
 
 import contextlib

@@ -1,10 +1,11 @@
 """The command `run.py`."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from straw_experiments.image_classification.config import Config, parse
+from straw_experiments.image_classification.config import Config, check_batch, parse
 from straw_experiments.runner.command import run_study
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def _load(config: Config) -> "Study":
     check_data(config)
 
     from straw_experiments.image_classification.study import Study, load_dataset
-    from straw_experiments.runner import hosts, processes
+    from straw_experiments.runner import hosts, limits, processes
     from straw_jax.sharding import make_mesh
 
     if config.distributed is not None:
@@ -38,7 +39,11 @@ def _load(config: Config) -> "Study":
     processes.jobs_for(1, config.jobs)  # refuses what the devices cannot do, as does the next
     if config.mesh:
         make_mesh(**config.mesh)
-    return Study(config, hosts.first_then_others(partial(load_dataset, config)))
+    study = Study(config, hosts.first_then_others(partial(load_dataset, config)))
+    check_batch(config, study.dataset.train_images.shape[1:])
+    counts = ((name, study.trainer(name).parameters()) for name in study.names)
+    limits.check_weights(counts, machines=math.prod(study.mesh.shape.values()) if study.mesh else 1)
+    return study
 
 
 def check_data(config: Config) -> None:

@@ -6,16 +6,19 @@ Only the standard library is imported, so that a mistake is answered at once.
 import argparse
 import dataclasses
 import json
+import math
 import os
 import re
+import socket
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from straw_experiments.image_classification.models import MODELS
-from straw_experiments.runner import settings
+from straw_experiments.runner import limits, settings
 from straw_experiments.runner.command import program
+from straw_experiments.runner.limits import SIZE
 from straw_experiments.runner.readers import number, positive, whole
 from straw_experiments.runner.settings import Parser, RunConfig, flag, setting
 
@@ -54,6 +57,7 @@ _USUAL_OF: dict[str, dict[str, Any]] = {
 }
 
 _LONG_EPOCHS, _EPOCHS = 10, 5  # with all training images, and with fewer
+_PIXEL = 300  # bytes of a training step for each pixel; the smallest model was measured with 350
 
 
 def _mesh(text: str) -> dict[str, int]:
@@ -61,7 +65,7 @@ def _mesh(text: str) -> dict[str, int]:
     sizes = {"data": 1, "model": 1}
     for part in text.split(","):
         name, _, size = part.partition("=")
-        if name not in sizes or not size.isdecimal() or int(size) < 1:
+        if name not in sizes or not re.fullmatch("[1-9][0-9]{0,5}", size):
             raise argparse.ArgumentTypeError(
                 f"expected devices by axis, such as data=4,model=2, got {text!r}"
             )
@@ -71,12 +75,12 @@ def _mesh(text: str) -> dict[str, int]:
 
 def _processes(text: str) -> tuple[str, int, int]:
     """Read "host:port,count,index"."""
-    match = re.fullmatch(r"(.+:\d+),(\d+),(\d+)", text)
-    if not match or int(match[3]) >= int(match[2]):
+    match = re.fullmatch(r"(.+:([0-9]{1,5})),([0-9]{1,6}),([0-9]{1,6})", text)
+    if not match or not 0 < int(match[2]) < 2**16 or int(match[4]) >= int(match[3]):
         raise argparse.ArgumentTypeError(
             f"expected HOST:PORT,COUNT,INDEX with INDEX below COUNT, got {text!r}"
         )
-    return match[1], int(match[2]), int(match[3])
+    return match[1], int(match[3]), int(match[4])
 
 
 _WHAT, _HOW, _WHERE = "what to train", "how to train", "data and results"
@@ -111,7 +115,9 @@ class Config(RunConfig):
         nargs="+",
         metavar="MODEL",
     )
-    rank: int = setting(16, "rank of the factors that STRAW writes", group=_WHAT, read=whole(1))
+    rank: int = setting(
+        16, "rank of the factors that STRAW writes", group=_WHAT, read=whole(1, SIZE)
+    )
     executor: str = setting(
         "cnn",
         "the network that STRAW modulates: the article's CNN, or a small vision transformer, whose"
@@ -145,10 +151,10 @@ class Config(RunConfig):
         _EPOCHS,
         "passes over these images",
         group=_HOW,
-        read=whole(1),
+        read=whole(1, 10**6),
         shown=f"{_LONG_EPOCHS} if --fraction is 1, else {_EPOCHS}",
     )
-    batch_size: int = setting(128, "images a step", group=_HOW, read=whole(1), metavar="N")
+    batch_size: int = setting(128, "images a step", group=_HOW, read=whole(1, SIZE), metavar="N")
     learning_rate: float = setting(1e-4, "of Adam", group=_HOW, read=positive, metavar="RATE")
     schedule: Schedule = setting(
         "constant",
@@ -211,7 +217,7 @@ class Config(RunConfig):
         None,
         "use only the first N training and N test images, for a quick look",
         group=_WHERE,
-        read=whole(2),
+        read=whole(2, SIZE),
         metavar="N",
         shown="all",
     )
@@ -252,6 +258,7 @@ def configure(given: Mapping[str, Any]) -> Config:
     _check_networks(chosen)
     config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", _name(chosen)))})
     _check_devices(config)
+    _check_memory(config)
     _check_archive(config.archive)
     settings.check_out(config)
     return config
@@ -332,6 +339,52 @@ def _check_devices(config: Config) -> None:
         )
     if config.distributed is not None and not mesh:
         raise ValueError("argument --distributed: needs --mesh, over the devices of all processes")
+    if config.distributed:
+        _check_address(config.distributed[0])
+
+
+def _check_address(address: str) -> None:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"argument --distributed: cannot find the host {host}: {reason}; give the name or"
+            " address by which the first process's machine is reached from this one"
+        ) from None
+
+
+def _check_memory(config: Config) -> None:
+    """Check that there is memory for the least that these sizes need; more is known with JAX."""
+    settings.check_jobs(config, config.models)
+    machines = math.prod(config.mesh.values()) if config.mesh else 1
+    by_rank = [MODELS[name].weights_a_rank.get(config.executor, 0) for name in config.models]
+    limits.check(
+        f"argument --rank: {config.rank}",
+        config.rank * max(by_rank) * limits.TRAINED,
+        "the weights that write factors",
+        machines=machines,
+    )
+    check_batch(config, (8, 8))
+
+
+def check_batch(config: Config, image: Sequence[int]) -> None:
+    """Check that there is memory for a batch's images, and what a model makes of them.
+
+    Args:
+        config: The settings.
+        image: Height and width of an image, and perhaps its channels.
+
+    Raises:
+        ValueError: There is not.
+    """
+    limits.check(
+        f"argument --batch-size: {config.batch_size}",
+        config.batch_size * _PIXEL * image[0] * image[1],
+        "a step's images",
+        machines=math.prod(config.mesh.values()) if config.mesh else 1,
+    )
 
 
 def _check_archive(archive: str | None) -> None:
@@ -350,7 +403,7 @@ def _name(chosen: Mapping[str, Any]) -> str:
     usual = settings.defaults(Config)
     networks = [chosen[name] for name in _NETWORKS if chosen[name] != usual[name]]
     dataset = chosen["dataset"]
-    if dataset[:1] in ("/", ".", "~") or Path(dataset).exists():  # a user's own data
+    if dataset[:1] in ("/", ".", "~") or os.path.exists(dataset):  # a user's own data
         dataset = Path(dataset).expanduser().resolve().name.removesuffix(".npz")
     parts = [
         dataset,
@@ -403,7 +456,7 @@ def parse_analysis(argv: Sequence[str]) -> Analysis:
     parser.add_argument("results", metavar="RESULTS", help="folder of a finished run.py")
     parser.add_argument(
         "--images",
-        type=whole(2),
+        type=whole(2, SIZE),
         default=4700,
         metavar="N",
         help="test images for accuracies, and half as many for updates (%(default)s)",

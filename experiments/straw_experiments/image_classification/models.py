@@ -5,7 +5,7 @@ imported when a model is built, so that the command line lists the models withou
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from straw_experiments.runner.registry import Entry, Registry, lazily
@@ -47,6 +47,8 @@ class ImageModel(Entry):
         executors: With which `Sizes.executor` it can be built.
         takes_encoder: Whether `Sizes.encoder` matters.
         presets: Named recipes that train it.
+        weights_a_rank: By `Sizes.executor`, about how many trained weights each rank adds with
+            images of 8 x 8 pixels, and never fewer; with larger images there are more.
     """
 
     straw: Callable[[Sizes], "Straw"] | None = None
@@ -54,6 +56,7 @@ class ImageModel(Entry):
     executors: tuple[str, ...] = ("cnn",)
     takes_encoder: bool = False
     presets: tuple[str, ...] = ()
+    weights_a_rank: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def _network(function: str) -> Callable[..., Any]:
@@ -62,6 +65,8 @@ def _network(function: str) -> Callable[..., Any]:
 
 _BOTH = ("cnn", "vit")
 _POSES = ("geometric",)
+_A_RANK = {"cnn": 115_000, "vit": 70_000}
+_A_COMPACT_RANK = {"cnn": 20_000}
 
 
 def _of_hypernetworks(
@@ -100,12 +105,14 @@ MODELS: Registry[ImageModel] = Registry(
             build=_network("wide_dense"),
             colour="#33BBEE",
             help="control, standalone with its dense layer widened to STRAW's parameters",
+            weights_a_rank=_A_RANK,
         ),
         ImageModel(
             name="wide_compute",
             build=_network("wide_compute"),
             colour="#88CCAA",
             help="control, standalone with all layers scaled to STRAW's multiply-adds",
+            weights_a_rank={"cnn": 19_000},
         ),
         ImageModel(
             name="wide",
@@ -113,6 +120,7 @@ MODELS: Registry[ImageModel] = Registry(
             colour="#114477",
             help="control, standalone with all layers scaled to STRAW's parameters",
             executors=_BOTH,
+            weights_a_rank=_A_RANK,
         ),
         ImageModel(
             name="straw",
@@ -124,6 +132,7 @@ MODELS: Registry[ImageModel] = Registry(
             executor=_network("executor"),
             executors=_BOTH,
             takes_encoder=True,
+            weights_a_rank=_A_RANK,
         ),
         ImageModel(
             name="resnet34",
@@ -145,6 +154,7 @@ MODELS: Registry[ImageModel] = Registry(
             colour="#446688",
             help="control, compact_static widened to the parameters of compact",
             presets=("compact",),
+            weights_a_rank=_A_COMPACT_RANK,
         ),
         ImageModel(
             name="compact",
@@ -156,6 +166,7 @@ MODELS: Registry[ImageModel] = Registry(
             executor=_network("compact_executor"),
             takes_encoder=True,
             presets=("compact",),
+            weights_a_rank=_A_COMPACT_RANK,
         ),
         ImageModel(
             name="compact_augmented",
@@ -179,6 +190,7 @@ MODELS: Registry[ImageModel] = Registry(
             straw=_network("straw_of_context"),
             executor=_network("compact_executor"),
             presets=_POSES,
+            weights_a_rank=_A_COMPACT_RANK,
         ),
         ImageModel(
             name="geometric_stn",

@@ -58,14 +58,29 @@ def read(folder: Path) -> Results:
     """Read what a folder of studies holds; any of it may be missing.
 
     Raises:
-        ValueError: A file is no JSON.
+        ValueError: A file is no JSON, or not what its name says.
         OSError: A file cannot be read.
     """
-    return Results(
+    found = Results(
         _by_name(folder, "*/summary.json"),
         _by_name(folder, "*/analysis.json"),
         _by_name(folder, "once/*.json"),
     )
+    for name, summary in found.summaries.items():
+        _check(summary, folder / name / "summary.json", "config", "results")
+        if not summary["results"]:
+            raise ValueError(f"{folder / name / 'summary.json'}: expected results, got none")
+    for name, analysis in found.analyses.items():
+        _check(analysis, folder / name / "analysis.json", "straw")
+    return found
+
+
+def _check(found: Any, path: Path, *parts: str) -> None:
+    """Refuse what is no summary, or no analysis, of a finished study."""
+    if not isinstance(found, Stored) or not all(
+        isinstance(found.get(each), Stored) for each in parts
+    ):
+        raise ValueError(f"{path}: expected an object with {' and '.join(parts)} of a study")
 
 
 def _by_name(folder: Path, pattern: str) -> Stored:

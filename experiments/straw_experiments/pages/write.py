@@ -77,6 +77,8 @@ def write(folder: Path, out: Path, templates: Path = TEMPLATES) -> None:
         planned=STUDIES,
         borrowed=folder.resolve() != templates.parent.resolve(),
     )
+    run_py = [name for name, study in STUDIES.items() if study.command == "run"]
+    table = images.terminal_table(results, run_py)  # before the first file: it may lack a figure
     out.mkdir(parents=True, exist_ok=True)
     for name, draw in drawings.items():
         draw(out / name)
@@ -84,6 +86,5 @@ def write(folder: Path, out: Path, templates: Path = TEMPLATES) -> None:
         shutil.copyfile(path, out / name)
     for name, text in pages.items():
         records.write(out / name, text)
-    run_py = [name for name, study in STUDIES.items() if study.command == "run"]
-    print(images.terminal_table(results, run_py))
+    print(table)
     print(f"Pages: {out}")

@@ -4,18 +4,22 @@ import argparse
 import math
 from collections.abc import Callable
 
+_GREATEST = 1e30  # of all numbers; greater ones are none in float32
+_SHOWN = 40  # characters of a wrong value
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+
+def whole(least: int, most: int) -> Callable[[str], int]:
     """Return a reader of whole numbers, for argparse."""
-    wanted = f"a whole number of at least {least}" + (f", at most {most}" if most else "")
 
     def convert(text: str) -> int:
         try:
             value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+        except ValueError:  # no number, or more digits than Python reads
+            value = most + 1 if text.isdecimal() else least - 1
+        if value < least:
+            raise _mistake(f"a whole number of at least {least}", text)
+        if value > most:
+            raise _mistake(f"a whole number of at most {most}", text)
         return value
 
     return convert
@@ -35,11 +39,18 @@ def number(wanted: str, is_valid: Callable[[float], bool]) -> Callable[[str], fl
         except ValueError:
             value = math.nan  # No comparison with it holds.
         if not is_valid(value):
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+            raise _mistake(wanted, text)
+        if value > _GREATEST:
+            raise _mistake(f"a number of at most {_GREATEST:g}", text)
         return value
 
     return convert
 
 
-positive = number("a number above 0", lambda value: 0 < value < math.inf)
+positive = number("a number above 0", lambda value: value > 0)
 """Read a number above 0."""
+
+
+def _mistake(wanted: str, text: str) -> argparse.ArgumentTypeError:
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return argparse.ArgumentTypeError(f"expected {wanted}, got {shown!r}")

@@ -6,13 +6,14 @@ Only the standard library is imported, so that a command line answers at once.
 import argparse
 import dataclasses
 import json
+import os
 import tempfile
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from straw_experiments.runner import readers
+from straw_experiments.runner import limits, readers
 
 C = TypeVar("C", bound="RunConfig")
 
@@ -88,7 +89,7 @@ class RunConfig:
         None,
         "runs that train at once, each on its share of the cores",
         group=_HOW,
-        read=readers.whole(1),
+        read=readers.whole(1, 1024),
         metavar="N",
         shown="on CPU one a core, at most 8; else 1",
         incidental=True,
@@ -263,6 +264,15 @@ def check_once(name: str, values: Sequence[Any]) -> None:
         raise ValueError(f"{flag(name)}: got {listed(list(values))}; name each once")
 
 
+def check_jobs(config: RunConfig, models: Sequence[Any]) -> None:
+    """Check that there is memory for as many runs at once as are asked for.
+
+    Raises:
+        ValueError: There is not.
+    """
+    limits.check_jobs(config.jobs, config.seeds * len(models))
+
+
 def check_out(config: RunConfig) -> None:
     """Check that results may be written to `config.out`, and that no earlier run's are in the way.
 
@@ -271,15 +281,24 @@ def check_out(config: RunConfig) -> None:
     """
     out = Path(config.out)
     earlier = out / "config.json"
-    if earlier.exists():
+    if os.path.exists(earlier):  # False, too, where no such file can be
         if not config.resume:
             raise ValueError(
                 f"argument --out: {out} holds an earlier run; continue it with --resume, or choose"
                 " another --out"
             )
         _check_same_settings(earlier, config)
-    ancestor = next(path for path in (out, *out.absolute().parents) if path.exists())
+    check_writable(out)
+
+
+def check_writable(out: Path) -> None:
+    """Check that a folder is there or can be made, and takes files.
+
+    Raises:
+        ValueError: It is not, or does not.
+    """
     try:
+        ancestor = next(path for path in (out, *out.absolute().parents) if path.exists())
         with tempfile.TemporaryDirectory(dir=ancestor):  # The surest test, and it leaves nothing.
             pass
     except OSError as error:

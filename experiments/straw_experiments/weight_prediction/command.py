@@ -25,8 +25,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _load(config: Config) -> "Study":
-    from straw_experiments.runner import processes
+    from straw_experiments.runner import limits, processes
     from straw_experiments.weight_prediction.study import Study
 
     processes.jobs_for(1, config.jobs)  # refuses what the device cannot do
-    return Study(config)
+    study = Study(config)
+    limits.check_weights((name, study.trainer(name).parameters()) for name in study.names)
+    return study

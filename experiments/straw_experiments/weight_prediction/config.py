@@ -7,12 +7,14 @@ import argparse
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from straw_experiments.runner import settings
+from straw_experiments.runner import limits, settings
 from straw_experiments.runner.command import program
+from straw_experiments.runner.limits import SIZE
 from straw_experiments.runner.readers import positive, whole
 from straw_experiments.runner.settings import Parser, RunConfig, setting
 from straw_experiments.weight_prediction.models import MODELS, Part, predictors_of
@@ -35,9 +37,17 @@ _USUAL_OF_OUTPUTS: dict[str, Any] = {
 }
 
 
+_LAYERS = 100  # of a network, with its inputs
+_HIDDEN = 128  # numbers in the hidden vectors of every predictor
+
+
+def _is_size(text: str) -> bool:
+    return re.fullmatch("0*[1-9][0-9]{0,11}", text) is not None
+
+
 def _sizes(text: str) -> str:
     parts = text.split("-")
-    if len(parts) < 2 or not all(part.isdecimal() and int(part) for part in parts):
+    if not 2 <= len(parts) <= _LAYERS or not all(map(_is_size, parts)):
         raise argparse.ArgumentTypeError(
             f"expected sizes of layers, such as 2-5-1 (2 inputs, 5 hidden units, 1 output), got"
             f" {text!r}"
@@ -87,14 +97,14 @@ class Config(RunConfig):
         128,
         "length of the vector in which a set of pairs is embedded",
         group=_WHAT,
-        read=whole(1),
+        read=whole(1, SIZE),
         metavar="N",
     )
     steps: int = setting(
         5_000,
         "training steps",
         group=_HOW,
-        read=whole(1),
+        read=whole(1, 10**9),
         metavar="N",
         shown="5000; of outputs 10000",
     )
@@ -102,7 +112,7 @@ class Config(RunConfig):
         128,
         "new networks a step",
         group=_HOW,
-        read=whole(1),
+        read=whole(1, SIZE),
         metavar="N",
         shown="128; of outputs 1024",
     )
@@ -154,11 +164,14 @@ def configure(given: Mapping[str, Any]) -> Config:
     MODELS.check("argument --predictors", chosen["predictors"], known)
     for name in ("networks", "predictors", "pairs"):
         settings.check_once(name, chosen[name])
+    _check_memory(chosen)
     _check_pairs(chosen["networks"], chosen["pairs"])
     name = settings.readable_name(
         f"{chosen['predict']}-prediction", chosen, {each: usual[each] for each in _NAMED}
     )
     config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", name))})
+    cells = [network for network in config.networks for _ in (config.pairs or [0])]
+    settings.check_jobs(config, cells * len(config.predictors))
     settings.check_out(config)
     return config
 
@@ -172,11 +185,32 @@ def _check_outputs(given: Mapping[str, Any]) -> None:
             )
 
 
+def _check_memory(chosen: Mapping[str, Any]) -> None:
+    """Check that there is memory for the least that these sizes need."""
+    for network in chosen["networks"]:
+        # Outputs are predicted from all weights, which a first layer reads; weights are written
+        # by a last one: either has as many for each unit of a hidden vector.
+        needs = _unknowns(network) * _HIDDEN * limits.TRAINED
+        limits.check(f"argument --networks: {network}", needs, "trained weights")
+    if chosen["predict"] == "weights":
+        needs = chosen["embedding"] * _HIDDEN * limits.TRAINED
+        limits.check(f"argument --embedding: {chosen['embedding']}", needs, "trained weights")
+    least = min(map(_unknowns, chosen["networks"]))
+    batch = chosen["batch_size"] * 4 * (_HIDDEN + least)  # bytes, float32
+    limits.check(f"argument --batch-size: {chosen['batch_size']}", batch, "a step's networks")
+    for ratio in chosen["pairs"]:
+        needs = ratio * least * chosen["batch_size"] * 4 * _HIDDEN
+        limits.check(f"argument --pairs: {ratio:g}", needs, "a step's pairs")
+
+
+def _unknowns(network: str) -> int:
+    return sum(math.prod(shape) for shape in itertools.pairwise(map(int, network.split("-"))))
+
+
 def _check_pairs(networks: Sequence[str], ratios: Sequence[float]) -> None:
     """Check that every ratio is a number of pairs of its own, counted as in the study's `cells`."""
     for network in networks:
-        sizes = map(int, network.split("-"))
-        unknowns = sum(math.prod(shape) for shape in itertools.pairwise(sizes))
+        unknowns = _unknowns(network)
         known: dict[int, float] = {}
         for ratio in ratios:
             if not (pairs := math.floor(ratio * unknowns + 0.5)):
