@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--trial",
-        type=readers.whole(0),
+        type=readers.whole(0, 10**9),
         help="do this trial alone, of one kind, and print what it answers",
     )
     return parser

@@ -104,8 +104,10 @@ def _trial(rng: np.random.Generator, name: str, scene: Scene, folder: Path, whol
 
 
 def _outcome(scene: Scene, folder: Path, whole: Loaded) -> tuple[Outcome, str]:
-    with warnings.catch_warnings(record=True) as caught:
+    with contextlib.ExitStack() as stack:
+        caught = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
+        stack.enter_context(contextlib.redirect_stdout(None))  # TFDS prints what it prepares
         try:
             loaded = scene.load(folder)
         except ValueError as error:

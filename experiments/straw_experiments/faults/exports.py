@@ -1,8 +1,11 @@
 """Damage to a saved model, and what reading it makes of that."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,9 +51,9 @@ def prepare(place: Path) -> Kind:
     return trial
 
 
-def _apply(params: dict, x: jnp.ndarray) -> jnp.ndarray:
+def _apply(params: Any, x: jax.Array) -> jax.Array:
     return x @ params["W"] + params["bias"][None]
 
 
-def _load(path: Path, name: str) -> "object":
+def _load(path: Path, name: str) -> Callable[..., Any]:
     return load_exported(path, key=_KEY if name == "with a key" else None)
