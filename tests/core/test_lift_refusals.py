@@ -152,6 +152,8 @@ def test_every_output_has_a_batch_axis(output, message):
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.int8, jnp.bool_, jnp.float8_e4m3fn])
 def test_a_cast_that_is_not_linear_is_of_the_whole_kernel(dtype):
     params, factors, x = dense_model()
+    # Sums of few eighths are exact in any order: no kernel is on the two sides of a cast's border.
+    params, factors = jax.tree.map(lambda leaf: jnp.round(8 * leaf) / 8, (params, factors))
 
     def apply(params, x):
         W = (jnp.float32(8) * params["W"]).astype(dtype).astype(jnp.float32)
