@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from straw_experiments.char_lm.config import Config, check_step, parse
+from straw_experiments.char_lm.config import Config, check_step, check_text, parse
 from straw_experiments.runner.command import run_study
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _load(config: Config) -> "Study":
+    """Load the text; the quickest checks come first, so that no mistake waits for JAX."""
+    check_text(config.text)
+
     from straw_experiments.char_lm.study import Study, load_text
     from straw_experiments.runner import limits, processes
 

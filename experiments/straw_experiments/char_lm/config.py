@@ -164,7 +164,6 @@ def configure(given: Mapping[str, Any]) -> Config:
     )
     config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", name))})
     _check_memory(config)
-    _check_text(config.text)
     settings.check_jobs(config, config.models)
     settings.check_out(config)
     return config
@@ -189,7 +188,12 @@ def _check_memory(config: Config) -> None:
     check_step(config, 1)
 
 
-def _check_text(path: str | None) -> None:
+def check_text(path: str | None) -> None:
+    """Check that a text file can be read, as far as a quick look allows; needs no JAX.
+
+    Raises:
+        ValueError: It cannot.
+    """
     if path is None:
         return
     try:
