@@ -26,6 +26,7 @@ def join(address: str | None = None, count: int | None = None, index: int | None
     Raises:
         RuntimeError: The others cannot be found.
     """
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     try:
         jax.distributed.initialize(address, count, index)
     except ValueError as error:  # nothing says where the others are
