@@ -7,8 +7,12 @@ Arrays are whole, as on one host: a checkpoint fits any number of devices. Where
 train, the first alone calls these functions (`hosts`).
 """
 
+import contextlib
+import logging
+import os
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +57,16 @@ def save(
         history=ocp.args.JsonSave(records.sealed({"epochs": list(history)})),
     )
     try:
-        with _manager(folder, keep) as manager:
+        with _unlogged(), _manager(folder, keep) as manager:
             for stale in manager.all_steps():
                 if stale >= step:
                     manager.delete(stale)
             written = manager.save(step, args=args)
-    # Orbax and the array store below it raise what they like where a file cannot be written.
+    except OSError:
+        raise
+    # The array store below orbax raises what it likes where a file cannot be written.
     except Exception as error:
-        raise OSError(f"{folder}: step {step} was not written: {_first_line(error)}") from error
+        raise _failed_write(folder, error) from error
     if not written:
         raise OSError(f"{folder}: step {step} was not written")
     records.sync(*(folder / str(step)).rglob("*"), folder / str(step), folder)
@@ -136,6 +142,25 @@ def latest(folder: Path) -> Path | None:
     with _manager(folder) as manager:
         step = manager.latest_step()
     return None if step is None else folder / str(step)
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep orbax from logging, with tracebacks, the errors that it then raises."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _failed_write(folder: Path, error: Exception) -> OSError:
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        number = int(found[1])
+        return OSError(number, os.strerror(number), str(folder))
+    return OSError(f"{folder}: a checkpoint was not written: {_first_line(error)}")
 
 
 def _manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:

@@ -191,8 +191,20 @@ def prepare() -> None:
 
 
 def show_warnings() -> None:
-    """Show warnings as blocks."""
+    """Show warnings as blocks, and nothing of threads that outlive the failed read of a file."""
     warnings.showwarning = _show_warning
+    if sys.unraisablehook is not _show_unraisable:
+        _others.append(sys.unraisablehook)
+        sys.unraisablehook = _show_unraisable
+
+
+_others: "list[Callable[[sys.UnraisableHookArgs], Any]]" = []  # hooks, the latest last
+
+
+def _show_unraisable(raised: "sys.UnraisableHookArgs") -> None:
+    # Orbax has left them; what was wrong has been raised, too.
+    if str(raised.exc_value) != "Event loop is closed":
+        _others[-1](raised)
 
 
 def print_finished(out: Path, report: str) -> bool:

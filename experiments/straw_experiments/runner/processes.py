@@ -5,11 +5,12 @@ on a core of its own, take 0.22 s together, and 0.32 s one after the other on bo
 together by `vmap` took 0.79 s: per-seed kernels become grouped convolutions.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -78,17 +79,18 @@ def in_processes(
     if not processes:
         return
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    shares, begun = context.SimpleQueue(), context.SimpleQueue()
     cores = sorted(os.sched_getaffinity(0))
     each = len(cores) // jobs  # as many for every job: the number of threads decides rounding
-    for job in range(jobs):
-        shares.put(cores[job * each : (job + 1) * each] or cores)
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, context, _begin, (shares, begun, start, shared))
     doing: dict[int | None, Any] = {}
-    try:
+    with _shielded():
+        shares, begun = context.SimpleQueue(), context.SimpleQueue()
+        for job in range(jobs):
+            shares.put(cores[job * each : (job + 1) * each] or cores)
+        pool = ProcessPoolExecutor(processes, context, _begin, (shares, begun, start, shared))
         up = [pool.submit(_nothing) for _ in range(processes)]
         workers = set(multiprocessing.active_children()) - others
+    try:
         # A pool may overlook the end of a process that it started after it began to watch (CPython
         # 3.11): let all be up first.
         wait(up)
@@ -106,9 +108,19 @@ def in_processes(
         ) from None
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - others:
+        for child in workers:
             child.terminate()
         raise
+
+
+@contextlib.contextmanager
+def _shielded() -> Iterator[None]:
+    """Start processes that Ctrl-C and the end of a terminal do not reach: the parent ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _note(begun: Any, doing: dict[int | None, Any]) -> None:
@@ -142,8 +154,6 @@ def _begin(
     global _do_task, _begun
     _begun = begun
     os.sched_setaffinity(0, shares.get())  # before JAX makes its threads
-    for number in (signal.SIGINT, signal.SIGHUP):  # the parent's to explain; it then ends this one
-        signal.signal(number, signal.SIG_IGN)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
