@@ -4,6 +4,7 @@ Only the standard library is imported, so that a mistake is answered at once.
 """
 
 import contextlib
+import errno
 import importlib
 import os
 import platform
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound="RunConfig")
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # no fault of the input
 _CONSOLE = "straw-jax"  # the console command, also as `python -m straw_experiments`
 
 
@@ -68,6 +70,8 @@ def _run(config: C, load: Callable[[C], "Study[Any]"], report: str, command: str
             metrics.check_tensorboard()
         study = load(config)
     except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise
         return fail(error, 2)
 
     from straw_experiments.runner.checkpoints import CheckpointError
