@@ -118,6 +118,12 @@ def test_settings_are_found_as_long_as_one_copy_is_whole(tmp_path):
         records.read_settings(tmp_path)
 
 
+def test_summary_alone_may_have_no_settings(tmp_path):
+    records.write_summary(tmp_path, {"seeds": [0]}, [])
+    assert records.is_begun(tmp_path)
+    assert records.read_settings(tmp_path) is None
+
+
 def test_finished_study_is_whole_with_all_its_files(tmp_path):
     (tmp_path / "runs").mkdir()
     assert records.read_summary(tmp_path) is None

@@ -442,7 +442,8 @@ def stored_config(results: Path) -> Config:
         ) from None
     if stored is None:
         raise ValueError(
-            f"argument RESULTS: expected a folder with results of run.py, found no {path}"
+            f"argument RESULTS: expected a folder with results of run.py, cannot read {path}: it is"
+            " not there"
         )
     needed = [x.name for x in dataclasses.fields(Config) if not x.metadata["incidental"]]
     if missing := [name for name in needed if name not in {*stored, *_LATER}]:

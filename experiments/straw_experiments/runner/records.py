@@ -240,11 +240,14 @@ def read_settings(out: Path) -> dict[str, Any] | None:
         except RecordError as error:
             faults.append(str(error))
             continue
-        if path != out / "config.json":
+        if path.name == "summary.json":  # it holds them as one of its parts
+            found = found.get("config", {})
+        if found and path != out / "config.json":
             fault = faults[0] if faults else f"{out / 'config.json'} is gone"
             warnings.warn(f"{fault}. Settings are taken from {path}", stacklevel=2)
-        return found.get("config", found)  # a summary holds them as one of its parts
-    if not is_begun(out):
+        if found:
+            return found
+    if not faults and not (out / "runs").exists():
         return None
     fault = faults[0] if faults else f"{out / 'config.json'} is gone"
     raise RecordError(f"{fault}. Restore it, or move {out} away, or choose another --out")

@@ -287,9 +287,11 @@ def check_out(config: RunConfig) -> None:
 
 def _check_same_settings(out: Path, config: RunConfig) -> None:
     try:
-        earlier = records.read_settings(out) or {}
+        earlier = records.read_settings(out)
     except (OSError, records.RecordError) as error:
         raise ValueError(f"argument --resume: {error}") from None
+    if earlier is None:
+        return
     now = json.loads(json.dumps(stored(config)))  # as the file would have it
     usual = defaults(type(config))  # what an earlier version, which did not have it, did
     for field in dataclasses.fields(config):
