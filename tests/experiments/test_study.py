@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts
 from training_models import CLASSES, MODEL, images_and_labels
 
 from straw_experiments.data import Dataset
+from straw_experiments.image_classification import study as images
 from straw_experiments.image_classification import train as classifiers
+from straw_experiments.image_classification.config import parse
 from straw_experiments.image_classification.train import Recipe, Trainer, train_and_test
-from straw_experiments.runner import records, settings
+from straw_experiments.runner import checkpoints, records, settings
 from straw_experiments.runner.checkpoints import CheckpointError
 from straw_experiments.runner.settings import RunConfig
 from straw_experiments.runner.study import Study, conduct
@@ -180,3 +183,23 @@ def test_study_of_an_earlier_version_goes_on(copied, whole):
     run(copied)
     assert _figures(copied) == _figures(whole)
     assert "crc32" in (copied / "summary.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is not the official EMNIST archive")
+def test_damaged_controls_are_made_again(tmp_path):
+    scripts.write_archive(tmp_path / "tiny.zip", train=64, test=47)
+    words = f"--archive {tmp_path}/tiny.zip --data-dir {tmp_path}/data --fraction 1 --rank 1"
+    config = parse([*words.split(), "--models", "straw", "--out", str(tmp_path / "out")])
+    study = images.Study(config, images.load_dataset(config))
+    run = study.run("straw", 0)
+    checkpoints.save(run.final, 1, run.trainer.init_state(0).variables)
+    records.write_json(run.result, {"seconds": 1.0, "variants": {}})
+    right = study.execute("straw", 0)
+    path = run.result.with_name("controls.json")
+    text = path.read_text()
+    accuracy = str(right["controls"]["own"]["standard"]["accuracy"])
+    path.write_text(text.replace(f'"accuracy": {accuracy}', '"accuracy": 0.99', 1))
+    with pytest.warns(UserWarning, match=r"controls\.json: it does not match its checksum"):
+        assert study.execute("straw", 0) == right
+    assert path.read_text() == text
