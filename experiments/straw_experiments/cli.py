@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The subcommand and its flags; by default those of the process.
 
     Returns:
-        The exit code: 0 finished, 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
+        The exit code: 0 finished, 1 failed, 2 bad input, 128 + N stopped by signal N.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] in ("-h", "--help"):

@@ -17,7 +17,8 @@ from pathlib import Path
 from straw_experiments.char_lm import config as characters
 from straw_experiments.configs import STUDIES
 from straw_experiments.image_classification import config as images
-from straw_experiments.runner.command import command_line, fail, program, sibling
+from straw_experiments.runner import lock, records
+from straw_experiments.runner.command import Stopped, fail, interruptible, program, sibling
 from straw_experiments.runner.settings import Parser
 from straw_experiments.weight_prediction import config as weights
 
@@ -34,8 +35,8 @@ def main(argv: Sequence[str]) -> int:
         argv: The words after the program's name.
 
     Returns:
-        The exit code: 0 finished, 2 bad input, 130 stopped by Ctrl-C, else that of the study that
-        failed.
+        The exit code: 0 finished, 2 bad input, 128 + N stopped by signal N, else that of the study
+        that failed.
     """
     arguments = _read(argv)
     out = Path(arguments.out)
@@ -48,10 +49,16 @@ def main(argv: Sequence[str]) -> int:
             for command in _commands(name, words, out):
                 print(_shown(command))
         return 0
-    try:
-        return _run(waiting, out, len(commands))
-    except KeyboardInterrupt:
-        return fail(f"stopped; to go on: {command_line()}", 130)
+    return interruptible(lambda _: _locked(waiting, out, len(commands)), resumes=True)
+
+
+def _locked(waiting: dict[str, list[str]], out: Path, studies: int) -> int:
+    with contextlib.ExitStack() as until_the_end:
+        try:
+            until_the_end.enter_context(lock.held(out))
+        except lock.LockedError as error:
+            return fail(error, 2)
+        return _run(waiting, out, studies)
 
 
 def _read(argv: Sequence[str]) -> argparse.Namespace:
@@ -104,7 +111,7 @@ def _words(name: str, arguments: argparse.Namespace) -> list[str]:
     if study.command == "run":
         words += arguments.more
     words += ["--out", str(out)]
-    return words + ["--resume"] * os.path.exists(out / "config.json")
+    return words + ["--resume"] * records.is_begun(out)
 
 
 def _first_mistake(commands: dict[str, list[str]]) -> str | None:
@@ -121,8 +128,8 @@ def _first_mistake(commands: dict[str, list[str]]) -> str | None:
 
 
 def _is_finished(out: Path, name: str) -> bool:
-    analysed = (out / name / "analysis.json").exists() or not STUDIES[name].analysed
-    return analysed and (out / name / "summary.json").exists()
+    needed = ["summary.json", *["analysis.json"] * STUDIES[name].analysed]
+    return all(records.is_whole(out / name / file) for file in needed)
 
 
 def _run(waiting: dict[str, list[str]], out: Path, studies: int) -> int:
@@ -162,7 +169,9 @@ def _call(words: Sequence[str]) -> int:
     child = subprocess.Popen([sys.executable, *words], env={**os.environ, "PYTHONPATH": path})
     try:
         code = child.wait()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, Stopped):
+            child.send_signal(stop.number)
         _stop(child)
         raise
     return code if code >= 0 else 128 - code

@@ -1,3 +1,4 @@
+import errno
 import shutil
 import warnings
 from pathlib import Path
@@ -11,6 +12,11 @@ from training_models import MODEL, OPTIMIZER, SHAPE, start
 from straw_experiments.image_classification.step import state_like
 from straw_experiments.runner import checkpoints
 from straw_experiments.runner.checkpoints import CheckpointError
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None
 
 # Orbax reads in threads, and leaves them behind when a read fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -128,7 +134,9 @@ def test_all_damaged_says_what_to_do(tmp_path):
         checkpoints.save(tmp_path, step, TREE)
         for path in _data_files(tmp_path / str(step)):
             path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"step 2: .*step 1: .*Delete this folder") as caught:
+    with pytest.raises(
+        CheckpointError, match=rf"step 2: .*step 1: .*Delete {tmp_path}, and use --resume"
+    ) as caught:
         checkpoints.restore(tmp_path, LIKE)
     assert isinstance(caught.value, ValueError)
 
@@ -184,3 +192,32 @@ def test_a_save_that_orbax_declines_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", lambda *_, **__: False)
     with pytest.raises(OSError, match="step 3 was not written"):
         checkpoints.save(tmp_path, 3, TREE)
+
+
+@pytest.mark.skipif(resource is None, reason="a limit of POSIX")
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path, capfd):
+    checkpoints.save(tmp_path, 1, TREE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))  # less than the kernel's 4,800 bytes
+    try:
+        with pytest.raises(OSError, match=rf"File too large: '{tmp_path}'") as caught:
+            checkpoints.save(tmp_path, 2, TREE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert "Traceback" not in capfd.readouterr().err
+    assert checkpoints.restore(tmp_path, LIKE)[0] == 1
+
+
+def test_history_is_kept_with_the_latest_checkpoint(tmp_path):
+    lines = [{"epoch": 1, "loss": 0.1 + 0.2}, {"epoch": 2, "loss": 0.5}]
+    checkpoints.save(tmp_path, 1, TREE, history=lines[:1])
+    checkpoints.save(tmp_path, 2, TREE, history=lines)
+    assert checkpoints.history(tmp_path) == lines
+    path = tmp_path / "2" / "history" / "metadata"
+    path.write_bytes(path.read_bytes().replace(b"0.5", b"0.7"))
+    assert checkpoints.history(tmp_path) is None
+    shutil.rmtree(path.parent)  # an earlier version wrote none
+    assert checkpoints.history(tmp_path) is None
+    assert checkpoints.restore(tmp_path, LIKE)[0] == 2
+    assert checkpoints.history(tmp_path / "none") is None

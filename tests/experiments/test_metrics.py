@@ -64,6 +64,13 @@ def test_tensorboard_has_every_figure_of_an_epoch(tmp_path):
     ]
 
 
+def test_tensorboard_has_a_file_for_each_epoch_and_can_read_it(tmp_path):
+    pytest.importorskip("tensorboardX")
+    for epoch in (1, 2):  # within a second
+        metrics.write_tensorboard(tmp_path, {"epoch": epoch, "loss": 0.5})
+    assert _events(tmp_path) == [(1, "loss", 0.5), (2, "loss", 0.5)]
+
+
 def test_tensorboard_that_is_missing_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ValueError, match=r'--tensorboard: needs the extra "tensorboard": pip inst'):

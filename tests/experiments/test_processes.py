@@ -49,11 +49,20 @@ def test_every_task_is_done_on_a_share_of_the_cores(tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "error", "message"),
-    [("fail", ArithmeticError, "task 0 is wrong"), ("die", ProcessError, "ended from outside")],
+    [
+        ("fail", ArithmeticError, "task 0 is wrong"),
+        (
+            "die",
+            ProcessError,
+            r"^process \d+, which trained die 0, was ended from outside by SIGKILL,",
+        ),
+    ],
 )
 def test_failure_ends_all_processes(tmp_path, kind, error, message):
     with pytest.raises(error, match=message):
-        in_processes(_noting, (str(tmp_path),), [("wait", 1), (kind, 0)], 2)
+        in_processes(
+            _noting, (str(tmp_path),), [("wait", 1), (kind, 0)], 2, title="{0[0]} {0[1]}".format
+        )
     # It would never have ended.
     process = int((tmp_path / "waiting").read_text())
     deadline = time.monotonic() + 30

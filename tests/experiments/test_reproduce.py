@@ -13,6 +13,7 @@ import scripts
 
 from straw_experiments.image_classification.config import parse
 from straw_experiments.reproduce import PARSERS, STUDIES
+from straw_experiments.runner import records
 
 SCRIPT = scripts.EXPERIMENTS / "reproduce.py"
 
@@ -126,10 +127,24 @@ def test_analysis_belongs_to_its_study(tmp_path, no_jax):
     assert "run.py --experiment 10pct_rank16" in first
     assert second.endswith("analyse.py here/set2")
     (tmp_path / "here" / "set2").mkdir(parents=True)
-    (tmp_path / "here" / "set2" / "summary.json").write_text("{}")
+    (tmp_path / "here" / "set2" / "summary.json").write_text('{"seeds": [0]}')
     assert reproduce(*words, first=[no_jax]).stdout.count("\n") == 2  # run.py has little to do
-    (tmp_path / "here" / "set2" / "analysis.json").write_text("{}")
+    (tmp_path / "here" / "set2" / "analysis.json").write_text('{"images": 9}')
     assert reproduce(*words, first=[no_jax]).stdout == ""
+
+
+def test_damaged_results_are_made_again(tmp_path, no_jax):
+    words = ["--dry-run", "--only", "set2", "--out", "here"]
+    folder = tmp_path / "here" / "set2"
+    settings = vars(parse([*STUDIES["set2"].flags.split(), "--seeds", "3", "--out", "other"]))
+    records.write_json(folder / "summary.json", {"config": settings})
+    records.write_json(folder / "analysis.json", {"images": 9})
+    assert reproduce(*words, first=[no_jax]).stdout == ""
+    path = folder / "analysis.json"
+    path.write_text(path.read_text().replace("9", "8"))
+    first, second = reproduce(*words, first=[no_jax]).stdout.splitlines()
+    assert first.endswith("--out here/set2 --resume")
+    assert second.endswith("analyse.py here/set2")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +186,7 @@ name = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 name.mkdir(parents=True, exist_ok=True)
 if name.name == "rank2":
     sys.exit(int(sys.argv[sys.argv.index("--seed") + 1]))
-(name / "summary.json").write_text("{}")
+(name / "summary.json").write_text('{"seeds": [0]}')
 """
 
 

@@ -32,6 +32,7 @@ from straw_experiments.image_classification.networks import parameters, sample_c
 from straw_experiments.pages import figures, images, render, stored, tables
 from straw_experiments.pages.analysis import analysis_text
 from straw_experiments.pages.write import TEMPLATES, write
+from straw_experiments.runner import records
 
 SCRIPT = scripts.EXPERIMENTS / "write_results.py"
 RESULTS = scripts.EXPERIMENTS / "results"
@@ -240,11 +241,11 @@ def test_analysis_is_printed():
 def test_figures_of_a_page_are_those_that_are_stored(tmp_path):
     shutil.copytree(RESULTS, tmp_path / "results")
     path = tmp_path / "results" / "set2" / "summary.json"
-    summary = json.loads(path.read_text())
+    summary = records.read_json(path)
     for each in summary["results"]["straw"]["standard"]["accuracy"]["seeds"]:
         assert 0.7 < each < 0.75
     summary["results"]["straw"]["standard"]["accuracy"]["seeds"] = [0.8, 0.8, 0.8]
-    path.write_text(json.dumps(summary))
+    records.write_json(path, summary)
     before, after = (
         render.render(stored.read(folder), TEMPLATES) for folder in (RESULTS, path.parents[1])
     )
@@ -410,16 +411,22 @@ def test_table_for_the_terminal_says_what_is_still_to_be_run():
 
 
 @pytest.mark.parametrize(
-    ("file", "message"),
+    ("file", "content", "message"),
     [
-        (None, "expected finished studies, found no here/STUDY/summary.json"),
-        ("here/set2/summary.json", "cannot read here/set2/summary.json: "),
-        ("here/set2/analysis.json", "cannot read here/set2/analysis.json: "),
+        (None, "", "expected finished studies, found no here/STUDY/summary.json"),
+        ("here/set2/summary.json", "{", "cannot read here/set2/summary.json: "),
+        ("here/set2/summary.json", "{}", "cannot read here/set2/summary.json: expected a JSON ob"),
+        (
+            "here/set2/summary.json",
+            {"format": 2, "seeds": [0], "crc32": 1},
+            "cannot read here/set2",
+        ),
+        ("here/set2/analysis.json", "{", "cannot read here/set2/analysis.json: "),
     ],
 )
-def test_bad_input_gets_one_line(tmp_path, file, message):
+def test_bad_input_gets_one_line(tmp_path, file, content, message):
     if file:
-        _write(tmp_path / file, "{")
+        _write(tmp_path / file, content)
     words = [sys.executable, SCRIPT, "here", "--out", "out"]
     ran = subprocess.run(
         words, cwd=tmp_path, env=scripts.environment(), capture_output=True, text=True, check=False

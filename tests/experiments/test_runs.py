@@ -142,6 +142,71 @@ def test_lost_variables_say_what_to_do(tmp_path):
         Run(TRAINER, 0, tmp_path).variables()
 
 
+@pytest.fixture
+def finished(tmp_path, whole):
+    """A copy of a finished run, to be damaged."""
+    shutil.copytree(whole[0].result.parents[2], tmp_path, dirs_exist_ok=True)
+    return Run(TRAINER, 4, tmp_path)
+
+
+def _no_training(*_, **__):
+    raise AssertionError("it was trained again")
+
+
+def test_damaged_result_is_made_again_without_training(finished, monkeypatch, whole):
+    text = finished.result.read_text()
+    right = str(whole[1]["variants"]["standard"]["accuracy"])
+    finished.result.write_text(text.replace(right, "0.9999", 1))
+    monkeypatch.setattr(classifiers, "train", _no_training)
+    with pytest.warns(UserWarning, match=r"result\.json: it does not match its checksum"):
+        assert train_and_test(finished, DATASET, VARIANTS) == whole[1]
+    assert records.read_json(finished.result) == whole[1]
+
+
+def test_run_without_result_and_variables_is_trained_again(finished, whole):
+    finished.result.unlink()
+    shutil.rmtree(finished.final)
+    train_and_test(finished, DATASET, VARIANTS)
+    _assert_same_end(finished, whole)
+
+
+def test_lost_lines_of_epochs_are_taken_from_the_checkpoint(finished, whole):
+    lines = finished.history()
+    whole_text = finished.metrics.read_text()
+    first = whole_text.index("loss")
+    for text in ("", whole_text[:-9], whole_text[:first] + "lost" + whole_text[first + 4 :]):
+        finished.metrics.write_text(text)
+        with pytest.warns(UserWarning, match="they are taken from the last checkpoint"):
+            assert finished.history() == lines
+        assert finished.history() == lines  # and written down: without a warning
+    shutil.rmtree(finished.final / "3" / "history")  # an earlier version kept none
+    finished.metrics.unlink()
+    with pytest.raises(records.RecordError, match=f"Delete {finished.result.parent}, and use --re"):
+        finished.history()
+
+
+def test_damaged_variables_name_the_folder_to_delete(finished):
+    shutil.rmtree(finished.final / "3" / "tree" / "d")
+    with pytest.raises(CheckpointError, match=f"Delete {finished.result.parent}, and use --resume"):
+        finished.variables()
+
+
+def test_damaged_variables_of_an_untested_run_cost_no_training(tmp_path, monkeypatch, whole):
+    run = Run(TRAINER, 4, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.records, "write_json", _die)
+        with pytest.raises(KilledError):
+            train_and_test(run, DATASET, VARIANTS)
+    shutil.rmtree(run.final / "3" / "tree" / "d")
+    with pytest.warns(UserWarning, match="Going on from"):
+        train_and_test(run, DATASET, VARIANTS)
+    _assert_same_end(run, whole)
+
+
+def _die(*_, **__):
+    raise KilledError
+
+
 def test_cut_off_line_is_dropped(tmp_path):
     path = tmp_path / "lines.jsonl"
     records.append_line(path, {"epoch": 1})

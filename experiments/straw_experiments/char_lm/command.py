@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
         argv: The words after the program's name.
 
     Returns:
-        The exit code: 0 finished, 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
+        The exit code: 0 finished, 1 failed, 2 bad input, 128 + N stopped by signal N.
     """
     return run_study(argv, parse=parse, load=_load, report="straw_experiments.char_lm.report")
 

@@ -86,7 +86,7 @@ class Study(studies.Study[Trainer]):
     def is_finished(self, name: str, seed: int) -> bool:
         """Say whether `execute` has nothing to do."""
         run = self.run(name, seed)
-        return run.result.exists() and (not MODELS[name].modulated or _is_analysed(run))
+        return run.is_tested() and (not MODELS[name].modulated or _is_analysed(run))
 
     def execute(self, name: str, seed: int, *, bar: bool = True) -> dict[str, Any]:
         """Train, test and analyse a run, as far as that is still to be done."""
@@ -174,7 +174,7 @@ def _analysed(run: Run[Trainer]) -> Path:
 def _is_analysed(run: Run[Trainer]) -> bool:
     """Say whether a run has been analysed with all controls: an earlier version had fewer."""
     path = _analysed(run)
-    return path.exists() and set(CONTROLS) <= set(records.read_json(path)["controls"])
+    return records.is_made(path) and set(CONTROLS) <= set(records.read_json(path)["controls"])
 
 
 def _description(text: Text) -> dict[str, Any]:

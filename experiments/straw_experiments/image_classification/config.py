@@ -5,7 +5,6 @@ Only the standard library is imported, so that a mistake is answered at once.
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from straw_experiments.image_classification.models import MODELS
-from straw_experiments.runner import limits, settings
+from straw_experiments.runner import limits, records, settings
 from straw_experiments.runner.command import program
 from straw_experiments.runner.limits import SIZE
 from straw_experiments.runner.readers import number, positive, whole
@@ -489,12 +488,16 @@ def stored_config(results: Path) -> Config:
     """
     path = results / "config.json"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        stored = records.read_settings(results)
+    except (OSError, records.RecordError) as error:
         raise ValueError(
-            f"argument RESULTS: expected a folder with results of run.py, cannot read {path}:"
-            f" {getattr(error, 'strerror', error)}"
+            f"argument RESULTS: expected a folder with results of run.py, {error}"
         ) from None
+    if stored is None:
+        raise ValueError(
+            f"argument RESULTS: expected a folder with results of run.py, cannot read {path}: it is"
+            " not there"
+        )
     needed = [x.name for x in dataclasses.fields(Config) if not x.metadata["incidental"]]
     if missing := [name for name in needed if name not in {*stored, *_LATER}]:
         raise ValueError(

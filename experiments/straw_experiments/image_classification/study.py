@@ -1,6 +1,7 @@
 """From settings to trained models and the files that report them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ class Study(studies.Study[Trainer]):
         result = train_and_test(run, self.dataset, self.variants, bar=bar)
         if straw := self.straw(name):
             path = run.result.with_name("controls.json")
-            if not from_first(path.exists, like=False):
+            if not from_first(partial(records.is_made, path), like=False):
                 scores = control_scores(
                     straw,
                     run.placed_variables(),

@@ -1,8 +1,9 @@
 """What studies left in a folder; a figure that is not there is reported by its path."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from straw_experiments.runner import records
 
 
 class Stored(dict[str, Any]):
@@ -58,7 +59,8 @@ def read(folder: Path) -> Results:
     """Read what a folder of studies holds; any of it may be missing.
 
     Raises:
-        ValueError: A file is no JSON, or not what its name says.
+        RecordError: A file is damaged.
+        ValueError: A file is not what its name says.
         OSError: A file cannot be read.
     """
     found = Results(
@@ -87,8 +89,5 @@ def _by_name(folder: Path, pattern: str) -> Stored:
     found = Stored({}, str(folder / pattern))
     for path in sorted(folder.glob(pattern)):
         name = path.stem if pattern.startswith("once") else path.parent.name
-        try:
-            found[name] = stored(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except ValueError as error:
-            raise ValueError(f"cannot read {path}: {error}") from None
+        found[name] = stored(records.read_json(path), str(path))
     return found

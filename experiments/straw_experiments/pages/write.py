@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from straw_experiments.configs import STUDIES
-from straw_experiments.runner.command import fail, program
+from straw_experiments.runner import records
+from straw_experiments.runner.command import fail, interruptible, program
 from straw_experiments.runner.settings import Parser
 
 _PACKAGED = Path(__file__).with_name("templates")  # in an installed package
@@ -17,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     """Write the pages that the command line names.
 
     Returns:
-        The exit code: 0 written, 2 bad input, 130 stopped by Ctrl-C.
+        The exit code: 0 written, 1 a file failed, 2 bad input, 128 + N stopped by signal N.
     """
     parser = Parser(
         prog=program("write-results"),
@@ -33,12 +34,14 @@ def main(argv: Sequence[str]) -> int:
         help="folder for the pages (%(default)s)",
     )
     arguments = parser.parse_args(argv)
+    return interruptible(lambda _: _write(arguments.folder, arguments.out), resumes=True)
+
+
+def _write(folder: Path, out: Path) -> int:
     try:
-        write(arguments.folder, arguments.out)
-    except (OSError, ValueError) as error:
+        write(folder, out)
+    except ValueError as error:
         return fail(error, 2)
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 
@@ -51,25 +54,33 @@ def write(folder: Path, out: Path, templates: Path = TEMPLATES) -> None:
         templates: As `render` takes them.
 
     Raises:
-        ValueError: The folder holds no finished study, or a file that is no JSON, or a page asks
-            for a figure that is not there.
+        ValueError: The folder holds no finished study, or a damaged file, or a page asks for a
+            figure that is not there.
         OSError: A file cannot be read or written.
     """
     from straw_experiments.pages import stored
 
-    results = stored.read(folder)
+    try:
+        results = stored.read(folder)
+    except records.RecordError as error:
+        raise ValueError(
+            f"{error}. Give its study's command again, with --resume, and this one"
+        ) from None
     if not results.summaries:
         raise ValueError(
             f"expected finished studies, found no {folder / 'STUDY' / 'summary.json'}. Run"
             " experiments/reproduce.py first"
         )
     from straw_experiments.pages import figures, images, render
-    from straw_experiments.runner import records
 
     drawings = figures.drawings(results)
     copies = {
         f"{path.parent.name}_{path.name}": path for path in sorted(folder.glob("*/*_poses.png"))
     }
+    for path in copies.values():
+        known = results.analyses.get(path.parent.name, {}).get("files", {}).get(path.name)
+        if known not in (None, records.file_checksum(path)):
+            raise ValueError(f"{path} is damaged: run experiments/analyse.py {path.parent} again")
     pages = render.render(
         results,
         templates,

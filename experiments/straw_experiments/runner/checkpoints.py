@@ -7,8 +7,12 @@ Arrays are whole, as on one host: a checkpoint fits any number of devices. Where
 train, the first alone calls these functions (`hosts`).
 """
 
+import contextlib
+import logging
+import os
+import re
 import warnings
-import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,21 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from straw_experiments.runner import records
+
 
 class CheckpointError(ValueError):
     """No checkpoint of a folder can be trusted."""
 
 
-def save(folder: Path, step: int, tree: Any, *, keep: int = 2) -> None:
+def save(
+    folder: Path,
+    step: int,
+    tree: Any,
+    *,
+    keep: int = 2,
+    history: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Write a checkpoint, which is whole on disk on return.
 
     Checkpoints of this and later steps are replaced: they can only be ones that `restore`
@@ -33,31 +46,62 @@ def save(folder: Path, step: int, tree: Any, *, keep: int = 2) -> None:
         step: The checkpoint's number.
         tree: Arrays.
         keep: How many of the latest to keep.
+        history: Records of all epochs until then, for `history` to read.
 
     Raises:
         OSError: It was not written.
     """
-    with _manager(folder, keep) as manager:
-        for stale in manager.all_steps():
-            if stale >= step:
-                manager.delete(stale)
-        written = manager.save(
-            step,
-            args=ocp.args.Composite(
-                tree=ocp.args.StandardSave(tree), leaves=ocp.args.JsonSave(_checksums(tree))
-            ),
-        )
+    args = ocp.args.Composite(
+        tree=ocp.args.StandardSave(tree),
+        leaves=ocp.args.JsonSave(_checksums(tree)),
+        history=ocp.args.JsonSave(records.sealed({"epochs": list(history)})),
+    )
+    try:
+        with _unlogged(), _manager(folder, keep) as manager:
+            for stale in manager.all_steps():
+                if stale >= step:
+                    manager.delete(stale)
+            written = manager.save(step, args=args)
+    except OSError:
+        raise
+    # The array store below orbax raises what it likes where a file cannot be written.
+    except Exception as error:
+        raise _failed_write(folder, error) from error
     if not written:
-        raise OSError(f"checkpoints: step {step} was not written to {folder}")
+        raise OSError(f"{folder}: step {step} was not written")
+    records.sync(*(folder / str(step)).rglob("*"), folder / str(step), folder)
 
 
-def restore(folder: Path, like: Any) -> tuple[int, Any] | None:
+def history(folder: Path) -> list[dict[str, Any]] | None:
+    """Read what `save` was given as the history with the latest checkpoint.
+
+    Args:
+        folder: Where the checkpoints lie; it need not exist.
+
+    Returns:
+        It; None where there is none, as in a checkpoint of an earlier version, or it is damaged.
+    """
+    newest = latest(folder)
+    if newest is None:
+        return None
+    args = ocp.args.Composite(history=ocp.args.JsonRestore())
+    with _manager(folder) as manager:
+        try:
+            stored = manager.restore(int(newest.name), args=args).history
+            return list(records.opened(stored)["epochs"])
+        # As in `restore`: damage can surface in any layer.
+        except Exception:
+            return None
+
+
+def restore(folder: Path, like: Any, *, begin_anew: Path | None = None) -> tuple[int, Any] | None:
     """Read the latest checkpoint that is whole, with a warning for each later one that is not.
 
     Args:
         folder: Where the checkpoints lie; it need not exist.
         like: The tree to expect, as `jax.ShapeDtypeStruct` or arrays: every leaf's shape and dtype
             must be exactly the stored one's.
+        begin_anew: What to delete so that the model is trained again; by default `folder`.
 
     Returns:
         Step and tree of JAX arrays, or None where there is no checkpoint.
@@ -86,8 +130,8 @@ def restore(folder: Path, like: Any) -> tuple[int, Any] | None:
     if not faults:
         return None
     raise CheckpointError(
-        f"checkpoints: no checkpoint in {folder} can be used ({'; '.join(faults)}). Delete this"
-        " folder to train this model from the start, or choose another output folder"
+        f"checkpoints: no checkpoint in {folder} can be used ({'; '.join(faults)}). Delete"
+        f" {begin_anew or folder}, and use --resume to train this model again"
     )
 
 
@@ -98,6 +142,25 @@ def latest(folder: Path) -> Path | None:
     with _manager(folder) as manager:
         step = manager.latest_step()
     return None if step is None else folder / str(step)
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep orbax from logging, with tracebacks, the errors that it then raises."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _failed_write(folder: Path, error: Exception) -> OSError:
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        number = int(found[1])
+        return OSError(number, os.strerror(number), str(folder))
+    return OSError(f"{folder}: a checkpoint was not written: {_first_line(error)}")
 
 
 def _manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
@@ -157,7 +220,7 @@ def _checksums(tree: Any) -> dict[str, dict[str, Any]]:
 
 def _crc32(leaf: np.ndarray) -> int:
     # As bytes, since bfloat16 has no buffer interface of its own.
-    return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return records.checksum(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
 
 
 def _first_line(error: Exception) -> str:

@@ -4,17 +4,21 @@ Only the standard library is imported, so that a mistake is answered at once.
 """
 
 import contextlib
+import errno
 import importlib
-import json
 import os
 import platform
 import shlex
+import signal
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from straw_experiments.runner import lock, records, settings
+from straw_experiments.runner.records import RecordError
 
 if TYPE_CHECKING:
     from straw_experiments.runner.settings import RunConfig
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound="RunConfig")
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # no fault of the input
 _CONSOLE = "straw-jax"  # the console command, also as `python -m straw_experiments`
 
 
@@ -42,16 +47,22 @@ def run_study(
         report: Name of the module whose `table` lays out what `summary.json` holds.
 
     Returns:
-        The exit code: 0 finished, 1 training failed, 2 bad input, 130 stopped by Ctrl-C.
+        The exit code: 0 finished, 1 training or a file failed, 2 bad input, 128 + N stopped by
+        signal N: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
     """
+    show_warnings()
     config = parse(argv)
     return interruptible(lambda command: _run(config, load, report, command), config.resume)
 
 
 def _run(config: C, load: Callable[[C], "Study[Any]"], report: str, command: str) -> int:
     prepare()
-    if print_finished(Path(config.out), report):
-        return 0
+    out = Path(config.out)
+    try:
+        if print_finished(out, report):
+            return 0
+    except RecordError as error:
+        return fail(error, 1)
     from straw_experiments.runner import metrics
 
     try:
@@ -59,35 +70,90 @@ def _run(config: C, load: Callable[[C], "Study[Any]"], report: str, command: str
             metrics.check_tensorboard()
         study = load(config)
     except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise
         return fail(error, 2)
 
     from straw_experiments.runner.checkpoints import CheckpointError
+    from straw_experiments.runner.hosts import is_first
     from straw_experiments.runner.processes import ProcessError
     from straw_experiments.runner.runs import NonFiniteError
     from straw_experiments.runner.study import conduct
 
-    try:
-        conduct(study, command)
-    except (NonFiniteError, CheckpointError, ProcessError) as error:
-        return fail(error, 1)
+    with contextlib.ExitStack() as until_the_end:
+        try:
+            if is_first():
+                until_the_end.enter_context(lock.held(out))
+                settings.check_out(config)  # again: another process may have come and gone
+        except ValueError as error:
+            return fail(error, 2)
+        try:
+            conduct(study, command)
+        except (NonFiniteError, CheckpointError, ProcessError, RecordError) as error:
+            return fail(error, 1)
     return 0
 
 
 def interruptible(run: Callable[[str], int], resumes: bool) -> int:
-    """Run what may be stopped by Ctrl-C, and say how to go on.
+    """Run what signals may stop, or a file that fails, and say how to go on.
 
     Args:
         run: Called with the command line; returns the exit code.
-        resumes: Whether the command line has --resume.
+        resumes: Whether the command line goes on by itself, or has --resume.
 
     Returns:
-        What `run` returns; 130 if it was stopped.
+        What `run` returns; 1 if a file could not be read or written; 128 + N if signal N came.
     """
     command = command_line()
+    go_on = f"to go on: {command}{'' if resumes else ' --resume'}"
     try:
-        return run(command)
-    except KeyboardInterrupt:
-        return fail(f"stopped; to go on: {command}{'' if resumes else ' --resume'}", 130)
+        with _signals_raise():
+            return run(command)
+    except KeyboardInterrupt as stop:
+        return fail(f"stopped; {go_on}", 128 + getattr(stop, "number", signal.SIGINT))
+    except OSError as error:
+        return fail(f"{reason(error)}; {go_on}", 1)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that stops as Ctrl-C does.
+
+    Attributes:
+        number: The signal's.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise Stopped, if they are not ignored, as under nohup."""
+
+    def stop(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # one is enough
+        raise Stopped(number)
+
+    names = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    caught = {number: old for number, old in before.items() if old == signal.SIG_DFL}
+    for number in caught:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, old in caught.items():
+            if signal.getsignal(number) is stop:
+                signal.signal(number, old)
+
+
+def reason(error: OSError) -> str:
+    """Say in one line why a file could not be read or written."""
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def command_line() -> str:
@@ -124,8 +190,25 @@ def _file(subcommand: str) -> str:
 
 def prepare() -> None:
     """Show warnings as blocks, and let JAX keep compiled programs; call before JAX is imported."""
-    warnings.showwarning = _show_warning
+    show_warnings()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache_dir()))  # Read on JAX's import.
+
+
+def show_warnings() -> None:
+    """Show warnings as blocks, and nothing of threads that outlive the failed read of a file."""
+    warnings.showwarning = _show_warning
+    if sys.unraisablehook is not _show_unraisable:
+        _others.append(sys.unraisablehook)
+        sys.unraisablehook = _show_unraisable
+
+
+_others: "list[Callable[[sys.UnraisableHookArgs], Any]]" = []  # hooks, the latest last
+
+
+def _show_unraisable(raised: "sys.UnraisableHookArgs") -> None:
+    # Orbax has left them; what was wrong has been raised, too.
+    if str(raised.exc_value) != "Event loop is closed":
+        _others[-1](raised)
 
 
 def print_finished(out: Path, report: str) -> bool:
@@ -136,14 +219,16 @@ def print_finished(out: Path, report: str) -> bool:
         report: The module whose `table` lays out what `summary.json` holds.
 
     Returns:
-        Whether they are.
+        Whether they are, and whole.
+
+    Raises:
+        RecordError: They are damaged, and cannot be made again.
     """
-    finished = out / "summary.json"
-    if not finished.exists():
+    summary = records.read_summary(out)
+    if summary is None:
         return False
-    summary = json.loads(finished.read_text(encoding="utf-8"))
     print(importlib.import_module(report).table(summary))
-    print(f"\nAlready finished; report and figures are in {finished.parent}")
+    print(f"\nAlready finished; report and figures are in {out}")
     return True
 
 

@@ -35,6 +35,7 @@ def join(address: str | None = None, count: int | None = None, index: int | None
     """
     if address is not None and count is not None and index is not None:
         _meet(address, count, index)
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     try:
         jax.distributed.initialize(address, count, index)
     except ValueError as error:  # nothing says where the others are

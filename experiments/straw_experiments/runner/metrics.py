@@ -2,9 +2,14 @@
 
 import csv
 import io
+import platform
+import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from straw_experiments.runner import records
 
 _KEYS = ("model", "seed", "epoch")  # of a line, and the first columns
 
@@ -65,9 +70,23 @@ def write_tensorboard(folder: Path, line: Mapping[str, Any]) -> None:
         line: Of `metrics.jsonl`. Epochs from its own on that were written before, by a run that was
             stopped, are hidden.
     """
-    from tensorboardX import SummaryWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
 
-    with SummaryWriter(str(folder), purge_step=line["epoch"]) as writer:
-        for name, value in flat(line):
-            if name not in _KEYS:
-                writer.add_scalar(name, value, line["epoch"])
+    # Not with SummaryWriter: its thread dies of a full disk, and then its queue waits for ever.
+    at: dict[str, Any] = {"step": line["epoch"], "wall_time": time.time()}
+    events = [
+        Event(wall_time=at["wall_time"], file_version="brain.Event:2"),
+        Event(**at, session_log=SessionLog(status=SessionLog.START)),
+        *(Event(**at, summary=scalar(*each)) for each in flat(line) if each[0] not in _KEYS),
+    ]
+    name = f"events.out.tfevents.{at['wall_time']:.0f}.{platform.node()}.{line['epoch']}"
+    records.write_bytes(folder / name, b"".join(_framed(e.SerializeToString()) for e in events))
+
+
+def _framed(event: bytes) -> bytes:
+    from tensorboardX.record_writer import masked_crc32c
+
+    length = struct.pack("<Q", len(event))
+    checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
+    return length + checksums[0] + event + checksums[1]

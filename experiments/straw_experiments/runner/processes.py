@@ -5,14 +5,16 @@ on a core of its own, take 0.22 s together, and 0.32 s one after the other on bo
 together by `vmap` took 0.79 s: per-seed kernels become grouped convolutions.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import jax
@@ -56,6 +58,8 @@ def in_processes(
     shared: tuple[Any, ...],
     tasks: Sequence[Any],
     jobs: int,
+    *,
+    title: Callable[[Any], str] = str,
 ) -> None:
     """Do tasks in processes of their own, several at once.
 
@@ -65,48 +69,91 @@ def in_processes(
         shared: What every process needs; pickled.
         tasks: What is to be done, the longest first; pickled.
         jobs: Into how many shares the cores are dealt; there are no more processes than tasks.
+        title: Names a task in messages.
 
     Raises:
-        ProcessError: A process was ended from outside.
+        ProcessError: A process was ended from outside; says which, and what it did.
         Exception: What a task raised; the others are then ended, too.
     """
     processes = min(jobs, len(tasks))
     if not processes:
         return
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    shares = context.SimpleQueue()
     cores = sorted(os.sched_getaffinity(0))
     each = len(cores) // jobs  # as many for every job: the number of threads decides rounding
-    for job in range(jobs):
-        shares.put(cores[job * each : (job + 1) * each] or cores)
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, context, _begin, (shares, start, shared))
+    doing: dict[int | None, Any] = {}
+    with _shielded():
+        shares, begun = context.SimpleQueue(), context.SimpleQueue()
+        for job in range(jobs):
+            shares.put(cores[job * each : (job + 1) * each] or cores)
+        pool = ProcessPoolExecutor(processes, context, _begin, (shares, begun, start, shared))
+        up = [pool.submit(_nothing) for _ in range(processes)]
+        workers = set(multiprocessing.active_children()) - others
     try:
         # A pool may overlook the end of a process that it started after it began to watch (CPython
         # 3.11): let all be up first.
-        wait([pool.submit(_nothing) for _ in range(processes)])
+        wait(up)
         for future in as_completed([pool.submit(_do, task) for task in tasks]):
+            _note(begun, doing)
             future.result()
         pool.shutdown()
-    except BrokenProcessPool:  # The pool has ended the others.
+    except BrokenProcessPool:
+        pool.shutdown()  # Waits until the pool has ended the others.
+        _note(begun, doing)
+        titles = {process: title(task) for process, task in doing.items()}
         raise ProcessError(
-            "a process that trained was ended from outside, perhaps for want of memory. Go on with"
-            " --resume, and a lower --jobs if memory is short"
+            f"{_deaths(workers, titles)}, perhaps for want of memory. Go on with --resume, and a"
+            " lower --jobs if memory is short"
         ) from None
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - others:
+        for child in workers:
             child.terminate()
         raise
 
 
+@contextlib.contextmanager
+def _shielded() -> Iterator[None]:
+    """Start processes that Ctrl-C and the end of a terminal do not reach: the parent ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _note(begun: Any, doing: dict[int | None, Any]) -> None:
+    while not begun.empty():
+        process, task = begun.get()
+        doing[process] = task
+
+
+def _deaths(workers: Iterable[BaseProcess], titles: Mapping[int | None, str]) -> str:
+    """Say which processes came to an end, and how; without those that the pool then ended."""
+    by_itself = [each for each in workers if each.exitcode not in (0, -signal.SIGTERM)]
+    told = [
+        f"process {each.pid}, which trained {titles.get(each.pid, 'nothing yet')}, was ended"
+        f" from outside by {_ending(each.exitcode or 0)}"
+        for each in by_itself or workers
+    ]
+    return "; ".join(told)
+
+
+def _ending(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
 _do_task: Callable[[Any], None]
+_begun: Any
 
 
-def _begin(shares: Any, start: Callable[..., Callable[[Any], None]], shared: Any) -> None:
-    global _do_task
+def _begin(
+    shares: Any, begun: Any, start: Callable[..., Callable[[Any], None]], shared: Any
+) -> None:
+    global _do_task, _begun
+    _begun = begun
     os.sched_setaffinity(0, shares.get())  # before JAX makes its threads
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is the parent's to explain
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -131,4 +178,5 @@ def _nothing() -> None:
 
 
 def _do(task: Any) -> None:
+    _begun.put((os.getpid(), task))
     _do_task(task)

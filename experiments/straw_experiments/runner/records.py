@@ -1,10 +1,29 @@
-"""Files that a killed process leaves either as they were or whole."""
+"""Files that a killed process leaves either as they were or whole, and that damage does not pass.
 
+A record is a JSON object. It begins with "format", and ends with "crc32", the checksum of all that
+stands before it: no damage in one place takes both away. A record that has neither is of a version
+before 0.3, and is taken as it is. Lines of JSON are records, too.
+
+Only the standard library is imported, so that a command line answers at once.
+"""
+
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+FORMAT = 2
+"""Of the records that this version writes; records without a checksum are the first."""
+
+_ABSENT = (FileNotFoundError, NotADirectoryError)
+
+
+class RecordError(ValueError):
+    """A record is damaged, or was changed by hand."""
 
 
 def write(path: Path, text: str) -> None:
@@ -18,7 +37,7 @@ def write(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, raw: bytes) -> None:
-    """Write a file in one piece, with the folders it needs.
+    """Write a file in one piece, with the folders it needs; it is on the disk on return.
 
     Args:
         path: Of the file.
@@ -26,38 +45,131 @@ def write_bytes(path: Path, raw: bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_bytes(raw)
+    with part.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, path)
+    sync(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, in one piece.
+def sync(*paths: Path) -> None:
+    """Wait until files, or the names in folders, are on the disk."""
+    for path in paths:
+        if os.name == "nt" and path.is_dir():  # Windows opens no folders
+            continue
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def checksum(raw: bytes | memoryview) -> int:
+    """Return the checksum by which damage is found."""
+    return zlib.crc32(raw)
+
+
+def file_checksum(path: Path) -> int | None:
+    """Return the checksum of a file, or None where there is none."""
+    try:
+        return checksum(path.read_bytes())
+    except _ABSENT:
+        return None
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as readable JSON, in one piece.
 
     Args:
         path: Of the file.
-        value: What JSON can hold.
+        record: What JSON can hold.
     """
-    write(path, json.dumps(value, indent=2) + "\n")
+    write(path, json.dumps(sealed(record), indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read what `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote.
+
+    Raises:
+        RecordError: It is damaged.
+        OSError: It cannot be read.
+    """
+    try:
+        return opened(json.loads(path.read_bytes()))
+    except ValueError as error:
+        raise RecordError(f"cannot read {path}: {error}") from None
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Add a record to a file of JSON lines.
+def is_whole(path: Path) -> bool:
+    """Say whether a record is there and undamaged."""
+    with contextlib.suppress(RecordError, *_ABSENT):
+        read_json(path)
+        return True
+    return False
+
+
+def is_made(path: Path) -> bool:
+    """Say whether a record is there; one that is damaged is set aside, with a warning.
+
+    Args:
+        path: Of the record, which can be made again.
+    """
+    try:
+        read_json(path)
+    except _ABSENT:
+        return False
+    except RecordError as error:
+        aside = path.with_name(path.name + ".damaged")
+        os.replace(path, aside)
+        warnings.warn(f"{error}. It is kept as {aside.name}, and made again", stacklevel=2)
+        return False
+    return True
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the marks by which `opened` finds damage."""
+    marked = {"format": FORMAT, **record}
+    return {**marked, "crc32": _crc32(marked)}
+
+
+def opened(record: Any) -> dict[str, Any]:
+    """Take the marks from a record.
+
+    Raises:
+        ValueError: It is damaged; says how.
+    """
+    if not isinstance(record, dict) or not record:
+        raise ValueError("expected a JSON object that is not empty")
+    rest = dict(record)
+    found = rest.pop("crc32", None)
+    if found is None and "format" not in rest:
+        return rest
+    if found != _crc32(rest):
+        raise ValueError("it does not match its checksum, so it was damaged or changed by hand")
+    rest.pop("format", None)
+    return rest
+
+
+def _crc32(record: Mapping[str, Any]) -> int:
+    return checksum(json.dumps(record).encode())
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a record to a file of JSON lines; it is on the disk on return.
 
     Args:
         path: Of the file.
         record: One line of it.
     """
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(_line(record))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines, without a last line that was cut off.
+    """Read a file of JSON lines, without those that were cut off or damaged.
 
     Args:
         path: Of the file; it need not exist.
@@ -65,17 +177,122 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Returns:
         The records in order.
     """
-    if not path.exists():
+    try:
+        lines = path.read_bytes().splitlines()
+    except _ABSENT:
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # the caller knows how many there should be
+            records.append(opened(json.loads(line)))
+    return records
 
 
-def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
+def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write a file of JSON lines in one piece.
 
     Args:
         path: Of the file.
         records: Its lines in order.
     """
-    write(path, "".join(json.dumps(record) + "\n" for record in records))
+    write(path, "".join(map(_line, records)))
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(sealed(record)) + "\n"
+
+
+def write_settings(out: Path, record: Mapping[str, Any]) -> None:
+    """Write `config.json`, and the same beside the runs: they are worth nothing without it.
+
+    Args:
+        out: Folder of a study.
+        record: Its settings, and more.
+    """
+    for path in _settings_paths(out):
+        write_json(path, record)
+
+
+def is_begun(out: Path) -> bool:
+    """Say whether a folder has anything of a study."""
+    return any(os.path.exists(out / name) for name in ("config.json", "runs", "summary.json"))
+
+
+def read_settings(out: Path) -> dict[str, Any] | None:
+    """Read the settings with which a study was begun, with a warning where `config.json` is lost.
+
+    Args:
+        out: Folder of the study.
+
+    Returns:
+        What `config.json` held, or None where no study was begun.
+
+    Raises:
+        RecordError: There are runs or a `config.json`, but the settings cannot be read.
+        OSError: A file cannot be read.
+    """
+    faults = []
+    for path in (*_settings_paths(out), out / "summary.json"):
+        try:
+            found = read_json(path)
+        except _ABSENT:
+            continue
+        except RecordError as error:
+            faults.append(str(error))
+            continue
+        if path.name == "summary.json":  # it holds them as one of its parts
+            found = found.get("config", {})
+        if found and path != out / "config.json":
+            fault = faults[0] if faults else f"{out / 'config.json'} is gone"
+            warnings.warn(f"{fault}. Settings are taken from {path}", stacklevel=2)
+        if found:
+            return found
+    if not faults and not (out / "runs").exists():
+        return None
+    fault = faults[0] if faults else f"{out / 'config.json'} is gone"
+    raise RecordError(f"{fault}. Restore it, or move {out} away, or choose another --out")
+
+
+def _settings_paths(out: Path) -> tuple[Path, Path]:
+    return out / "config.json", out / "runs" / "config.json"
+
+
+def write_summary(out: Path, summary: Mapping[str, Any], files: Sequence[str]) -> None:
+    """Write `summary.json`, which marks a study as finished.
+
+    Args:
+        out: Folder of the study.
+        summary: All figures.
+        files: Names of the other files in the folder that tell of the results; it keeps their
+            checksums.
+    """
+    found = {name: file_checksum(out / name) for name in files}
+    write_json(out / "summary.json", {**summary, "files": found})
+
+
+def read_summary(out: Path) -> dict[str, Any] | None:
+    """Read the summary of a finished study, and check the files beside it.
+
+    Args:
+        out: Folder of the study.
+
+    Returns:
+        The summary; None, perhaps with a warning, where the study has to be finished (again).
+
+    Raises:
+        RecordError: It is damaged, and there are no runs from which it could be made again.
+    """
+    path = out / "summary.json"
+    has_runs = (out / "runs").exists()
+    if not has_runs and path.exists():
+        read_json(path)
+    if not is_made(path):
+        return None
+    summary = read_json(path)
+    files = summary.pop("files", {})
+    damaged = [name for name, known in files.items() if file_checksum(out / name) != known]
+    if not damaged:
+        return summary
+    fate = "made again from the runs" if has_runs else "not made again, as the runs are gone, too"
+    warnings.warn(f"damaged or gone in {out}, and {fate}: {', '.join(damaged)}", stacklevel=2)
+    return None if has_runs else summary

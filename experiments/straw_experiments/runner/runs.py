@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -90,13 +91,41 @@ class Run(Generic[T]):
         """The run's name in messages."""
         return f"{self.trainer.name} seed {self.seed}"
 
-    def history(self) -> list[dict[str, Any]]:
-        """Read the run's `metrics.jsonl`."""
-        return records.read_lines(self.metrics)
+    def is_tested(self) -> bool:
+        """Say whether the run has its result, whole."""
+        return records.is_made(self.result)
 
-    def forget_after(self, epoch: int) -> None:
-        """Drop the lines of later epochs, which will be trained again."""
-        records.write_lines(self.metrics, [x for x in self.history() if x["epoch"] <= epoch])
+    def history(self) -> list[dict[str, Any]]:
+        """Read the figures of every epoch until the last checkpoint.
+
+        Raises:
+            RecordError: Some are lost.
+        """
+        last = checkpoints.latest(self.final) or checkpoints.latest(self.epochs)
+        return self.history_until(int(last.name) if last else 0)
+
+    def history_until(self, epoch: int) -> list[dict[str, Any]]:
+        """Read the figures of epochs until this one; what is lost is taken from a checkpoint.
+
+        Raises:
+            RecordError: Some are lost.
+        """
+        expected = list(range(1, epoch + 1))
+        lines = [line for line in records.read_lines(self.metrics) if line["epoch"] <= epoch]
+        if [line["epoch"] for line in lines] == expected:
+            return lines
+        lost = f"{self.metrics}: lines of epochs are damaged or gone"
+        kept = checkpoints.history(self.final) or checkpoints.history(self.epochs) or []
+        lines = [line for line in kept if line["epoch"] <= epoch]
+        if [line["epoch"] for line in lines] != expected:
+            raise records.RecordError(f"{lost}. {self._cure}")
+        warnings.warn(f"{lost}; they are taken from the last checkpoint", stacklevel=2)
+        records.write_lines(self.metrics, lines)
+        return lines
+
+    @property
+    def _cure(self) -> str:
+        return f"Delete {self.result.parent}, and use --resume to train this model again"
 
     def restored(self) -> tuple[int, State] | None:
         """Return the last epoch that was saved, and its state where the model trains, or None.
@@ -110,6 +139,28 @@ class Run(Generic[T]):
         if not done:
             return None
         return done, self.trainer.place(from_first(lambda: found and found[1], like))
+
+    def trained(self) -> Variables | None:
+        """Return the variables of a run that was trained, where the model trains, or None.
+
+        Raises:
+            CheckpointError: They are damaged, and there is no earlier checkpoint to go on from.
+        """
+        found = self._trained() if is_first() else None
+        if not from_first(lambda: found is not None, like=False):
+            return None
+        return self.trainer.place(from_first(lambda: found, self.trainer.state_like.variables))
+
+    def _trained(self) -> Variables | None:
+        if checkpoints.latest(self.final) is None:
+            return None
+        try:
+            return self.variables()
+        except checkpoints.CheckpointError as error:
+            if checkpoints.latest(self.epochs) is None:
+                raise
+            warnings.warn(f"{error}. Going on from {self.epochs}", stacklevel=2)
+            return None
 
     def placed_variables(self) -> Variables:
         """Return the variables that a finished run ended with, where the model trains.
@@ -127,12 +178,10 @@ class Run(Generic[T]):
         Raises:
             CheckpointError: They are gone or damaged.
         """
-        restored = checkpoints.restore(self.final, self.trainer.state_like.variables)
+        like = self.trainer.state_like.variables
+        restored = checkpoints.restore(self.final, like, begin_anew=self.result.parent)
         if restored is None:
-            raise checkpoints.CheckpointError(
-                f"checkpoints: {self.final} is gone. Delete {self.final.parent} and use --resume"
-                " to train this model again"
-            )
+            raise checkpoints.CheckpointError(f"checkpoints: {self.final} is gone. {self._cure}")
         return restored[1]
 
 
@@ -157,13 +206,16 @@ def execute(
         NonFiniteError: Training diverged; names the step and the last good checkpoint.
         CheckpointError: The run should go on but has no whole checkpoint.
     """
-    if not from_first(run.result.exists, like=False):
-        epoch, variables = _train(run, train)
+    if not from_first(run.is_tested, like=False):
+        variables = run.trained()
+        if variables is None:
+            epoch, variables = _train(run, train)
+            hosted = to_host(variables)
+            if is_first():
+                checkpoints.save(run.final, epoch, hosted, keep=1, history=run.history())
+                run.variables()  # Read back before the checkpoints that it replaces go.
         tested = test(variables)
-        variables = to_host(variables)
         if is_first():
-            checkpoints.save(run.final, epoch, variables, keep=1)
-            run.variables()  # Read back before the checkpoints that it replaces go.
             seconds = sum(line["seconds"] for line in run.history())
             records.write_json(run.result, {"seconds": seconds, **tested.figures})
             say(f"{run.title}: finished; {tested.text}")
@@ -177,8 +229,9 @@ def _train(run: Run[Any], train: Callable[[State], Iterator[EpochResult]]) -> tu
     """Train a run to its end, recording and saving every epoch; return the last, and variables."""
     done, start = run.restored() or (0, run.trainer.init_state(run.seed))
     say(f"{run.title}: {f'continuing after epoch {done}' if done else 'starting'}, compiling")
+    history = run.history_until(done) if is_first() else []
     if is_first():
-        run.forget_after(done)
+        records.write_lines(run.metrics, history)  # later epochs will be trained again
     state = start
     try:
         for done, state, figures, text in train(start):
@@ -186,9 +239,10 @@ def _train(run: Run[Any], train: Callable[[State], Iterator[EpochResult]]) -> tu
             if is_first():
                 line = {"model": run.trainer.name, "seed": run.seed, "epoch": done, **figures}
                 records.append_line(run.metrics, line)
+                history.append(line)
                 if run.tensorboard:
                     metrics.write_tensorboard(run.tensorboard, line)
-                checkpoints.save(run.epochs, done, hosted)
+                checkpoints.save(run.epochs, done, hosted, history=history)
             say(f"{run.title}: {text}")
     except NonFiniteError as error:
         good = checkpoints.latest(run.epochs) or "none, as no epoch was finished"

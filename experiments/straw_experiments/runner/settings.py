@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from straw_experiments.runner import limits, readers
+from straw_experiments.runner import limits, readers, records
 
 C = TypeVar("C", bound="RunConfig")
 
@@ -280,14 +280,13 @@ def check_out(config: RunConfig) -> None:
         ValueError: They may not, or the earlier run had other settings.
     """
     out = Path(config.out)
-    earlier = out / "config.json"
-    if os.path.exists(earlier):  # False, too, where no such file can be
+    if records.is_begun(out):
         if not config.resume:
             raise ValueError(
                 f"argument --out: {out} holds an earlier run; continue it with --resume, or choose"
                 " another --out"
             )
-        _check_same_settings(earlier, config)
+        _check_same_settings(out, config)
     check_writable(out)
 
 
@@ -305,11 +304,13 @@ def check_writable(out: Path) -> None:
         raise ValueError(f"argument --out: cannot write to {out}: {error.strerror}") from None
 
 
-def _check_same_settings(path: Path, config: RunConfig) -> None:
+def _check_same_settings(out: Path, config: RunConfig) -> None:
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"argument --resume: cannot read {path}: {error}") from None
+        earlier = records.read_settings(out)
+    except (OSError, records.RecordError) as error:
+        raise ValueError(f"argument --resume: {error}") from None
+    if earlier is None:
+        return
     now = json.loads(json.dumps(stored(config)))  # as the file would have it
     usual = defaults(type(config))  # what an earlier version, which did not have it, did
     for field in dataclasses.fields(config):
@@ -331,10 +332,7 @@ def check_same_data(config: RunConfig, now: Mapping[str, Any]) -> None:
     Raises:
         ValueError: `config.out` has results of other data.
     """
-    path = Path(config.out, "config.json")
-    if not path.exists():
-        return
-    earlier = json.loads(path.read_text(encoding="utf-8")).get("data", now)
+    earlier = (records.read_settings(Path(config.out)) or {}).get("data", now)
     if earlier != now:
         raise ValueError(
             f"--resume: the results in {config.out} are from {earlier}, but the data are now"

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from jax.sharding import Mesh
 
 from straw_experiments.runner import metrics, records, settings
+from straw_experiments.runner.command import show_warnings
 from straw_experiments.runner.environment import commit, device, versions
 from straw_experiments.runner.hosts import is_first
 from straw_experiments.runner.processes import in_processes, jobs_for
@@ -19,6 +20,8 @@ T = TypeVar("T", bound=Trainer)
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 """Of every model, what `Study.execute` returned for each seed."""
+
+_FILES = ("metrics.jsonl", "metrics.csv", "report.md")  # beside pictures and summary
 
 
 class Study(ABC, Generic[T]):
@@ -53,7 +56,7 @@ class Study(ABC, Generic[T]):
 
     def is_finished(self, name: str, seed: int) -> bool:
         """Say whether `execute` has nothing to do."""
-        return self.run(name, seed).result.exists()
+        return self.run(name, seed).is_tested()
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -119,7 +122,9 @@ def conduct(study: Study[Any], command: str) -> None:
     Raises:
         NonFiniteError: Training diverged; names the step and the last good checkpoint.
         CheckpointError: A run should continue but has no whole checkpoint.
+        RecordError: A record is damaged, and cannot be made again.
         ProcessError: A process that trained was ended from outside.
+        OSError: A file cannot be read or written.
     """
     tasks = [(name, seed) for name in study.names for seed in study.seeds]
     if not is_first():  # the first process alone writes results
@@ -129,17 +134,19 @@ def conduct(study: Study[Any], command: str) -> None:
     config, out = study.config, Path(study.config.out)
     data = study.data()
     described = {"data": data} if data else {}
-    records.write_json(
-        out / "config.json", {**settings.stored(config), **described, "command": command}
-    )
+    records.write_settings(out, {**settings.stored(config), **described, "command": command})
     made = {"commit": commit(), "versions": versions()}  # before the checkout may move on
     jobs = 1 if study.mesh else jobs_for(len(tasks), config.jobs)
     _print_start(study, jobs)
+    waiting = [task for task in tasks if not study.is_finished(*task)]
+    for name, seed in tasks:
+        if (name, seed) not in waiting:
+            study.run(name, seed).variables()  # damage is told now, not after hours of training
     if jobs > 1:
-        waiting = [task for task in tasks if not study.is_finished(*task)]
         costs = {name: study.cost(name) for name in dict(waiting)}
         longest_first = sorted(waiting, key=lambda task: -costs[task[0]])
-        in_processes(_executor, (type(study), study.arguments), longest_first, jobs)
+        shared = type(study), study.arguments
+        in_processes(_executor, shared, longest_first, jobs, title=_title)
     results = {name: [study.execute(name, seed) for seed in study.seeds] for name in study.names}
     summary = {
         **study.facts(),
@@ -156,7 +163,7 @@ def conduct(study: Study[Any], command: str) -> None:
     records.write(out / "metrics.csv", metrics.csv_table(history))
     pictures = study.draw(summary, history)
     records.write(out / "report.md", study.report.markdown(summary, pictures))
-    records.write_json(out / "summary.json", summary)  # Last: it marks the study as finished.
+    records.write_summary(out, summary, [*_FILES, *pictures.values()])
     print(f"\n{study.report.table(summary)}\n")
     for line in study.closing(summary):
         print(line)
@@ -166,12 +173,17 @@ def conduct(study: Study[Any], command: str) -> None:
 def _executor(
     kind: type[Study[Any]], arguments: tuple[Any, ...]
 ) -> Callable[[tuple[str, int]], None]:
+    show_warnings()
     study = kind(*arguments)
 
     def execute(task: tuple[str, int]) -> None:
         study.execute(*task, bar=False)  # several bars would overwrite each other
 
     return execute
+
+
+def _title(task: tuple[str, int]) -> str:
+    return "{} seed {}".format(*task)
 
 
 def _device(study: Study[Any]) -> str:

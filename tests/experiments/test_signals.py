@@ -1,0 +1,90 @@
+"""Signals and failing files: one line that says how to go on, and the exit code."""
+
+import errno
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from straw_experiments.runner.command import interruptible
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+
+STOPPING = (signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def _process(monkeypatch):
+    """The process of a script, whose signals do what they do at first."""
+    monkeypatch.setattr(sys, "argv", ["experiments/run.py", "--rank", "4"])
+    before = [signal.signal(number, signal.SIG_DFL) for number in STOPPING]
+    yield
+    for number, handler in zip(STOPPING, before, strict=True):
+        signal.signal(number, handler)
+
+
+def _stopped_by(number):
+    def run(command):
+        assert command == "python experiments/run.py --rank 4"
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+        return 0
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_signal_is_one_line_and_its_exit_code(number, code, capsys):
+    assert interruptible(_stopped_by(number), resumes=False) == code
+    assert capsys.readouterr().err == (
+        "run.py: stopped; to go on: python experiments/run.py --rank 4 --resume\n"
+    )
+
+
+def test_one_signal_is_enough(capsys):
+    def run(_):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:  # what takes its time to end may be told again
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    assert interruptible(run, resumes=True) == 143
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_handlers_are_as_before():
+    assert interruptible(lambda _: 3, resumes=False) == 3
+    assert [signal.getsignal(number) for number in STOPPING] == [signal.SIG_DFL] * 2
+
+
+def test_nohup_is_heeded():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert interruptible(lambda _: os.kill(os.getpid(), signal.SIGHUP) or 7, resumes=True) == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out/config.json"),
+            "out/config.json: No",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; to go on: py"),
+        (OSError("step 3 was\nnot written"), "step 3 was not written; to go on: python"),
+    ],
+)
+def test_failing_file_is_one_line_and_1(error, message, capsys):
+    def run(_):
+        raise error
+
+    assert interruptible(run, resumes=True) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"run.py: {message}")
+    assert printed.endswith("--rank 4\n")
+    assert printed.count("\n") == 1
