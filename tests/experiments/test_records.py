@@ -60,6 +60,20 @@ def test_records_of_earlier_versions_are_taken_as_they_are(tmp_path):
     assert records.read_lines(path) == [{"epoch": 1}, {"epoch": 2}]
 
 
+def test_records_that_changed_places_are_refused(tmp_path):
+    paths = [tmp_path / "runs" / f"straw-seed{seed}" / "result.json" for seed in (0, 1)]
+    paths.append(tmp_path / "summary.json")
+    for path in paths:
+        records.write_json(path, RECORD)
+    for path in paths:
+        for other in set(paths) - {path}:
+            path.write_bytes(other.read_bytes())
+            assert not records.is_whole(path)
+        records.write_json(path, RECORD)
+    shutil.move(tmp_path / "runs", tmp_path / "moved" / "runs")  # the study may be moved
+    assert records.is_whole(tmp_path / "moved" / "runs" / "straw-seed0" / "result.json")
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", "3", "null", '{"format": 2}', '{"crc32": 2}'])
 def test_what_is_no_record_is_refused(tmp_path, text):
     path = tmp_path / "record.json"

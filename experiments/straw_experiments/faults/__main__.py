@@ -10,6 +10,8 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -48,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 1 if a fault was silent, ended in a traceback, or lost something; else 0.
     """
     given = _parser().parse_args(argv)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if given.trial is not None:
         return _again(given.only[0], given.seed, given.trial)
     chosen = {name: FAULTS[name] for name in given.only}
@@ -111,14 +112,23 @@ def _generator(name: str, seed: int, number: int) -> np.random.Generator:
 
 @contextlib.contextmanager
 def _place() -> Iterator[Path]:
-    """Make a folder for a campaign, with caches of its own."""
+    """Make a folder for a campaign, with a cache of programs that are quickly compiled."""
     with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as name:
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most programs run once
-        jax.config.update("jax_disable_most_optimizations", True)
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(name, "cache")  # of processes
-        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        yield Path(name)
+        options: dict[str, Any] = {
+            "jax_compilation_cache_dir": os.path.join(name, "cache"),
+            "jax_persistent_cache_min_compile_time_secs": 0,
+            "jax_disable_most_optimizations": True,
+        }
+        before = {option: jax.config.values[option] for option in options}
+        environment = {option.upper(): str(value) for option, value in options.items()}
+        with mock.patch.dict(os.environ, environment):  # of processes; what follows, of this one
+            try:
+                for option, value in options.items():
+                    jax.config.update(option, value)
+                yield Path(name)
+            finally:
+                for option, value in before.items():
+                    jax.config.update(option, value)
 
 
 def _defect(name: str, seed: int, number: int, trial: Trial) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 
 from straw_experiments import cli
 from straw_experiments.faults.outcomes import Outcome
-from straw_experiments.runner import metrics, records, runs
+from straw_experiments.runner import records, runs
 from straw_experiments.runner.study import Study
 
 STUDIES: Mapping[str, Sequence[str]] = {
@@ -50,7 +50,7 @@ _MEASURED = (
     "steps_per_second",
     "jobs",
 )  # times, and what decides them
-_MADE = ("command", "commit", "versions", "device", "config")
+_MADE = ("command", "commit", "versions", "device", "config", "files")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,21 +157,17 @@ def published(out: Path) -> dict[str, Any]:
         out: The folder of its results.
 
     Returns:
-        Records by file. All that is read must match its checksum.
+        Summary and lines of `metrics.jsonl`. All that is published matches its checksum.
 
     Raises:
-        ValueError: A record is damaged.
+        ValueError: Something is damaged.
     """
-    found: dict[str, Any] = {}
-    for path in sorted([out / "summary.json", *out.glob("runs/*/*.json")]):
-        found[str(path.relative_to(out))] = _comparable(records.read_json(path))
-    for path in sorted([out / "metrics.jsonl", *out.glob("runs/*/metrics.jsonl")]):
-        lines = records.read_lines(path)
-        found[str(path.relative_to(out))] = [_comparable(line) for line in lines]
-    table = metrics.csv_table(records.read_lines(out / "metrics.jsonl"))
-    if (out / "metrics.csv").read_text(encoding="utf-8") != table:
-        raise ValueError(f"{out / 'metrics.csv'}, which differs from metrics.jsonl")
-    return found
+    summary = records.read_json(out / "summary.json")
+    known = summary["files"]
+    if damaged := [name for name in known if records.file_checksum(out / name) != known[name]]:
+        raise ValueError(f"{damaged}, which summary.json knows otherwise")
+    lines = records.read_lines(out / "metrics.jsonl")
+    return {"summary": _comparable(summary), "metrics": _comparable(lines)}
 
 
 def judge(answer: Answer, expected: Mapping[str, Any], out: Path) -> tuple[Outcome, str]:

@@ -54,7 +54,7 @@ def save(
     args = ocp.args.Composite(
         tree=ocp.args.StandardSave(tree),
         leaves=ocp.args.JsonSave(_checksums(tree)),
-        history=ocp.args.JsonSave(records.sealed({"epochs": list(history)})),
+        history=ocp.args.JsonSave(records.sealed({"epochs": list(history)}, folder.parent.name)),
     )
     try:
         with _unlogged(), _manager(folder, keep) as manager:
@@ -88,7 +88,7 @@ def history(folder: Path) -> list[dict[str, Any]] | None:
     with _manager(folder) as manager:
         try:
             stored = manager.restore(int(newest.name), args=args).history
-            return list(records.opened(stored)["epochs"])
+            return list(records.opened(stored, folder.parent.name, marked=True)["epochs"])
         # As in `restore`: damage can surface in any layer.
         except Exception:
             return None

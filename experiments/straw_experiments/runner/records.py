@@ -1,8 +1,11 @@
 """Files that a killed process leaves either as they were or whole, and that damage does not pass.
 
 A record is a JSON object. It begins with "format", and ends with "crc32", the checksum of all that
-stands before it: no damage in one place takes both away. A record that has neither is of a version
-before 0.3, and is taken as it is. Lines of JSON are records, too.
+stands before it and of its file's name: no damage in one place takes both away, and two files that
+change places are noticed. Lines of JSON are records, too.
+
+A record that has neither is of a version before 0.3, and is taken as it is. When its study is gone
+on with, it gets both, and without them it counts as damaged from then on.
 
 Only the standard library is imported, so that a command line answers at once.
 """
@@ -85,7 +88,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
         path: Of the file.
         record: What JSON can hold.
     """
-    write(path, json.dumps(sealed(record), indent=2) + "\n")
+    write(path, json.dumps(sealed(record, _name(path)), indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -96,7 +99,8 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: It cannot be read.
     """
     try:
-        return opened(json.loads(path.read_bytes()))
+        record = json.loads(path.read_bytes())
+        return opened(record, _name(path), marked=_is_marked(_study(path)))
     except ValueError as error:
         raise RecordError(f"cannot read {path}: {error}") from None
 
@@ -127,14 +131,24 @@ def is_made(path: Path) -> bool:
     return True
 
 
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the marks by which `opened` finds damage."""
+def sealed(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Add the marks by which `opened` finds damage.
+
+    Args:
+        record: What JSON can hold.
+        name: By which it is found.
+    """
     marked = {"format": FORMAT, **record}
-    return {**marked, "crc32": _crc32(marked)}
+    return {**marked, "crc32": _crc32(marked, name)}
 
 
-def opened(record: Any) -> dict[str, Any]:
+def opened(record: Any, name: str, *, marked: bool) -> dict[str, Any]:
     """Take the marks from a record.
+
+    Args:
+        record: What JSON held.
+        name: By which it was found.
+        marked: Whether it must have marks.
 
     Raises:
         ValueError: It is damaged; says how.
@@ -143,16 +157,38 @@ def opened(record: Any) -> dict[str, Any]:
         raise ValueError("expected a JSON object that is not empty")
     rest = dict(record)
     found = rest.pop("crc32", None)
-    if found is None and "format" not in rest:
+    if found is None and "format" not in rest and not marked:
         return rest
-    if found != _crc32(rest):
-        raise ValueError("it does not match its checksum, so it was damaged or changed by hand")
+    if found != _crc32(rest, name):
+        raise ValueError(
+            "it does not match its checksum, so it was damaged, changed by hand, or is another's"
+        )
     rest.pop("format", None)
     return rest
 
 
-def _crc32(record: Mapping[str, Any]) -> int:
-    return checksum(json.dumps(record).encode())
+def _crc32(record: Mapping[str, Any], name: str) -> int:
+    return checksum(f"{name}{json.dumps(record)}".encode())
+
+
+def _name(path: Path) -> str:
+    """Name a file; one of a run with its folder, as all runs have files of the same names."""
+    return "/".join(path.parts[-2:]) if path.parent.parent.name == "runs" else path.name
+
+
+def _study(path: Path) -> Path:
+    """Return the folder of the study that a file belongs to."""
+    runs = next((folder for folder in list(path.parents)[:2] if folder.name == "runs"), path)
+    return runs.parent
+
+
+def _is_marked(out: Path) -> bool:
+    """Say whether the settings of a study have marks, as have then all its records."""
+    for path in _settings_paths(out):
+        with contextlib.suppress(OSError):
+            if b'"format": ' in path.read_bytes():
+                return True
+    return False
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
@@ -163,7 +199,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         record: One line of it.
     """
     with path.open("a", encoding="utf-8") as file:
-        file.write(_line(record))
+        file.write(_line(record, _name(path)))
         file.flush()
         os.fsync(file.fileno())
 
@@ -181,10 +217,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         lines = path.read_bytes().splitlines()
     except _ABSENT:
         return []
-    records = []
+    records, marked = [], _is_marked(_study(path))
     for line in lines:
         with contextlib.suppress(ValueError):  # the caller knows how many there should be
-            records.append(opened(json.loads(line)))
+            records.append(opened(json.loads(line), _name(path), marked=marked))
     return records
 
 
@@ -195,22 +231,35 @@ def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         path: Of the file.
         records: Its lines in order.
     """
-    write(path, "".join(map(_line, records)))
+    write(path, "".join(_line(record, _name(path)) for record in records))
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(sealed(record)) + "\n"
+def _line(record: Mapping[str, Any], name: str) -> str:
+    return json.dumps(sealed(record, name)) + "\n"
 
 
 def write_settings(out: Path, record: Mapping[str, Any]) -> None:
     """Write `config.json`, and the same beside the runs: they are worth nothing without it.
 
+    Records of an earlier version get marks first.
+
     Args:
         out: Folder of a study.
         record: Its settings, and more.
     """
+    if not _is_marked(out):
+        _mark(out)
     for path in _settings_paths(out):
         write_json(path, record)
+
+
+def _mark(out: Path) -> None:
+    for path in (*out.glob("runs/*/*.json"), out / "summary.json", out / "analysis.json"):
+        if is_whole(path):
+            write_json(path, read_json(path))
+    for path in (*out.glob("runs/*/metrics.jsonl"), out / "metrics.jsonl"):
+        if lines := read_lines(path):
+            write_lines(path, lines)
 
 
 def is_begun(out: Path) -> bool:

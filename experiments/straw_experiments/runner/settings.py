@@ -6,7 +6,6 @@ Only the standard library is imported, so that a command line answers at once.
 import argparse
 import dataclasses
 import json
-import os
 import tempfile
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
