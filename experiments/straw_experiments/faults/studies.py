@@ -92,6 +92,7 @@ def call(words: Sequence[str]) -> Answer:
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(),
         _quick(),
+        mock.patch.object(sys, "argv", ["straw-jax", *words]),
     ):
         warnings.simplefilter("always")
         try:
@@ -184,7 +185,7 @@ def judge(answer: Answer, expected: Mapping[str, Any], out: Path) -> tuple[Outco
     if answer.trace:
         return Outcome.TRACEBACK, answer.trace.strip().splitlines()[-1]
     if answer.code:
-        one_line = answer.last_line.startswith(("straw-jax", "usage"))
+        one_line = answer.last_line.startswith("straw-jax")
         return (Outcome.REFUSED if one_line else Outcome.TRACEBACK), answer.last_line
     try:
         found = published(out)

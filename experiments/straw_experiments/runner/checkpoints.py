@@ -57,7 +57,7 @@ def save(
         history=ocp.args.JsonSave(records.sealed({"epochs": list(history)}, folder.parent.name)),
     )
     try:
-        with _unlogged(), _manager(folder, keep) as manager:
+        with _manager(folder, keep) as manager:
             for stale in manager.all_steps():
                 if stale >= step:
                     manager.delete(stale)
@@ -163,7 +163,8 @@ def _failed_write(folder: Path, error: Exception) -> OSError:
     return OSError(f"{folder}: a checkpoint was not written: {_first_line(error)}")
 
 
-def _manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
+@contextlib.contextmanager
+def _manager(folder: Path, keep: int | None = None) -> Iterator[ocp.CheckpointManager]:
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
@@ -177,7 +178,8 @@ def _manager(folder: Path, keep: int | None = None) -> ocp.CheckpointManager:
         if jax.process_count() > 1
         else ocp.options.MultiprocessingOptions(),
     )
-    return ocp.CheckpointManager(folder, options=options)
+    with _unlogged(), ocp.CheckpointManager(folder, options=options) as manager:
+        yield manager
 
 
 def _read(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
