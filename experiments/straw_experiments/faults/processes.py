@@ -1,8 +1,8 @@
 """Processes that are killed, meet each other, or find the disk full or their folder gone."""
 
 import contextlib
+import functools
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -28,8 +28,9 @@ _SIGNALS = {
 class _Place:
     """A folder with small studies: what each publishes, and the seconds that it takes."""
 
-    def __init__(self, place: Path):
-        self.folder = place
+    def __init__(self, place: Path, jobs: int):
+        self.folder, self.jobs = place, jobs  # which decide the threads, and so the rounding
+        place.mkdir()
         studies.write_inputs(place)
         self.expected: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, float] = {}
@@ -43,11 +44,15 @@ class _Place:
 
     def words(self, name: str, out: Path | None = None, *, resume: bool = False) -> list[str]:
         """Return the command line of a study."""
-        return studies.words(name, out or self.out, inputs=self.folder, resume=resume)
+        given = studies.words(name, out or self.out, inputs=self.folder, resume=resume)
+        return [*given, "--jobs", str(self.jobs)]
 
-    def start(self, name: str, *, resume: bool = False, **options: Any) -> "subprocess.Popen[str]":
+    def start(
+        self, name: str, *, resume: bool = False, file_bytes: int | None = None
+    ) -> studies.Process:
         """Start a study in the trial's folder."""
-        return studies.start(self.words(name, resume=resume), self.folder, **options)
+        words = self.words(name, resume=resume)
+        return studies.start(words, self.folder, file_bytes=file_bytes)
 
     def drawn(self, rng: np.random.Generator) -> str:
         """Choose a study, and empty the trial's folder."""
@@ -68,9 +73,15 @@ class _Place:
         return Trial(fault, outcome, f"{said} (after: {noticed})")
 
 
+@functools.cache
+def _placed(folder: Path, jobs: int = 1) -> _Place:
+    """Prepare the studies once for all kinds of faults of a campaign."""
+    return _Place(folder / f"{jobs} jobs", jobs)
+
+
 def prepare_kills(place: Path) -> Kind:
     """Prepare studies that are stopped by signals, once to three times, and gone on with."""
-    studied = _Place(place)
+    studied = _placed(place.parent)
 
     def trial(rng: np.random.Generator, number: int) -> Trial:
         del number
@@ -97,13 +108,12 @@ def prepare_kills(place: Path) -> Kind:
 
 def prepare_workers(place: Path) -> Kind:
     """Prepare studies with several processes that train, of which one is killed."""
-    studied = _Place(place)
+    studied = _placed(place.parent, jobs=2)
 
     def trial(rng: np.random.Generator, number: int) -> Trial:
         del number
         name = studied.drawn(rng)
-        words = [*studied.words(name), "--jobs", "2"]
-        process = studies.start(words, studied.folder)
+        process = studied.start(name)
         wait = studied.moment(name, rng)
         time.sleep(wait)
         workers = _workers(process.pid)
@@ -123,7 +133,7 @@ def prepare_workers(place: Path) -> Kind:
 
 def prepare_pairs(place: Path) -> Kind:
     """Prepare two processes with one folder: one is to finish, the other to be refused."""
-    studied = _Place(place)
+    studied = _placed(place.parent)
 
     def trial(rng: np.random.Generator, number: int) -> Trial:
         del number
@@ -155,7 +165,7 @@ def prepare_pairs(place: Path) -> Kind:
 
 def prepare_disks(place: Path) -> Kind:
     """Prepare studies whose disk is full, or whose folder goes or becomes a file."""
-    studied = _Place(place)
+    studied = _placed(place.parent)
 
     def trial(rng: np.random.Generator, number: int) -> Trial:
         del number
@@ -174,17 +184,13 @@ def prepare_disks(place: Path) -> Kind:
     return trial
 
 
-Started = tuple[str, "subprocess.Popen[str]"]
+Started = tuple[str, studies.Process]
 
 
 def _full(studied: _Place, name: str, rng: np.random.Generator) -> Started:
     """Files may have so many bytes and no more, which is answered as a full disk is."""
     limit = int(10 ** rng.uniform(1.5, 5.5))
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    return f"files of {limit} bytes at most", studied.start(name, preexec_fn=limited)
+    return f"files of {limit} bytes at most", studied.start(name, file_bytes=limit)
 
 
 def _gone(studied: _Place, name: str, rng: np.random.Generator) -> Started:
@@ -210,7 +216,7 @@ _DISKS: dict[str, Callable[[_Place, str, np.random.Generator], Started]] = {
 }
 
 
-def _stopped(process: "subprocess.Popen[str]", sent: signal.Signals, wait: float) -> studies.Answer:
+def _stopped(process: studies.Process, sent: signal.Signals, wait: float) -> studies.Answer:
     """Send a signal after some seconds, as a terminal does: to all processes of the group."""
     try:
         process.wait(wait)

@@ -48,7 +48,8 @@ def prepare(place: Path) -> Kind:
         answer = studies.call(studies.words(stage.study, out, inputs=place, resume=True))
         outcome, said = studies.judge(answer, stage.expected, out)
         if outcome is Outcome.REFUSED:
-            lost = sorted(set(before) - set(_contents(out)))
+            after = set(_contents(out))
+            lost = [name for name in before if not {name, f"{name}.damaged"} & after]
             if lost:
                 outcome, said = Outcome.LOST, f"{said}; gone: {', '.join(lost)}"
         return Trial(f"{stage.study}, {stage.copy.name}: {', '.join(done)}", outcome, said)

@@ -15,7 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from unittest import mock
 
 import numpy as np
@@ -44,13 +44,13 @@ STUDIES: Mapping[str, Sequence[str]] = {
 
 _INPUTS = ("tiny.zip", "data", "text.txt")
 
-_MEASURED = (
-    "seconds",
-    "images_per_second",
-    "steps_per_second",
-    "jobs",
-)  # times, and what decides them
+# Times, and what decides them.
+_RATES = ("images_per_second", "steps_per_second", "characters_per_second")
+_MEASURED = ("seconds", "jobs", *_RATES)
 _MADE = ("command", "commit", "versions", "device", "config", "files")
+
+
+Process: TypeAlias = "subprocess.Popen[str]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,20 +104,30 @@ def call(words: Sequence[str]) -> Answer:
     return Answer(code, out.getvalue(), err.getvalue(), trace)
 
 
-def start(words: Sequence[str], cwd: Path, **options: Any) -> "subprocess.Popen[str]":
-    """Start a subcommand as a process of its own, which leads a group."""
+def start(words: Sequence[str], cwd: Path, *, file_bytes: int | None = None) -> Process:
+    """Start a subcommand as a process of its own, which leads a group.
+
+    Args:
+        words: Of the subcommand.
+        cwd: The folder in which it runs.
+        file_bytes: How large a file may become; more is answered as a full disk is (not Windows).
+    """
+    begin = ["-m", "straw_experiments"]
+    if file_bytes is not None:
+        limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes}, {file_bytes}))"
+        run = "runpy.run_module('straw_experiments', run_name='__main__', alter_sys=True)"
+        begin = ["-c", f"import resource, runpy; {limit}; {run}"]
     return subprocess.Popen(
-        [sys.executable, "-m", "straw_experiments", *words],
+        [sys.executable, *begin, *words],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        **options,
     )
 
 
-def finished(process: "subprocess.Popen[str]") -> Answer:
+def finished(process: Process) -> Answer:
     """Wait for a process, and return what it did."""
     out, err = process.communicate()
     trace = err[err.index("Traceback (") :] if "Traceback (" in err else ""
