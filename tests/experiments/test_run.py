@@ -328,7 +328,7 @@ def test_interrupted_and_killed_experiment_ends_with_the_same_bits(place, finish
     assert code == 0, stderr
     assert "straw seed 0: continuing after epoch" in stderr
     assert "standalone seed 0" not in stderr
-    _assert_same_end(place, "cut", "whole")
+    _assert_same_end(place, "cut", "whole", [("standalone", 0), ("straw", 0)])
 
 
 @pytest.mark.slow
@@ -362,42 +362,41 @@ def test_a_mesh_of_more_devices_than_there_are_is_refused_in_one_line(place):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be dealt out")
-def test_runs_in_processes_of_their_own_end_with_the_same_bits(place, finished):
-    code, stdout, stderr = place.run("both", "--jobs", "2")
+def test_runs_in_processes_of_their_own_end_with_the_same_bits(place):
+    two = "--models", "standalone", "--seeds", "2", "--jobs", "2"
+    code, stdout, stderr = place.run("both", *two)
     assert code == 0, stderr
     assert "2 runs at a time" in stdout
     assert json.loads((place.folder / "both" / "summary.json").read_text())["jobs"] == 2
 
-    ready = "cut2/runs/straw-seed0/epochs/1/commit_success.txt"
-    code, _, stderr = place.stop(signal.SIGINT, ready, "cut2", "--jobs", "2")
+    ready = "cut2/runs/standalone-seed0/epochs/1/commit_success.txt"
+    code, _, stderr = place.stop(signal.SIGINT, ready, "cut2", *two)
     assert code == 130
     assert stderr.splitlines()[-1].endswith("--resume")
     assert "Traceback" not in stderr
-    ready = "cut2/runs/straw-seed0/epochs/2/commit_success.txt"
-    code, _, _ = place.stop(signal.SIGKILL, ready, "cut2", "--jobs", "2", "--resume")
+    ready = "cut2/runs/standalone-seed0/epochs/2/commit_success.txt"
+    code, _, _ = place.stop(signal.SIGKILL, ready, "cut2", *two, "--resume")
     assert code == -signal.SIGKILL
-    code, _, stderr = place.run("cut2", "--jobs", "2", "--resume")
+    code, _, stderr = place.run("cut2", *two, "--resume")
     assert code == 0, stderr
-    assert "straw seed 0: continuing after epoch" in stderr
-    _assert_same_end(place, "cut2", "both")
+    assert "standalone seed 0: continuing after epoch" in stderr
+    _assert_same_end(place, "cut2", "both", [("standalone", 0), ("standalone", 1)])
 
 
-def _assert_same_end(place, cut, whole):
-    for model in ("standalone", "straw"):
-        folders = [place.folder / out / "runs" / f"{model}-seed0" for out in (cut, whole)]
+def _assert_same_end(place, cut, whole, runs):
+    for model, seed in runs:
+        folders = [place.folder / out / "runs" / f"{model}-seed{seed}" for out in (cut, whole)]
         checksums = [_leaf_checksums(folder / "final" / "3") for folder in folders]
         assert checksums[0] == checksums[1]
         scores = [json.loads((run / "result.json").read_text())["variants"] for run in folders]
         assert scores[0] == scores[1]
         assert not (folders[0] / "epochs").exists()
-    controls = [
-        (place.folder / out / "runs" / "straw-seed0" / "controls.json").read_text()
-        for out in (cut, whole)
-    ]
-    assert controls[0] == controls[1]
-    lines = (place.folder / cut / "metrics.jsonl").read_text().splitlines()
-    epochs = [(line["model"], line["epoch"]) for line in map(json.loads, lines)]
-    assert epochs == [(model, epoch) for model in ("standalone", "straw") for epoch in (1, 2, 3)]
+        if model == "straw":
+            controls = [(folder / "controls.json").read_text() for folder in folders]
+            assert controls[0] == controls[1]
+    lines = map(json.loads, (place.folder / cut / "metrics.jsonl").read_text().splitlines())
+    epochs = [(line["model"], line["seed"], line["epoch"]) for line in lines]
+    assert epochs == [(*run, epoch) for run in runs for epoch in (1, 2, 3)]
 
 
 def _leaf_checksums(step_folder):

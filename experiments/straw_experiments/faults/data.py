@@ -62,7 +62,7 @@ def prepare(place: Path) -> Kind:
 
 def prepared(place: Path, scenes: Mapping[str, Scene]) -> Kind:
     """Make and load some scenes once; a trial draws one, and damages a file of a copy of it."""
-    with _tiny_world(place):
+    with _tiny_world(place), contextlib.redirect_stdout(None):  # TFDS prints what it prepares
         made = {name: _prepare(place / name, scene) for name, scene in scenes.items()}
 
     def trial(rng: np.random.Generator, number: int) -> Trial:
@@ -107,7 +107,7 @@ def _outcome(scene: Scene, folder: Path, whole: Loaded) -> tuple[Outcome, str]:
     with contextlib.ExitStack() as stack:
         caught = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
-        stack.enter_context(contextlib.redirect_stdout(None))  # TFDS prints what it prepares
+        stack.enter_context(contextlib.redirect_stdout(None))
         try:
             loaded = scene.load(folder)
         except ValueError as error:

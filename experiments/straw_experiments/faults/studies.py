@@ -33,11 +33,11 @@ STUDIES: Mapping[str, Sequence[str]] = {
     ),
     "weights": (
         *("weight-prediction", "--predict", "outputs", "--networks", "2-3-1", "--steps", "4"),
-        *("--predictors", "plain", "residual", "--batch-size", "8", "--seeds", "2", "--jobs", "1"),
+        *("--predictors", "plain", "--batch-size", "8", "--seeds", "2", "--jobs", "1"),
     ),
     "text": (
-        *("char-lm", "--text", "text.txt", "--models", "lstm", "hyper", "--parameters", "5000"),
-        *("--epochs", "2", "--jobs", "1"),
+        *("char-lm", "--text", "text.txt", "--models", "lstm", "--parameters", "5000"),
+        *("--epochs", "3", "--jobs", "1"),
     ),
 }
 """The words of a small study by name; `--out` and `--resume` are added, inputs made whole paths."""
