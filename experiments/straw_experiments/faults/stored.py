@@ -72,4 +72,6 @@ def _one(paths: Sequence[Path], rng: np.random.Generator) -> Path:
 
 
 def _contents(out: Path) -> list[str]:
-    return [str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()]
+    """Name the files that must stay; checkpoints of earlier epochs go as training goes on."""
+    files = (path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    return [str(path) for path in files if "epochs" not in path.parts]
