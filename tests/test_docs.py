@@ -13,6 +13,7 @@ from documents import DOCS, PAGES, ROOT, blocks, commands, run
 import straw_jax
 from straw_experiments import cli
 from straw_experiments.char_lm import config as char_lm_config
+from straw_experiments.faults import __main__ as faults
 from straw_experiments.image_classification import config
 from straw_experiments.weight_prediction import config as weight_prediction_config
 
@@ -26,9 +27,10 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 COMMANDS = sorted({command for page in PAGES for command in commands(page)})
 STUDIES = [c for c in COMMANDS if c.startswith(("python experiments/", "straw-jax "))]
 REPRODUCTIONS = [c for c in STUDIES if "reproduce" in c]
+CAMPAIGNS = [c for c in COMMANDS if c.startswith("python -m straw_experiments.faults ")]
 BENCHMARKS = [c for c in COMMANDS if "python benchmarks/" in c]
 SHELL = ["python3 -m venv .venv", ". .venv/bin/activate", "python -m pytest -n 2"]
-OTHERS = [c for c in COMMANDS if c not in [*STUDIES, *BENCHMARKS, *SHELL]]
+OTHERS = [c for c in COMMANDS if c not in [*STUDIES, *CAMPAIGNS, *BENCHMARKS, *SHELL]]
 # What we no longer say, and what the field says for it: encoder, model, reported, flags.
 HOUSE_WORDS = r"eyes?|contenders?|told|manners"
 
@@ -83,6 +85,12 @@ def test_flags_of_benchmarks_are_known(command):
     result = run([*words, "--no-such-flag"], ROOT)
     assert result.returncode == 2
     assert "unrecognized arguments: --no-such-flag\n" in result.stderr.replace(" (--help", "\n")
+
+
+@pytest.mark.parametrize("command", CAMPAIGNS)
+def test_flags_of_campaigns_are_known(command):
+    words = shlex.split(command.partition("#")[0])
+    assert faults.parser().parse_args(words[3:])
 
 
 def test_console_command_has_the_subcommands():

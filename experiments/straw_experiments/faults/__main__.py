@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 1 if a fault was silent, ended in a traceback, or lost something; else 0.
     """
-    given = _parser().parse_args(argv)
+    given = parser().parse_args(argv)
     if given.trial is not None:
         return _again(given.only[0], given.seed, given.trial)
     chosen = {name: FAULTS[name] for name in given.only}
@@ -136,15 +136,16 @@ def _defect(name: str, seed: int, number: int, trial: Trial) -> str:
     return f"{trial.outcome.value.upper()}: {trial.fault}\n  {trial.answer}\n  {again}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Make what reads the flags."""
+    flags = argparse.ArgumentParser(
         prog="python -m straw_experiments.faults", description=__doc__, add_help=True
     )
-    parser.add_argument("--seed", type=readers.whole(0, 2**31 - 1), default=0)
-    parser.add_argument(
+    flags.add_argument("--seed", type=readers.whole(0, 2**31 - 1), default=0)
+    flags.add_argument(
         "--minutes", type=float, default=5.0, help="after which no trial is begun (default: 5)"
     )
-    parser.add_argument(
+    flags.add_argument(
         "--only",
         nargs="+",
         choices=list(FAULTS),
@@ -152,12 +153,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KIND",
         help="kinds of faults: " + "; ".join(f"{name}: {x.help}" for name, x in FAULTS.items()),
     )
-    parser.add_argument(
+    flags.add_argument(
         "--trial",
         type=readers.whole(0, 10**9),
         help="do this trial alone, of one kind, and print what it answers",
     )
-    return parser
+    return flags
 
 
 if __name__ == "__main__":
