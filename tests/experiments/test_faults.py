@@ -28,12 +28,12 @@ def test_damaged_saved_models_are_refused(tmp_path):
 def test_damaged_results_are_never_published(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "STUDIES", {"weights": studies.STUDIES["weights"]})
     trial = stored.prepare(tmp_path)
-    counted, wrong = _outcomes(trial, 60)
+    counted, wrong = _outcomes(trial, 40)
     assert not wrong
     assert min(counted[each] for each in (Outcome.IDENTICAL, Outcome.REMADE)) > 5
 
     monkeypatch.setattr(records, "opened", lambda record, *_, **__: record)  # nothing is verified
-    _, wrong = _outcomes(trial, 60)
+    _, wrong = _outcomes(trial, 30)
     assert wrong
 
 

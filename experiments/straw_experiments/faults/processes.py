@@ -99,8 +99,9 @@ def prepare_kills(place: Path) -> Kind:
                 break
             if answer.trace:
                 return Trial(fault, Outcome.TRACEBACK, answer.trace.strip().splitlines()[-1])
-            early = wait < 1.5  # Python may still be loading what would catch the signal
-            if answer.code != _SIGNALS[sent] and not (early and answer.code == -sent):
+            # Python may still be loading what would catch the signal, or already be ending.
+            uncaught = wait < 1.5 or (studied.out / "summary.json").exists()
+            if answer.code != _SIGNALS[sent] and not (uncaught and answer.code == -sent):
                 return Trial(fault, Outcome.SILENT, f"exit code {answer.code}: {answer.last_line}")
             noticed = answer.last_line
         return studied.finish(name, fault, noticed)
