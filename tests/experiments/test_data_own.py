@@ -17,8 +17,9 @@ from hypothesis.extra import numpy as arrays_of
 from PIL import Image
 
 from straw_experiments import data
-from straw_experiments.data import image_folder, npz_file, reading, sources
+from straw_experiments.data import image_folder, npz_file, sources
 from straw_experiments.data.sources import held_out
+from straw_experiments.runner import limits
 
 SPLITS = ("train", "test")
 
@@ -314,9 +315,9 @@ def test_other_folders_are_refused(make, message, tmp_path):
 
 def test_images_that_fill_the_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
     _write_folder(tmp_path, _noise(4), ("a", "b"))
-    monkeypatch.setattr(reading, "_memory", lambda: 2 * 4 * 72 - 2)
+    monkeypatch.setattr(limits, "own_memory", lambda: 2 * 4 * 72 - 2)
     _refused(tmp_path, r"expected data that take at most half of this machine's memory")
-    monkeypatch.setattr(reading, "_memory", lambda: 2 * 4 * 72)
+    monkeypatch.setattr(limits, "own_memory", lambda: 2 * 4 * 72)
     data.check(tmp_path)
 
 
@@ -511,7 +512,7 @@ def test_a_damaged_npz_file_is_refused(damage, tmp_path):
 def test_an_npz_file_that_promises_more_than_the_memory_is_not_read(tmp_path, monkeypatch):
     np.savez(tmp_path / "x.npz", **_arrays(1))
     size = (6 + 4) * 72 + (6 + 4) * 8  # Images and labels, which have 8 bytes each.
-    monkeypatch.setattr(reading, "_memory", lambda: 2 * size - 2)
+    monkeypatch.setattr(limits, "own_memory", lambda: 2 * size - 2)
     monkeypatch.setattr(npz_file, "_read", None)
     _refused(tmp_path / "x.npz", r"x\.npz: expected data that take at most half of .* memory")
 

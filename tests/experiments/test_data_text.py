@@ -3,7 +3,8 @@ import os
 
 import pytest
 
-from straw_experiments.data import reading, text
+from straw_experiments.data import text
+from straw_experiments.runner import limits
 
 SENTENCES = {part: f" {part} of a bank \n" * 9 for part in text.PARTS}
 
@@ -52,8 +53,8 @@ def test_what_is_no_text_file_is_refused(tmp_path):
 def test_a_text_that_fills_the_memory_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "long.txt"
     path.write_text("x" * 100)
-    monkeypatch.setattr(reading, "_memory", lambda: 799)
+    monkeypatch.setattr(limits, "own_memory", lambda: 799)
     with pytest.raises(ValueError, match=r"long\.txt: .* at most half of this machine's memory"):
         text.load(str(path))
-    monkeypatch.setattr(reading, "_memory", lambda: 800)
+    monkeypatch.setattr(limits, "own_memory", lambda: 800)
     assert len(text.load(str(path)).train) == 90

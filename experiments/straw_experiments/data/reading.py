@@ -5,11 +5,12 @@ import io
 import lzma
 import os
 import struct
-import sys
 import tokenize
 import zipfile
 import zlib
 from pathlib import Path
+
+from straw_experiments.runner import limits
 
 DAMAGE = (
     # What the modules of Python and NumPy raise for files of another kind than expected, damaged,
@@ -55,17 +56,9 @@ def check_memory(what: object, size: int) -> None:
     Raises:
         ValueError: They take more than half of this machine's memory.
     """
-    memory = _memory()
+    memory = limits.own_memory()
     if size > memory // 2:
         raise ValueError(
             f"{what}: expected data that take at most half of this machine's memory of "
             f"{memory / 1e9:.1f} GB, got {size / 1e9:.1f} GB. Use smaller or fewer of them."
         )
-
-
-def _memory() -> int:
-    """Return this machine's memory in bytes, or a huge number if the system does not report it."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return sys.maxsize

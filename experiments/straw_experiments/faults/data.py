@@ -137,7 +137,7 @@ def _tiny_world(root: Path) -> Iterator[None]:
     """Let a tiny archive and texts pass for the official ones, on sites that do not answer."""
     official = root / "official.zip"
     if not official.exists():
-        _write_archive(official, seed=0)
+        write_archive(official, seed=0)
     parts = {part: hashlib.sha256(_part(part).encode()).hexdigest() for part in text.PARTS}
     with (
         mock.patch.multiple(
@@ -167,7 +167,8 @@ def _idx(values: np.ndarray) -> bytes:
     return header + values.tobytes()
 
 
-def _write_archive(path: Path, seed: int) -> None:
+def write_archive(path: Path, seed: int) -> None:
+    """Write a tiny archive of random images, laid out as EMNIST's."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, values in _arrays(seed).items():
             split, kind = name.split("_")
@@ -286,7 +287,7 @@ def _of(load: Callable[..., Loaded], *arguments: str) -> Callable[[Path], Loaded
 
 def _archive(name: str) -> Callable[[Path], None]:
     """An official archive, or another, as the file `name`."""
-    return lambda folder: _write_archive(folder / name, seed=int(name != "gzip.zip"))
+    return lambda folder: write_archive(folder / name, seed=int(name != "gzip.zip"))
 
 
 _given, _official = _of(_load_images, "emnist", "given.zip"), _of(_load_images, "emnist")

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +64,10 @@ class _Place:
         """Choose a moment of a study, in seconds after its start; its first second loads Python."""
         return float(rng.uniform(0.3, self.seconds[name]))
 
+    def go_on(self, name: str, fault: str, answer: studies.Answer, codes: tuple[int, ...]) -> Trial:
+        """Judge how a study ended, by its exit codes that are right; then finish it."""
+        return _wrong(fault, answer, codes) or self.finish(name, fault, answer.last_line)
+
     def finish(self, name: str, fault: str, noticed: str) -> Trial:
         """Go on with a study to its end, and judge what it publishes."""
         started = (self.out / "config.json").exists()
@@ -73,6 +76,15 @@ class _Place:
         if outcome in (Outcome.IDENTICAL, Outcome.REMADE):
             return Trial(fault, outcome, noticed)
         return Trial(fault, outcome, f"{said} (after: {noticed})")
+
+
+def _wrong(fault: str, answer: studies.Answer, codes: tuple[int, ...]) -> Trial | None:
+    """Return the trial of a process that ended otherwise than it should, or None."""
+    if answer.trace:
+        return Trial(fault, Outcome.TRACEBACK, answer.raised)
+    if answer.code not in codes:
+        return Trial(fault, Outcome.SILENT, f"exit code {answer.code}: {answer.last_line}")
+    return None
 
 
 @functools.cache
@@ -97,12 +109,11 @@ def prepare_kills(place: Path) -> Kind:
             fault = f"{name}: {', '.join(done)}"
             if answer.code == 0:  # it was faster
                 break
-            if answer.trace:
-                return Trial(fault, Outcome.TRACEBACK, answer.trace.strip().splitlines()[-1])
             # Python may still be loading what would catch the signal, or already be ending.
             uncaught = wait < 1.5 or (studied.out / "summary.json").exists()
-            if answer.code != _SIGNALS[sent] and not (uncaught and answer.code == -sent):
-                return Trial(fault, Outcome.SILENT, f"exit code {answer.code}: {answer.last_line}")
+            codes = (_SIGNALS[sent], *([-sent] if uncaught else []))
+            if wrong := _wrong(fault, answer, codes):
+                return wrong
             noticed = answer.last_line
         return studied.finish(name, fault, noticed)
 
@@ -125,11 +136,7 @@ def prepare_workers(place: Path) -> Kind:
                 os.kill(workers[rng.integers(len(workers))], signal.SIGKILL)
         answer = studies.finished(process)
         fault = f"{name}: one of {len(workers)} workers killed after {wait:.2f} s"
-        if answer.trace:
-            return Trial(fault, Outcome.TRACEBACK, answer.trace.strip().splitlines()[-1])
-        if answer.code not in (0, 1):
-            return Trial(fault, Outcome.SILENT, f"exit code {answer.code}: {answer.last_line}")
-        return studied.finish(name, fault, answer.last_line)
+        return studied.go_on(name, fault, answer, codes=(0, 1))
 
     return trial
 
@@ -148,9 +155,8 @@ def prepare_pairs(place: Path) -> Kind:
         answers = [studies.finished(first), studies.finished(second)]
         fault = f"{name}: a second process after {wait:.2f} s"
         said = " / ".join(f"{answer.code}: {answer.last_line}" for answer in answers)
-        traces = [answer.trace for answer in answers if answer.trace]
-        if traces:
-            return Trial(fault, Outcome.TRACEBACK, traces[0].strip().splitlines()[-1])
+        if raised := next((answer.raised for answer in answers if answer.trace), ""):
+            return Trial(fault, Outcome.TRACEBACK, raised)
         if sorted(answer.code for answer in answers) not in ([0, 0], [0, 2]):
             return Trial(fault, Outcome.SILENT, said)
         outcome, differs = studies.judge(
@@ -173,16 +179,11 @@ def prepare_disks(place: Path) -> Kind:
     def trial(rng: np.random.Generator, number: int) -> Trial:
         del number
         name = studied.drawn(rng)
-        fault, process = list(_DISKS.values())[rng.integers(len(_DISKS))](studied, name, rng)
+        fault, process = _DISKS[rng.integers(len(_DISKS))](studied, name, rng)
         answer = studies.finished(process)
         if studied.out.is_file():
             studied.out.unlink()
-        fault = f"{name}: {fault}"
-        if answer.trace:
-            return Trial(fault, Outcome.TRACEBACK, answer.trace.strip().splitlines()[-1])
-        if answer.code not in (0, 1, 2):
-            return Trial(fault, Outcome.SILENT, f"exit code {answer.code}: {answer.last_line}")
-        return studied.finish(name, fault, answer.last_line)
+        return studied.go_on(name, f"{name}: {fault}", answer, codes=(0, 1, 2))
 
     return trial
 
@@ -212,11 +213,7 @@ def _replaced(studied: _Place, name: str, rng: np.random.Generator) -> Started:
     return f"folder replaced by a file after {wait:.2f} s", process
 
 
-_DISKS: dict[str, Callable[[_Place, str, np.random.Generator], Started]] = {
-    "full": _full,
-    "gone": _gone,
-    "replaced": _replaced,
-}
+_DISKS = (_full, _gone, _replaced)
 
 
 def _stopped(process: studies.Process, sent: signal.Signals, wait: float) -> studies.Answer:

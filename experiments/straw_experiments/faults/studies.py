@@ -2,25 +2,21 @@
 
 import contextlib
 import dataclasses
-import gzip
 import io
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import time
 import traceback
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 from unittest import mock
 
-import numpy as np
-
 from straw_experiments import cli
+from straw_experiments.faults.data import write_archive
 from straw_experiments.faults.outcomes import Outcome
 from straw_experiments.runner import records, runs
 from straw_experiments.runner.study import Study
@@ -73,6 +69,11 @@ class Answer:
     def last_line(self) -> str:
         """The last line on stderr."""
         return (self.err.strip().splitlines() or [""])[-1]
+
+    @property
+    def raised(self) -> str:
+        """The last line of the traceback, which names what was raised."""
+        return (self.trace.strip().splitlines() or [""])[-1]
 
     @property
     def warnings(self) -> list[str]:
@@ -151,14 +152,7 @@ def write_inputs(folder: Path) -> None:
     """Write what the small studies read: a text, and an archive laid out as EMNIST's."""
     text = "the quick brown fox jumps over the lazy dog. " * 250
     (folder / "text.txt").write_text(text, encoding="utf-8")
-    rng = np.random.default_rng(0)
-    with zipfile.ZipFile(folder / "tiny.zip", "w") as archive:
-        for split, count in (("train", 96), ("test", 20)):
-            images = struct.pack(">4i", 2051, count, 28, 28) + rng.bytes(count * 784)
-            labels = struct.pack(">2i", 2049, count) + bytes(i % 47 for i in range(count))
-            for kind, raw in (("images-idx3", images), ("labels-idx1", labels)):
-                member = f"gzip/emnist-balanced-{split}-{kind}-ubyte.gz"
-                archive.writestr(member, gzip.compress(raw))
+    write_archive(folder / "tiny.zip", seed=0)
 
 
 def published(out: Path) -> dict[str, Any]:
@@ -193,7 +187,7 @@ def judge(answer: Answer, expected: Mapping[str, Any], out: Path) -> tuple[Outco
         The outcome, and what it said or how its results differ.
     """
     if answer.trace:
-        return Outcome.TRACEBACK, answer.trace.strip().splitlines()[-1]
+        return Outcome.TRACEBACK, answer.raised
     if answer.code:
         one_line = answer.last_line.startswith("straw-jax")
         return (Outcome.REFUSED if one_line else Outcome.TRACEBACK), answer.last_line

@@ -88,7 +88,7 @@ def history(folder: Path) -> list[dict[str, Any]] | None:
     with _manager(folder) as manager:
         try:
             stored = manager.restore(int(newest.name), args=args).history
-            return list(records.opened(stored, folder.parent.name, marked=True)["epochs"])
+            return list(records.opened(stored, folder.parent.name)["epochs"])
         # As in `restore`: damage can surface in any layer.
         except Exception:
             return None

@@ -72,13 +72,17 @@ def memory() -> int:
 
     These are known to JAX alone: where JAX may find any, they are taken to have more than any have.
     """
-    try:
-        own = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # the system does not say it
-        return sys.maxsize
     on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu"
     plugins = any(find_spec(name) for name in ("jax_plugins", "libtpu"))
-    return own + (0 if on_cpu or not plugins else _ACCELERATORS)
+    return own_memory() + (0 if on_cpu or not plugins else _ACCELERATORS)
+
+
+def own_memory() -> int:
+    """Return this machine's memory in bytes, or a huge number if the system does not report it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return sys.maxsize
 
 
 def _bytes(count: float) -> str:

@@ -99,8 +99,7 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: It cannot be read.
     """
     try:
-        record = json.loads(path.read_bytes())
-        return opened(record, _name(path), marked=_is_marked(_study(path)))
+        return _opened_of(path, json.loads(path.read_bytes()))
     except ValueError as error:
         raise RecordError(f"cannot read {path}: {error}") from None
 
@@ -142,13 +141,12 @@ def sealed(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {**marked, "crc32": _crc32(marked, name)}
 
 
-def opened(record: Any, name: str, *, marked: bool) -> dict[str, Any]:
-    """Take the marks from a record.
+def opened(record: Any, name: str) -> dict[str, Any]:
+    """Take the marks from a record, if it has any.
 
     Args:
         record: What JSON held.
         name: By which it was found.
-        marked: Whether it must have marks.
 
     Raises:
         ValueError: It is damaged; says how.
@@ -157,7 +155,7 @@ def opened(record: Any, name: str, *, marked: bool) -> dict[str, Any]:
         raise ValueError("expected a JSON object that is not empty")
     rest = dict(record)
     found = rest.pop("crc32", None)
-    if found is None and "format" not in rest and not marked:
+    if found is None and "format" not in rest:
         return rest
     if found != _crc32(rest, name):
         raise ValueError(
@@ -165,6 +163,14 @@ def opened(record: Any, name: str, *, marked: bool) -> dict[str, Any]:
         )
     rest.pop("format", None)
     return rest
+
+
+def _opened_of(path: Path, record: Any) -> dict[str, Any]:
+    """Take the marks from a record of a file, which must have them if its study's settings do."""
+    unmarked = isinstance(record, dict) and not {"format", "crc32"} & set(record)
+    if unmarked and _is_marked(_study(path)):
+        raise ValueError("it has no checksum, so it was damaged, changed by hand, or is another's")
+    return opened(record, _name(path))
 
 
 def _crc32(record: Mapping[str, Any], name: str) -> int:
@@ -217,10 +223,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         lines = path.read_bytes().splitlines()
     except _ABSENT:
         return []
-    records, marked = [], _is_marked(_study(path))
+    records = []
     for line in lines:
         with contextlib.suppress(ValueError):  # the caller knows how many there should be
-            records.append(opened(json.loads(line), _name(path), marked=marked))
+            records.append(_opened_of(path, json.loads(line)))
     return records
 
 
