@@ -18,8 +18,9 @@ from straw_experiments.char_lm import config as characters
 from straw_experiments.configs import STUDIES
 from straw_experiments.image_classification import config as images
 from straw_experiments.runner import lock, records
-from straw_experiments.runner.command import Stopped, fail, interruptible, program, sibling
+from straw_experiments.runner.command import fail, interruptible, program, sibling
 from straw_experiments.runner.settings import Parser
+from straw_experiments.runner.signals import Stopped
 from straw_experiments.weight_prediction import config as weights
 
 PARSERS = {"run": images.parse, "weight-prediction": weights.parse, "char-lm": characters.parse}
@@ -170,7 +171,7 @@ def _call(words: Sequence[str]) -> int:
     try:
         code = child.wait()
     except KeyboardInterrupt as stop:
-        if isinstance(stop, Stopped):
+        if isinstance(stop, Stopped) and stop.number != signal.SIGINT:
             child.send_signal(stop.number)
         _stop(child)
         raise

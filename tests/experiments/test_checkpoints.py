@@ -1,5 +1,7 @@
 import errno
+import os
 import shutil
+import signal
 import warnings
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from training_models import MODEL, OPTIMIZER, SHAPE, start
 
 from straw_experiments.image_classification.step import state_like
-from straw_experiments.runner import checkpoints
+from straw_experiments.runner import checkpoints, signals
 from straw_experiments.runner.checkpoints import CheckpointError
 
 try:
@@ -192,6 +194,22 @@ def test_a_save_that_orbax_declines_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", lambda *_, **__: False)
     with pytest.raises(OSError, match="step 3 was not written"):
         checkpoints.save(tmp_path, 3, TREE)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_signal_waits_until_a_checkpoint_is_whole(tmp_path, monkeypatch):
+    save = checkpoints.ocp.CheckpointManager.save
+
+    def interrupted(*arguments, **named):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return save(*arguments, **named)
+
+    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", interrupted)
+    with pytest.raises(signals.Stopped), signals.raising():
+        checkpoints.save(tmp_path, 1, TREE)
+    monkeypatch.undo()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a stopped process ignores it
+    _assert_same(checkpoints.restore(tmp_path, LIKE)[1], TREE)
 
 
 @pytest.mark.skipif(resource is None, reason="a limit of POSIX")

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from straw_experiments.runner.command import interruptible
+from straw_experiments.runner import signals
+from straw_experiments.runner.command import interruptible, show_warnings
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -52,6 +53,58 @@ def test_one_signal_is_enough(capsys):
             os.kill(os.getpid(), signal.SIGTERM)
         finally:  # what takes its time to end may be told again
             os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    assert interruptible(run, resumes=True) == 143
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *STOPPING])
+def test_a_signal_waits_for_the_end_of_what_must_not_be_broken(number, capsys):
+    done = []
+
+    def run(_):
+        with signals.held():
+            with signals.held():
+                os.kill(os.getpid(), number)
+                time.sleep(0.01)
+                done.append("inner")
+            done.append("outer")
+        done.append("what follows")
+        return 0
+
+    assert interruptible(run, resumes=True) == 128 + number
+    assert done == ["inner", "outer"]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_second_interrupt_does_not_wait():
+    done = []
+
+    def run(_):
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("after the first")
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        return 0
+
+    assert interruptible(run, resumes=True) == 130
+    assert done == ["after the first"]
+
+
+def test_a_signal_amid_a_destructor_is_not_lost(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: pytest.fail(str(raised)))
+    show_warnings()
+
+    class Last:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    def run(_):
+        Last()
+        time.sleep(60)
         return 0
 
     assert interruptible(run, resumes=True) == 143

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from straw_experiments.runner import records
+from straw_experiments.runner import records, signals
 
 
 class CheckpointError(ValueError):
@@ -178,7 +178,11 @@ def _manager(folder: Path, keep: int | None = None) -> Iterator[ocp.CheckpointMa
         if jax.process_count() > 1
         else ocp.options.MultiprocessingOptions(),
     )
-    with _unlogged(), ocp.CheckpointManager(folder, options=options) as manager:
+    with (
+        signals.held(),
+        _unlogged(),
+        ocp.CheckpointManager(folder, options=options) as manager,
+    ):
         yield manager
 
 

@@ -13,11 +13,11 @@ import signal
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from straw_experiments.runner import lock, records, settings
+from straw_experiments.runner import lock, records, settings, signals
 from straw_experiments.runner.records import RecordError
 
 if TYPE_CHECKING:
@@ -107,46 +107,13 @@ def interruptible(run: Callable[[str], int], resumes: bool) -> int:
     command = command_line()
     go_on = f"to go on: {command}{'' if resumes else ' --resume'}"
     try:
-        with _signals_raise():
+        with signals.raising():
             return run(command)
     except KeyboardInterrupt as stop:
-        return fail(f"stopped; {go_on}", 128 + getattr(stop, "number", signal.SIGINT))
+        number = stop.number if isinstance(stop, signals.Stopped) else signal.SIGINT
+        return fail(f"stopped; {go_on}", 128 + number)
     except OSError as error:
         return fail(f"{reason(error)}; {go_on}", 1)
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal that stops as Ctrl-C does.
-
-    Attributes:
-        number: The signal's.
-    """
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise Stopped, if they are not ignored, as under nohup."""
-
-    def stop(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # one is enough
-        raise Stopped(number)
-
-    names = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
-    caught = {number: old for number, old in before.items() if old == signal.SIG_DFL}
-    for number in caught:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, old in caught.items():
-            if signal.getsignal(number) is stop:
-                signal.signal(number, old)
 
 
 def reason(error: OSError) -> str:
@@ -206,8 +173,10 @@ _others: "list[Callable[[sys.UnraisableHookArgs], Any]]" = []  # hooks, the late
 
 
 def _show_unraisable(raised: "sys.UnraisableHookArgs") -> None:
+    if isinstance(raised.exc_value, signals.Stopped):
+        signals.send_again(raised.exc_value)
     # Orbax has left them; what was wrong has been raised, too.
-    if str(raised.exc_value) != "Event loop is closed":
+    elif str(raised.exc_value) != "Event loop is closed":
         _others[-1](raised)
 
 
