@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
+PYTHONPATH = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "experiments")])}
 PAGES = [README, *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("guides/*.md"))]
 
 
@@ -26,11 +27,10 @@ def commands(page: Path) -> list[str]:
 
 def run(words: Sequence[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python with some words."""
-    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "experiments")])}
     return subprocess.run(
         [sys.executable, *words],
         cwd=folder,
-        env={**os.environ, **paths, **environment},
+        env={**os.environ, **PYTHONPATH, **environment},
         capture_output=True,
         text=True,
         check=False,

@@ -8,7 +8,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from documents import DOCS, PAGES, ROOT, blocks, commands, run
+from documents import DOCS, PAGES, PYTHONPATH, ROOT, blocks, commands, run
+from each import run_each
 
 import straw_jax
 from straw_experiments import cli
@@ -44,13 +45,16 @@ def script_and_flags(command):
     return Path(name).stem.replace("-", "_"), flags
 
 
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """What the examples of each page did."""
+    return run_each(WITH_PYTHON, tmp_path_factory.mktemp("pages"), PYTHONPATH)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=identifier)
-def test_examples_run_one_after_the_other(page, tmp_path):
-    program = tmp_path / "page.py"
-    program.write_text("\n".join(blocks(page, "python")), encoding="utf-8")
-    result = run(["-W", "error", str(program)], tmp_path)
-    assert result.returncode == 0, result.stderr
+def test_examples_run_one_after_the_other(page, ran):
+    assert not ran[page].failure, ran[page].failure
 
 
 @pytest.mark.parametrize("command", [c for c in STUDIES if c not in REPRODUCTIONS])

@@ -25,7 +25,8 @@ def test_fresh_machines_need_one_line_each():
 @pytest.mark.slow
 def test_main_command_trains_and_reports(tmp_path):
     """The main command, made short: a few glyphs, one epoch."""
-    short = f"--dataset glyphs --limit 64 --epochs 1 --data-dir {tmp_path} --out {tmp_path / 'out'}"
+    short = "--dataset glyphs --limit 16 --batch-size 16 --epochs 1"
+    short += f" --data-dir {tmp_path} --out {tmp_path / 'out'}"
     optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}  # as for a user
     result = run(shlex.split(f"{MAIN} {short}")[1:], ROOT, **optimized)
     assert result.returncode == 0, result.stderr

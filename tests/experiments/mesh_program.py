@@ -1,6 +1,7 @@
 """Train a small STRAW on the devices that the command line gives, for test_mesh.py.
 
-`python mesh_program.py OUT finish|interrupt [DATA MODEL [ADDRESS COUNT INDEX]]`
+`python mesh_program.py [--join=ADDRESS,COUNT,INDEX] OUT,finish|interrupt[,DATA,MODEL]...` trains
+once for each OUT.
 """
 
 import os
@@ -44,13 +45,19 @@ def dataset():
     return Dataset("noise", images, labels, images[:22], labels[:22], tuple("abcd"))
 
 
-def main():
-    out = Path(sys.argv[1])
-    if sys.argv[2] == "interrupt":
-        _stop_after_saving()
-    if sys.argv[5:]:
-        hosts.join(sys.argv[5], *map(int, sys.argv[6:]))
-    mesh = make_mesh(*map(int, sys.argv[3:5])) if sys.argv[3:] else None
+def main(words):
+    if words[0].startswith("--join="):
+        address, *numbers = words.pop(0).removeprefix("--join=").split(",")
+        hosts.join(address, *map(int, numbers))
+    for word in words:
+        out, what, *sides = word.split(",")
+        if what == "interrupt":
+            _stop_after_saving()
+        train(Path(out), make_mesh(*map(int, sides)) if sides else None)
+
+
+def train(out, mesh):
+    """Train and test the model, and write what was found."""
     model, data = straw(), dataset()
     trainer = Trainer(
         "straw",
@@ -92,4 +99,4 @@ def _stop_after_saving():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

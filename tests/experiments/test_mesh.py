@@ -15,11 +15,12 @@ from scripts import environment
 PROGRAM = Path(__file__).with_name("mesh_program.py")
 
 
-def start(out, *words, devices):
+def start(folder, *words, devices):
     flags = f"--xla_force_host_platform_device_count={devices} {os.environ.get('XLA_FLAGS', '')}"
-    env = environment(XLA_FLAGS=flags)
-    command = [sys.executable, PROGRAM, out, *map(str, words)]
-    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, PROGRAM, *words]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment(XLA_FLAGS=flags), stderr=subprocess.PIPE, text=True
+    )
 
 
 def ended(process):
@@ -32,12 +33,20 @@ def found(out):
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """What one device finds."""
-    out = tmp_path_factory.mktemp("one")
-    code, stderr = ended(start(out, "finish", devices=1))
+def trained(tmp_path_factory):
+    """A folder of what is trained on one device and on eight, and what was said meanwhile."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert ended(start(folder, "cut,interrupt,4,1", devices=4))[0] == 7
+    words = "one,finish", "eight,finish,4,2", "cut,finish,2,4"
+    code, stderr = ended(start(folder, *words, devices=8))
     assert code == 0, stderr
-    return found(out)
+    return folder, stderr
+
+
+@pytest.fixture(scope="module")
+def one(trained):
+    """What one device finds."""
+    return found(trained[0] / "one")
 
 
 def assert_same(got, want):
@@ -57,21 +66,18 @@ def assert_kernels_are_dealt_out(out, devices):
 
 
 @pytest.mark.slow
-def test_eight_devices_find_what_one_finds(one, tmp_path):
-    code, stderr = ended(start(tmp_path, "finish", 4, 2, devices=8))
-    assert code == 0, stderr
-    assert_same(found(tmp_path), one)
-    assert_kernels_are_dealt_out(tmp_path, 2)
+def test_eight_devices_find_what_one_finds(one, trained):
+    out = trained[0] / "eight"
+    assert_same(found(out), one)
+    assert_kernels_are_dealt_out(out, 2)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_devices(one, tmp_path):
-    assert ended(start(tmp_path, "interrupt", 4, 1, devices=4))[0] == 7
-    code, stderr = ended(start(tmp_path, "finish", 2, 4, devices=8))
-    assert code == 0, stderr
+def test_a_run_goes_on_with_another_number_of_devices(one, trained):
+    folder, stderr = trained
     assert "continuing after epoch 1" in stderr
-    assert_same(found(tmp_path), one)
-    assert_kernels_are_dealt_out(tmp_path, 4)
+    assert_same(found(folder / "cut"), one)
+    assert_kernels_are_dealt_out(folder / "cut", 4)
 
 
 @pytest.mark.slow
@@ -81,7 +87,7 @@ def test_two_processes_find_what_one_finds(one, tmp_path):
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     folders = tmp_path / "first", tmp_path / "other"  # which need not be shared
     processes = [
-        start(out, "finish", 4, 2, address, 2, index, devices=4)
+        start(tmp_path, f"--join={address},2,{index}", f"{out},finish,4,2", devices=4)
         for index, out in enumerate(folders)
     ]
     for process in processes:

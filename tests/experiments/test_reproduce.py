@@ -212,9 +212,9 @@ def test_a_study_that_fails_ends_it_with_its_exit_code(tmp_path, code, said):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C of a terminal, as POSIX has it")
 def test_studies_are_stopped_and_gone_on_with(tmp_path):
-    scripts.write_archive(tmp_path / "tiny.zip", train=100)
+    scripts.write_archive(tmp_path / "tiny.zip", train=32)
     words = "--only rank1 rank2 --out here --archive tiny.zip --data-dir data --dataset emnist"
-    words += " -- --models standalone"  # the quickest
+    words += " -- --models standalone --epochs 2 --batch-size 16"  # the quickest
     command = [sys.executable, str(SCRIPT), *words.split()]
     cached = scripts.environment(JAX_COMPILATION_CACHE_DIR="cache")
     kept = {"env": cached, "text": True, "stdout": subprocess.PIPE}

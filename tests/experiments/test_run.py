@@ -21,6 +21,7 @@ from straw_experiments.image_classification.train import Recipe
 from straw_experiments.runner.command import use_large_pages
 
 SCRIPT = scripts.EXPERIMENTS / "run.py"
+MODELS = "standalone", "straw"
 
 
 # --- arguments --------------------------------------------------------------------------------
@@ -203,27 +204,34 @@ def test_help_names_every_flag(no_jax):
 # --- whole experiments ------------------------------------------------------------------------
 
 
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+BOTH = "2" if CORES else "1"  # runs at a time, where cores can be dealt out
+
+
 class _Place:
     """A folder with a tiny archive, in which experiments run as a user runs them."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        scripts.write_archive(folder / "tiny.zip")
+        scripts.write_archive(folder / "tiny.zip", train=32)
 
     def command(self, out, *more):
-        settings = "--archive tiny.zip --data-dir data --fraction 1 --rank 1 --epochs 3 --jobs 1"
+        settings = "--archive tiny.zip --data-dir data --fraction 1 --rank 1 --epochs 4 --jobs 1"
         words = [*shlex.split(settings), "--batch-size", "16", "--out", out, *more]
         return [sys.executable, str(SCRIPT), *words]
 
     def start(self, *words, **more):
-        cache = str(self.folder / "cache")
+        """Start with a core for each run at a time: the number of threads decides rounding."""
+        command = self.command(*words)
+        jobs = int(command[len(command) - command[::-1].index("--jobs")])
         return subprocess.Popen(
-            self.command(*words),
+            command,
             cwd=self.folder,
-            env=scripts.environment(JAX_COMPILATION_CACHE_DIR=cache, **more),
+            env=scripts.environment(JAX_COMPILATION_CACHE_DIR=str(self.folder / "cache"), **more),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=(lambda: os.sched_setaffinity(0, CORES[:jobs])) if CORES else None,
         )
 
     def run(self, *words):
@@ -264,7 +272,7 @@ def test_all_files_are_written(finished):
     assert summary["config"]["rank"] == 1
     assert summary["experiment"] is None
     assert summary["seeds"] == [0]
-    assert list(summary["parameters"]) == ["standalone", "straw"]
+    assert tuple(summary["parameters"]) == MODELS
     assert summary["parameters"]["standalone"] == 1_204_655
     assert summary["multiply_adds"]["standalone"] == 11_997_184
     assert list(summary["controls"]) == ["straw"]
@@ -274,17 +282,17 @@ def test_all_files_are_written(finished):
     own = summary["controls"]["straw"]["own"]
     for variant, measures in summary["results"]["straw"].items():  # all test images are few
         assert own[variant]["accuracy"] == measures["accuracy"]
-    for model in ("standalone", "straw"):
+    for model in MODELS:
         assert list(summary["results"][model]) == ["standard", "rotated", "blurred"]
         for measures in summary["results"][model].values():
             assert 0 <= measures["accuracy"]["mean"] <= 1
             assert measures["accuracy"]["std"] is None
             assert measures["loss"]["seeds"] == [measures["loss"]["mean"]]
     config = json.loads((out / "config.json").read_text())
-    assert config["data"] == {"name": name, "train": 96, "test": 20, "classes": 47}
+    assert config["data"] == {"name": name, "train": 32, "test": 20, "classes": 47}
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [(line["model"], line["epoch"], line["step"]) for line in lines] == [
-        (model, epoch, 6 * epoch) for model in ("standalone", "straw") for epoch in (1, 2, 3)
+        (model, epoch, 2 * epoch) for model in MODELS for epoch in (1, 2, 3, 4)
     ]
     assert name in (out / "report.md").read_text()
     for figure in ("curves", "variants", "samples", "styles"):
@@ -293,7 +301,7 @@ def test_all_files_are_written(finished):
     assert "fc1/kernel" in stdout
     assert "ResNet-34 (--models resnet34" in stdout
     assert stderr.count("--- WARNING ---") == 1
-    assert stderr.count("images/s") == 6  # A line an epoch, as stderr is no terminal.
+    assert stderr.count("images/s") == 8  # A line an epoch, as stderr is no terminal.
 
 
 @pytest.mark.slow
@@ -309,31 +317,40 @@ def test_finished_experiment_is_shown_again_and_not_touched(place, finished):
 
 @pytest.mark.slow
 def test_interrupted_and_killed_experiment_ends_with_the_same_bits(place, finished):
-    runs = place.folder / "cut" / "runs"
-    code, _, stderr = place.stop(
-        signal.SIGINT, "cut/runs/standalone-seed0/epochs/1/commit_success.txt", "cut"
-    )
+    """As does one whose runs train in processes of their own."""
+    standalone, straw = (place.folder / "cut/runs" / f"{name}-seed0" for name in MODELS)
+    saved = "epochs/{}/commit_success.txt"
+    code, _, stderr = place.stop(signal.SIGINT, standalone / saved.format(1), "cut")
     assert code == 130
     assert stderr.splitlines()[-1].endswith("--out cut --resume")
-    assert not (runs / "standalone-seed0" / "result.json").exists()
+    assert not (standalone / "result.json").exists()
 
-    code, _, _ = place.stop(
-        signal.SIGKILL, "cut/runs/straw-seed0/epochs/2/commit_success.txt", "cut", "--resume"
-    )
+    both = "cut", "--resume", "--jobs", BOTH
+    code, _, stderr = place.stop(signal.SIGINT, straw / saved.format(1), *both)
+    assert code == 130
+    assert stderr.splitlines()[-1].endswith(f"--out cut --resume --jobs {BOTH}")
+    assert "Traceback" not in stderr
+    assert "standalone seed 0: continuing after epoch" in stderr
+    code, _, _ = place.stop(signal.SIGKILL, straw / saved.format(2), *both)
     assert code == -signal.SIGKILL
-    assert (runs / "standalone-seed0" / "result.json").exists()
-    assert not (runs / "straw-seed0" / "result.json").exists()
 
-    code, _, stderr = place.run("cut", "--resume")
+    code, _, _ = place.stop(signal.SIGKILL, straw / saved.format(3), "cut", "--resume")
+    assert code == -signal.SIGKILL
+    assert (standalone / "result.json").exists()
+    assert not (straw / "result.json").exists()
+
+    code, stdout, stderr = place.run(*both)
     assert code == 0, stderr
+    assert ("2 runs at a time" in stdout) == bool(CORES)
+    assert json.loads((place.folder / "cut" / "summary.json").read_text())["jobs"] == int(BOTH)
     assert "straw seed 0: continuing after epoch" in stderr
     assert "standalone seed 0" not in stderr
-    _assert_same_end(place, "cut", "whole", [("standalone", 0), ("straw", 0)])
+    _assert_same_end(place, "cut", "whole", [(name, 0) for name in MODELS])
 
 
 @pytest.mark.slow
 def test_two_processes_write_the_summary_of_one(place, finished):
-    words = "both_hosts", "--mesh", "data=2,model=1", "--distributed"
+    words = "both_hosts", "--models", "straw", "--mesh", "data=2,model=1", "--distributed"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -347,10 +364,9 @@ def test_two_processes_write_the_summary_of_one(place, finished):
         json.loads((place.folder / out / "summary.json").read_text())
         for out in ("both_hosts", "whole")
     )
-    for name, variants in of_one["results"].items():
-        for variant, measures in variants.items():
-            want = pytest.approx(measures["loss"]["mean"], rel=1e-3)
-            assert summary["results"][name][variant]["loss"]["mean"] == want
+    for variant, measures in of_one["results"]["straw"].items():
+        want = pytest.approx(measures["loss"]["mean"], rel=1e-3)
+        assert summary["results"]["straw"][variant]["loss"]["mean"] == want
 
 
 def test_a_mesh_of_more_devices_than_there_are_is_refused_in_one_line(place):
@@ -360,33 +376,10 @@ def test_a_mesh_of_more_devices_than_there_are_is_refused_in_one_line(place):
     assert not (place.folder / "none").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be dealt out")
-def test_runs_in_processes_of_their_own_end_with_the_same_bits(place):
-    two = "--models", "standalone", "--seeds", "2", "--jobs", "2"
-    code, stdout, stderr = place.run("both", *two)
-    assert code == 0, stderr
-    assert "2 runs at a time" in stdout
-    assert json.loads((place.folder / "both" / "summary.json").read_text())["jobs"] == 2
-
-    ready = "cut2/runs/standalone-seed0/epochs/1/commit_success.txt"
-    code, _, stderr = place.stop(signal.SIGINT, ready, "cut2", *two)
-    assert code == 130
-    assert stderr.splitlines()[-1].endswith("--resume")
-    assert "Traceback" not in stderr
-    ready = "cut2/runs/standalone-seed0/epochs/2/commit_success.txt"
-    code, _, _ = place.stop(signal.SIGKILL, ready, "cut2", *two, "--resume")
-    assert code == -signal.SIGKILL
-    code, _, stderr = place.run("cut2", *two, "--resume")
-    assert code == 0, stderr
-    assert "standalone seed 0: continuing after epoch" in stderr
-    _assert_same_end(place, "cut2", "both", [("standalone", 0), ("standalone", 1)])
-
-
 def _assert_same_end(place, cut, whole, runs):
     for model, seed in runs:
         folders = [place.folder / out / "runs" / f"{model}-seed{seed}" for out in (cut, whole)]
-        checksums = [_leaf_checksums(folder / "final" / "3") for folder in folders]
+        checksums = [_leaf_checksums(folder / "final" / "4") for folder in folders]
         assert checksums[0] == checksums[1]
         scores = [json.loads((run / "result.json").read_text())["variants"] for run in folders]
         assert scores[0] == scores[1]
@@ -396,7 +389,7 @@ def _assert_same_end(place, cut, whole, runs):
             assert controls[0] == controls[1]
     lines = map(json.loads, (place.folder / cut / "metrics.jsonl").read_text().splitlines())
     epochs = [(line["model"], line["seed"], line["epoch"]) for line in lines]
-    assert epochs == [(*run, epoch) for run in runs for epoch in (1, 2, 3)]
+    assert epochs == [(*run, epoch) for run in runs for epoch in (1, 2, 3, 4)]
 
 
 def _leaf_checksums(step_folder):
@@ -405,24 +398,19 @@ def _leaf_checksums(step_folder):
 
 
 @pytest.mark.slow
-def test_divergence_is_one_line(place, finished):
-    code, _, stderr = place.run("wild", "--learning-rate", "1e30", "--models", "standalone")
+def test_divergence_is_one_line_and_validation_never_shows_the_test_images(place, finished):
+    settings = ["--models", "standalone", "--validation", "0.25", "--learning-rate", "1e30"]
+    code, stdout, stderr = place.run("wild", *settings)
     assert code == 1
     last = stderr.splitlines()[-1]
     assert last.startswith("run.py: standalone seed 0: ")
     assert "step" in last
     assert "last good checkpoint: none" in last
     assert "Traceback" not in stderr
-
-
-@pytest.mark.slow
-def test_validation_never_shows_the_test_images(place, finished):
-    settings = ["--models", "standalone", "--epochs", "1", "--validation", "0.25"]
-    code, stdout, stderr = place.run("validation", *settings)
-    assert code == 0, stderr
-    assert "72 training images, 24 test images" in stdout
-    summary = json.loads((place.folder / "validation" / "summary.json").read_text())
-    assert summary["dataset"].endswith("validation images held out of its training set")
+    name = "validation images held out of its training set\n"
+    assert f"{name}         24 training images, 8 test images" in stdout
+    described = json.loads((place.folder / "wild" / "config.json").read_text())["data"]
+    assert described["name"].endswith(name.strip())
 
 
 @pytest.mark.slow
@@ -433,7 +421,7 @@ def test_other_data_are_refused_on_resume(place, finished, tmp_path):
     (out / "config.json").write_bytes((finished[0] / "config.json").read_bytes())
     code, _, stderr = place.run(str(out), "--resume", "--archive", str(tmp_path / "other.zip"))
     assert code == 2
-    assert "'train': 96" in stderr.splitlines()[-1]
+    assert "'train': 32" in stderr.splitlines()[-1]
     assert "'train': 40" in stderr.splitlines()[-1]
     assert [path.name for path in out.iterdir()] == ["config.json"]
 

@@ -13,6 +13,7 @@ from straw_experiments.image_classification.models import build_model
 from straw_experiments.image_classification.step import (
     Model,
     init_state,
+    initializer,
     lower_train_step,
     make_train_step,
     state_like,
@@ -107,8 +108,17 @@ def test_parameters_are_updated_in_place():
     assert not re.search(largest + r"copy\(", step.as_text())
 
 
-def test_seed_decides_the_initial_state():
-    one, same, other = (init_state(MODEL, OPTIMIZER, SHAPE, seed=seed) for seed in (1, 1, 2))
+def test_seed_decides_the_initial_state_which_is_traced_once():
+    traces = []
+
+    def init(key, images):
+        traces.append(images.shape)
+        return MODEL.init(key, images)
+
+    make = initializer(MODEL._replace(init=init), OPTIMIZER, SHAPE)
+    assert jax.eval_shape(lambda: make(0)) == state_like(MODEL, OPTIMIZER, SHAPE)
+    one, same, other = (make(seed) for seed in (1, 1, 2))
+    assert traces == [(1, *SHAPE)]
     jax.tree.map(np.testing.assert_array_equal, one, same)
     kernels = [state.variables["params"]["Dense_0"]["kernel"] for state in (one, other)]
     assert (kernels[0] != kernels[1]).all()

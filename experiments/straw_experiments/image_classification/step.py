@@ -68,20 +68,37 @@ def init_state(
     Returns:
         The state at step 0.
     """
+    return initializer(model, optimizer, image_shape, mesh)(seed)
+
+
+def initializer(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
+    mesh: Mesh | None = None,
+) -> Callable[[int], State]:
+    """Build what makes the state before the first step from a seed, compiled once: `init_state`."""
 
     def init(key: jax.Array) -> Variables:
         return model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
 
-    def jitted(function: Callable[..., Any], *arguments: Any) -> Any:
-        if mesh is None:
-            return jax.jit(function)(*arguments)
-        lying = shardings(jax.eval_shape(function, *arguments), mesh)
-        return jax.jit(function, out_shardings=lying)(*arguments)
+    like = state_like(model, optimizer, image_shape) if mesh else None
 
-    variables = jitted(init, jax.random.fold_in(jax.random.key(seed), 0))
+    def jitted(function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        if mesh is None:
+            return jax.jit(function)
+        return jax.jit(function, out_shardings=shardings(getattr(like, part), mesh))
+
+    make_step = jitted(lambda: jnp.int32(0), "step")
+    make_variables = jitted(init, "variables")
     # Compiled apart from the optimizer's: it needs much memory for a moment, for random bits.
-    opt_state = jitted(optimizer.init, variables["params"])
-    return State(jitted(lambda: jnp.int32(0)), variables, opt_state)
+    make_opt_state = jitted(optimizer.init, "opt_state")
+
+    def make(seed: int) -> State:
+        variables = make_variables(jax.random.fold_in(jax.random.key(seed), 0))
+        return State(make_step(), variables, make_opt_state(variables["params"]))
+
+    return make
 
 
 def state_like(
@@ -97,7 +114,7 @@ def state_like(
     Returns:
         A state whose leaves are `jax.ShapeDtypeStruct`.
     """
-    return jax.eval_shape(partial(init_state, model, optimizer, image_shape, seed=0))
+    return jax.eval_shape(partial(initializer(model, optimizer, image_shape), 0))
 
 
 def as_input(images: Any) -> jax.Array:
@@ -192,6 +209,7 @@ def lower_train_step(
     *,
     batch_size: int,
     mesh: Mesh | None = None,
+    like: State | None = None,
 ) -> jax.stages.Lowered:
     """Trace the training step for one batch size, without making parameters.
 
@@ -201,12 +219,13 @@ def lower_train_step(
         image_shape: Shape of one image, such as (28, 28, 1).
         batch_size: Samples in a batch.
         mesh: What the step is to be partitioned for; None for one device.
+        like: What `state_like` gives, where it is known already.
 
     Returns:
         The lowered step: `.compile()` gives the step, `.cost_analysis()["flops"]` its cost.
     """
     train_step: Any = make_train_step(model, optimizer, mesh)
-    state = state_like(model, optimizer, image_shape)
+    state = like or state_like(model, optimizer, image_shape)
     key = jax.eval_shape(partial(training_key, 0))
     batch = (
         jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.uint8),

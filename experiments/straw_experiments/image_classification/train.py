@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -16,9 +17,8 @@ from straw_experiments.image_classification.loop import Epoch, train
 from straw_experiments.image_classification.step import (
     Model,
     TrainStep,
-    init_state,
+    initializer,
     lower_train_step,
-    state_like,
 )
 from straw_experiments.runner import runs
 from straw_experiments.runner.batches import steps_per_epoch
@@ -73,7 +73,8 @@ class Trainer:
         count, *image_shape = images_shape
         self.image_shape = tuple(image_shape)
         self.optimizer = recipe.optimizer(count)
-        self.state_like: State = state_like(model, self.optimizer, self.image_shape)
+        self._init = initializer(model, self.optimizer, self.image_shape, mesh)
+        self.state_like: State = jax.eval_shape(functools.partial(self._init, 0))
 
     def parameters(self) -> int:
         """Count the trained parameters."""
@@ -88,6 +89,7 @@ class Trainer:
             self.image_shape,
             batch_size=self.recipe.batch_size,
             mesh=self.mesh,
+            like=self.state_like,
         )
         train_step = lowered.compile()
         return_freed_memory()
@@ -100,7 +102,7 @@ class Trainer:
 
     def init_state(self, seed: int) -> State:
         """Make the state before the first step."""
-        return init_state(self.model, self.optimizer, self.image_shape, seed=seed, mesh=self.mesh)
+        return self._init(seed)
 
     def place(self, tree: Any) -> Any:
         """Put a state, or a part of it, to where the model trains."""

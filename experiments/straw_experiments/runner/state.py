@@ -113,7 +113,14 @@ class DeviceTrainer:
         optimizer: optax.GradientTransformation,
     ):
         """Make a trainer; `init` takes a key and returns parameters."""
-        self.name, self.optimizer, self._init = name, optimizer, init
+        self.name, self.optimizer = name, optimizer
+
+        @jax.jit
+        def make(key: jax.Array) -> State:
+            params = init(key)
+            return State(jnp.int32(0), {"params": params}, optimizer.init(params))
+
+        self._make = make  # one function, which is traced and compiled once
         self.state_like: State = jax.eval_shape(partial(self.init_state, 0))
 
     def parameters(self) -> int:
@@ -122,12 +129,7 @@ class DeviceTrainer:
 
     def init_state(self, seed: int) -> State:
         """Make the state before the first step."""
-
-        def init(key: jax.Array) -> State:
-            params = self._init(key)
-            return State(jnp.int32(0), {"params": params}, self.optimizer.init(params))
-
-        return jax.jit(init)(jax.random.fold_in(jax.random.key(seed), 0))
+        return self._make(jax.random.fold_in(jax.random.key(seed), 0))
 
     def place(self, tree: Any) -> Any:
         """Leave a state where it is."""
