@@ -275,7 +275,8 @@ def test_hypotheses_beyond_the_peaks_count_for_nothing():
 
 
 def test_other_numbers_are_those_at_the_chosen_angle():
-    others = random_array(1, (1, len(BINS), 4)).at[..., 1].set(0.01 * jnp.asarray(BINS)[None])
+    others = random_array(1, (1, len(BINS), 4))
+    others[..., 1] = 0.01 * BINS
     (found,) = hypotheses_of(peaks((0.7, -31.0), (0.3, 22.0)), 2, others)
     np.testing.assert_allclose(found[:, 3], 0.01 * found[:, 1], atol=1e-6)
     for number, angle in ((0, -31.0), (1, 22.0)):
