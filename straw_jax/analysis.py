@@ -12,12 +12,14 @@ scale; ranks and shares do not depend on it.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from straw_jax import expect
 from straw_jax.factors import FactorSpec, FactorTree, Update
@@ -123,7 +125,7 @@ def inner_products(left: FactorTree, right: FactorTree) -> dict[str, Array]:
     """
     u, v = _formed(left), _formed(right)
     _check_pair("inner_products", u, v)
-    return {path: _inner_product(u[path], v[path]) for path in u}
+    return _each(_inner_product, u, v)
 
 
 def squared_norms(updates: FactorTree) -> dict[str, Array]:
@@ -145,10 +147,7 @@ def squared_norms(updates: FactorTree) -> dict[str, Array]:
         >>> analysis.squared_norms(updates)["W"].tolist()  # 3 x 4 matrices of twos
         [48.0, 48.0, 48.0, 48.0, 48.0, 48.0, 48.0, 48.0]
     """
-    # The product of two Gram matrices may round to slightly below zero.
-    return {
-        path: jnp.maximum(product, 0) for path, product in inner_products(updates, updates).items()
-    }
+    return _each(_squared_norm, _formed(updates))
 
 
 def differences(left: FactorTree, right: FactorTree) -> dict[str, Factors | Array]:
@@ -177,7 +176,7 @@ def differences(left: FactorTree, right: FactorTree) -> dict[str, Factors | Arra
     """
     u, v = _formed(left), _formed(right)
     _check_pair("differences", u, v, same_rank=True)
-    return {path: _difference(u[path], v[path]) for path in u}
+    return _each(_difference, u, v)
 
 
 def singular_values(updates: FactorTree) -> dict[str, Array]:
@@ -199,11 +198,7 @@ def singular_values(updates: FactorTree) -> dict[str, Array]:
         >>> analysis.singular_values(updates)["W"].shape
         (8, 2)
     """
-    return {
-        path: _singular_values(factor)
-        for path, factor in _formed(updates).items()
-        if isinstance(factor, _Pair)
-    }
+    return _each(_singular_values, _pairs(updates))
 
 
 def effective_ranks(updates: FactorTree) -> dict[str, Array]:
@@ -231,14 +226,7 @@ def effective_ranks(updates: FactorTree) -> dict[str, Array]:
         >>> analysis.effective_ranks(updates)["W"].round(2).tolist()
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
-
-    def effective(values: Array) -> Array:
-        total = values.sum(axis=-1, keepdims=True)
-        shares = values / jnp.where(total > 0, total, 1)
-        entropy = jax.scipy.special.entr(shares).sum(axis=-1)
-        return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0)
-
-    return {path: effective(values) for path, values in singular_values(updates).items()}
+    return _each(_effective_rank, _pairs(updates))
 
 
 def means(updates: FactorTree) -> dict[str, Array]:
@@ -261,7 +249,7 @@ def means(updates: FactorTree) -> dict[str, Array]:
         >>> analysis.means(updates)["W"].shape
         (3, 4)
     """
-    return {path: _mean(factor) for path, factor in _formed(updates).items()}
+    return _each(_mean, _formed(updates))
 
 
 def variance(groups: Iterable[FactorTree]) -> dict[str, Variance]:
@@ -305,12 +293,12 @@ def variance(groups: Iterable[FactorTree]) -> dict[str, Variance]:
         count += 1
         formed = _formed(group)
         _check_group(count, formed, totals)
-        for path, (squares, mean) in _moments(formed).items():
+        for path, (squares, total, square) in _each(_moments, formed).items():
             n = _samples(group[path])
             old = sums.get(path, (0, 0.0, 0.0))
-            new = n, float(squares), n * float(jnp.sum(mean**2))
+            new = n, float(squares), n * float(square)
             sums[path] = old[0] + new[0], old[1] + new[1], old[2] + new[2]
-            totals[path] = totals.get(path, jnp.zeros_like(mean)) + n * mean
+            totals[path] = totals[path] + total if path in totals else total
     if not count:
         raise ValueError("variance: expected at least one group of samples, got none.")
     return {path: _variance(count, *sums[path], totals[path]) for path in sums}
@@ -335,7 +323,7 @@ def _check_group(count: int, group: _Formed, before: dict[str, Array]) -> None:
 
 
 def _variance(groups: int, n: int, squares: float, group_squares: float, total: Array) -> Variance:
-    mean_square = float(jnp.sum((total / n) ** 2))
+    mean_square = float(_square_of_mean(total, n))
     variance = max(squares / n - mean_square, 0.0)
     between = (group_squares / n - mean_square) / variance if variance else float("nan")
     chance = (groups - 1) / (n - 1) if n > 1 else float("nan")
@@ -343,13 +331,27 @@ def _variance(groups: int, n: int, squares: float, group_squares: float, total: 
     return Variance(variance, mean_square**0.5, between, chance, corrected)
 
 
+def _each(function: Callable[..., Any], *trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply a function to every leaf of trees by path: one program, not one for each operation."""
+    leaves = [tuple(tree[path] for path in trees[0]) for tree in trees]
+    return dict(zip(trees[0], _program(function, *leaves), strict=True))
+
+
+@partial(jax.jit, static_argnums=0, inline=True)
+def _program(function: Callable[..., Any], *leaves: tuple[Any, ...]) -> list[Any]:
+    return [function(*each) for each in zip(*leaves, strict=True)]
+
+
+def _moments(factor: _Pair | Array) -> tuple[Array, Array, Array]:
+    """Sum of squared norms, sum of updates, and the squared norm of their mean."""
+    mean = _mean(factor)
+    squares = _inner_product(factor, factor).sum()
+    return squares, _samples(factor) * mean, jnp.sum(mean**2)
+
+
 @jax.jit
-def _moments(updates: _Formed) -> dict[str, tuple[Array, Array]]:
-    """Sum of squared norms, and mean update, by path."""
-    return {
-        path: (_inner_product(factor, factor).sum(), _mean(factor))
-        for path, factor in updates.items()
-    }
+def _square_of_mean(total: Array, n: ArrayLike) -> Array:
+    return jnp.sum((total / n) ** 2)
 
 
 def _inner_product(left: _Pair | Array, right: Any) -> Array:
@@ -357,6 +359,11 @@ def _inner_product(left: _Pair | Array, right: Any) -> Array:
         inner = _einsum("nir,nis->nrs", left.B, right.B)
         return jnp.sum(inner * _einsum("nro,nso->nrs", left.A, right.A), axis=(1, 2))
     return jnp.sum((left * right).reshape(left.shape[0], -1), axis=1)
+
+
+def _squared_norm(factor: _Pair | Array) -> Array:
+    # The product of two Gram matrices may round to slightly below zero.
+    return jnp.maximum(_inner_product(factor, factor), 0)
 
 
 def _difference(left: _Pair | Array, right: Any) -> Factors | Array:
@@ -375,6 +382,14 @@ def _singular_values(pair: _Pair) -> Array:
     return jnp.linalg.svd(_einsum("nir,nor->nio", R, S), compute_uv=False)
 
 
+def _effective_rank(pair: _Pair) -> Array:
+    values = _singular_values(pair)
+    total = values.sum(axis=-1, keepdims=True)
+    shares = values / jnp.where(total > 0, total, 1)
+    entropy = jax.scipy.special.entr(shares).sum(axis=-1)
+    return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0)
+
+
 def _mean(factor: _Pair | Array) -> Array:
     if isinstance(factor, _Pair):
         # One product [in, n * r] @ [n * r, out].
@@ -388,6 +403,12 @@ def _einsum(subscripts: str, left: Array, right: Array) -> Array:
 
 def _samples(factor: Any) -> int:
     return jax.tree.leaves(factor)[0].shape[0]
+
+
+def _pairs(updates: FactorTree) -> dict[str, _Pair]:
+    """Form the factors of all low-rank leaves."""
+    formed = _formed(updates).items()
+    return {path: factor for path, factor in formed if isinstance(factor, _Pair)}
 
 
 def _formed(updates: FactorTree) -> _Formed:

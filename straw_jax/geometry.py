@@ -1,6 +1,7 @@
 """Affine maps of the image plane, and kernels composed with them."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -89,6 +90,15 @@ def affine(
             "affine: expected numbers, or arrays that broadcast to one shape, got degrees, scale,"
             f" shear, down and right of shapes {[value.shape for value in values]}. Reshape them."
         ) from error
+    return _affine(degrees, scale, shear, down, right)
+
+
+# One program each where they are called outside of any, and the operations alone within others.
+_program = partial(jax.jit, inline=True)
+
+
+@_program
+def _affine(degrees: Array, scale: Array, shear: Array, down: Array, right: Array) -> Array:
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
     first = jnp.stack([cos, sin], -1)  # rotated back
     second = jnp.stack([shear * cos - sin, shear * sin + cos], -1)  # and sheared back
@@ -113,6 +123,11 @@ def invert(matrix: Array) -> Array:
         [[1, 0, 0], [0, 1, 0]]
     """
     _check_matrix("invert", matrix)
+    return _invert(matrix)
+
+
+@_program
+def _invert(matrix: Array) -> Array:
     (a, b, x), (c, d, y) = (
         tuple(matrix[..., row, column] for column in range(3)) for row in range(2)
     )
@@ -141,6 +156,11 @@ def compose(matrix: Array, then: Array) -> Array:
     """
     _check_matrix("compose", matrix)
     _check_matrix("compose", then)
+    return _compose(matrix, then)
+
+
+@_program
+def _compose(matrix: Array, then: Array) -> Array:
     linear, offset = matrix[..., :2], matrix[..., 2]
     columns = [_times(linear, then[..., column]) for column in range(3)]
     columns[2] = columns[2] + offset
@@ -183,8 +203,12 @@ def resample(x: Array, matrix: Array, *, sharpness: ArrayLike = 1.0) -> Array:
             f"resample: expected an image [..., h, w, c] and a matrix [2, 3], got {x.shape} and"
             f" {matrix.shape}. With a matrix for each sample: jax.vmap(resample)(x, matrices)."
         )
+    return _resample(x, matrix, jnp.minimum(sharpness, _SHARP))
+
+
+@_program
+def _resample(x: Array, matrix: Array, sharpness: Array) -> Array:
     *_, height, width, channels = x.shape
-    sharpness = jnp.minimum(sharpness, _SHARP)
     half = height / 2
     down = (jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2) / half
     right = (jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2) / half

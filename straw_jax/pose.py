@@ -6,6 +6,7 @@ The executor's first kernel is composed with the inverse of each, and the probab
 are averaged, weighted by confidence.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -537,14 +538,18 @@ def likeliest(estimate: PoseEstimate, angles: np.ndarray, count: int) -> Array:
             f" hypotheses, got {expect.describe(estimate.angles)} and {count}. Make the encoder for"
             " this range of poses."
         )
-    likely = nn.softmax(estimate.angles.astype(jnp.float32))
+    return _likeliest(estimate.angles, estimate.others, angles, count)
+
+
+@functools.partial(jax.jit, static_argnums=3, inline=True)
+def _likeliest(logits: Array, others: Array | None, angles: Array, count: int) -> Array:
+    likely = nn.softmax(logits.astype(jnp.float32))
     around = _with_neighbours(likely, 0.0)  # [batch, bins, neighbours]
     before, after = around[..., _NEIGHBOURS - 1], around[..., _NEIGHBOURS + 1]
     highest = jnp.where(angles > 0, likely > before, likely >= before)
     highest &= jnp.where(angles < 0, likely > after, likely >= after)
     confidence, chosen = jax.lax.top_k(jnp.where(highest, around.sum(axis=-1), 0.0), count)
-    numbers = jnp.broadcast_to(jnp.asarray(angles)[None, :, None], (*likely.shape, 1))
-    others = estimate.others
+    numbers = jnp.broadcast_to(angles[None, :, None], (*likely.shape, 1))
     if others is None:
         others = jnp.zeros((*likely.shape, 4))
     numbers = jnp.concatenate([numbers, others.astype(jnp.float32)], axis=-1)

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from reference import assert_close, largest_intermediate, random_array, to_float32
 
 from straw_jax import Factors, factor_spec, modulate
@@ -12,7 +13,8 @@ from straw_jax.factors import named_leaves
 
 def random_factors(params, ranks, batch, dtype="float32", seed=1, axes=None):
     spec = factor_spec(params, ranks, axes=axes)
-    return spec.unpack(random_array(seed, (*batch, spec.size), dtype) * jnp.asarray(0.3, dtype))
+    vector = random_array(seed, (*batch, spec.size), dtype)
+    return spec.unpack(vector * np.asarray(0.3, vector.dtype))
 
 
 def modulated(apply, params, factors, x, **options):
@@ -45,7 +47,8 @@ def dense_update(factors, shape):
 
 def assert_modulation_equals_reference(apply, params, factors, x, scale=1.0, tolerance=1e-5):
     """Compare values, and gradients with respect to parameters, factors and input."""
-    weights = random_array(9, by_sample(apply, params, factors, x).shape)
+    shape = jax.eval_shape(lambda: by_sample(apply, params, factors, x)).shape
+    weights = random_array(9, shape)
 
     def ours(params, factors, x):
         y = modulate(apply, scale=scale)(params, factors, x)

@@ -11,7 +11,29 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
 def random_array(seed, shape, dtype="float32"):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+    """An array of NumPy's: JAX compiles a program for each operation on its own arrays."""
+    array = np.random.default_rng(seed).standard_normal(shape)
+    return np.asarray(array, jnp.dtype(dtype))
+
+
+def moved(tree, by=0.1):
+    """Parameters away from initial values, of which some are zero or one."""
+    return jax.tree.map(lambda p: np.asarray(p) + by * random_array(p.size, p.shape), tree)
+
+
+def random_params(init, *args, by=0.1):
+    """Parameters that are about as large as what `moved` makes of initial ones.
+
+    To draw initial values takes a program that is compiled for most of a second.
+    """
+
+    def leaf(path, shape):
+        kernel = len(shape.shape) > 1
+        spread = (by**2 + shape.shape[-1] / shape.size * kernel) ** 0.5
+        start = float(path[-1] == jax.tree_util.DictKey("scale"))
+        return np.asarray(start + spread * random_array(shape.size, shape.shape), shape.dtype)
+
+    return jax.tree.map_with_path(leaf, jax.eval_shape(init, jax.random.key(0), *args))
 
 
 def relative_error(got, want):
@@ -30,7 +52,12 @@ def _assert_close(got, want, tolerance):
 
 
 def to_float32(tree):
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+    return jax.tree.map(lambda leaf: leaf.astype("float32"), tree)
+
+
+def to_numpy(tree):
+    """The arrays of a tree as NumPy's, of which parts are taken without a program of JAX's."""
+    return jax.tree.map(np.asarray, tree)
 
 
 def full_kernel(B, A, kernel, scale, shape):

@@ -7,11 +7,19 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import TOLERANCE, assert_close, intermediates, random_array, to_float32
+from reference import (
+    TOLERANCE,
+    assert_close,
+    intermediates,
+    random_array,
+    random_params,
+    to_float32,
+)
 
 from straw_jax import Factors, Generated, fused, make_straw, modulate
 from straw_jax.fused import apply_generated, choose_tiles, generate_and_apply
@@ -113,12 +121,16 @@ def test_under_vmap_over_samples_it_is_one_kernel():
 def test_vmap_over_seeds_too():
     """Kernels differ from seed to seed; also where the gradient is taken inside."""
     seeds = [problem(3, 2, 5, 4, 6), [2 * a for a in problem(3, 2, 5, 4, 6)]]
-    stacked = [jnp.stack(pair) for pair in zip(*seeds, strict=True)]
-    gradient = lambda f: jax.jit(  # noqa: E731
-        jax.vmap(jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), ALL))
-    )
-    assert_close(jax.jit(jax.vmap(per_sample))(*stacked), jax.vmap(plain)(*stacked), 1e-5)
-    assert_close(gradient(per_sample)(*stacked), gradient(plain)(*stacked), 1e-5)
+    stacked = [np.stack(pair) for pair in zip(*seeds, strict=True)]
+
+    def value_and_gradient(function):
+        def loss(*arguments):
+            y = function(*arguments)
+            return jnp.sum(jnp.sin(y)), y
+
+        return jax.jit(jax.vmap(jax.grad(loss, ALL, has_aux=True)))(*stacked)
+
+    assert_close(value_and_gradient(per_sample), value_and_gradient(plain), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -126,12 +138,14 @@ def test_vmap_over_seeds_too():
 )
 def test_any_other_vmap_is_the_plain_product(axes):
     x, hidden, kernel, bias = problem(3, 2, 5, 4, 6)
-    kernels, biases = jnp.stack([kernel, -kernel, kernel]), jnp.stack([bias, bias, -bias])
+    kernels, biases = np.stack([kernel, -kernel, kernel]), np.stack([bias, bias, -bias])
     single, batched = (x[0], hidden[0], kernel, bias), (x, hidden, kernels, biases)
     arguments = [b if axis == 0 else s for s, b, axis in zip(single, batched, axes, strict=True)]
-    got = jax.vmap(lambda x, *factor: apply_generated(x, Generated(*factor)), axes)(*arguments)
-    want = jax.vmap(lambda x, *factor: apply_factor(x, Generated(*factor)), axes)(*arguments)
-    assert_close(got, want, 1e-5)
+
+    def mapped(function):
+        return jax.jit(jax.vmap(lambda x, *factor: function(x, Generated(*factor)), axes))
+
+    assert_close(mapped(apply_generated)(*arguments), mapped(apply_factor)(*arguments), 1e-5)
 
 
 def test_more_vectors_of_one_sample_are_its_positions():
@@ -142,7 +156,8 @@ def test_more_vectors_of_one_sample_are_its_positions():
         return jax.vmap(lambda x: apply_generated(x, Generated(hidden, kernel, bias)))(x)
 
     assert "pallas_call" in str(jax.make_jaxpr(jax.vmap(model))(x, hidden))
-    assert_close(jax.vmap(model)(x, hidden), plain(x, hidden, kernel, bias), 1e-5)
+    want = jax.jit(plain)(x, hidden, kernel, bias)
+    assert_close(jax.jit(jax.vmap(model))(x, hidden), want, 1e-5)
 
 
 def test_reverse_mode_inside_of_vmap_is_an_error():
@@ -166,8 +181,7 @@ def test_a_straw_with_and_without_the_kernel():
         make_straw(Executor(), images, rank=2, hidden=4, base="trained", encoder=encoder, fused=on)
         for on in (True, False)
     )
-    params = jax.jit(without.init)(jax.random.key(1))
-    params = jax.tree.map(lambda p: p + 0.1 * random_array(p.size, p.shape), params)
+    params = random_params(without.init)
 
     def run(straw):
         def loss(params):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from reference import random_array, random_params, to_numpy
 
 from straw_jax.factors import factor_spec
 from straw_jax.hypernetwork import ChunkGenerator, make_hypernetwork
@@ -23,7 +24,7 @@ class Small(nn.Module):
 
 
 KERNELS = ["second/kernel", "third/kernel"]
-IMAGES = jax.random.normal(jax.random.key(0), (5, 8, 8, 1))
+IMAGES = random_array(0, (5, 8, 8, 1))
 
 
 def make(chunk=(2, 2), **settings):
@@ -33,8 +34,7 @@ def make(chunk=(2, 2), **settings):
 @pytest.mark.parametrize("chunk", [(2, 2), (4, 2), (1, 1)])
 def test_outputs_and_gradients_are_those_of_kernels_made_by_hand(chunk):
     model = make(chunk, hidden=3)
-    params = model.init(jax.random.key(1))
-    params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # biases, too
+    params = random_params(model.init)
     leaves = {"second/kernel": (3, 3, 4, 4), "third/kernel": (3, 3, 4, 6)}
 
     def plain(params):
@@ -84,7 +84,8 @@ def by_hand(p, leaves, chunk, hidden):
 def test_count_is_that_of_the_paper():
     """16 x 16 kernels of 7 x 7: 4,244 parameters in place of 12,544 (section 4.1)."""
     spec = factor_spec({"kernel": jnp.zeros((7, 7, 16, 16))}, {"kernel": "whole"})
-    params = ChunkGenerator(spec, (16, 16)).init(jax.random.key(0))["params"]
+    init = ChunkGenerator(spec, (16, 16)).init
+    params = jax.eval_shape(init, jax.random.key(0))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 4_244
 
 
@@ -92,14 +93,14 @@ def test_kernels_start_with_the_variance_that_their_layer_wants():
     shapes = {"wide": jnp.zeros((3, 3, 64, 16)), "narrow": jnp.zeros((3, 3, 16, 64))}
     spec = factor_spec(shapes, {"*": "whole"})
     module = ChunkGenerator(spec, (16, 16), embedding=64, hidden=64)
-    kernels = module.apply(module.init(jax.random.key(0)))
-    for path, kernel in kernels.items():
+    kernels = jax.jit(lambda key: module.apply(module.init(key)))(jax.random.key(0))
+    for path, kernel in to_numpy(kernels).items():
         fan_in = math.prod(shapes[path].shape[:-1])
         assert float(kernel.std()) == pytest.approx(math.sqrt(2 / fan_in), rel=0.1)
 
 
 def test_parameters_are_the_generators_and_what_is_not_generated():
-    params = make().init(jax.random.key(0))
+    params = jax.eval_shape(make().init, jax.random.key(0))
     assert sorted(params["executor"]) == [
         "first/bias", "first/kernel", "out/bias", "out/kernel", "second/bias", "third/bias",
     ]  # fmt: skip
@@ -108,7 +109,7 @@ def test_parameters_are_the_generators_and_what_is_not_generated():
 
 def test_kernels_are_written_once_for_all_samples():
     model = make()
-    params = model.init(jax.random.key(0))
+    params = jax.eval_shape(model.init, jax.random.key(0))
 
     def shapes(count):
         images = jnp.zeros((count, 8, 8, 1))
@@ -121,7 +122,7 @@ def test_kernels_are_written_once_for_all_samples():
 def test_any_function_can_be_the_executor():
     network = Network(lambda key, x: {"w": jax.random.normal(key, (4, 4))}, lambda p, x: x @ p["w"])
     model = make_hypernetwork(network, jnp.zeros((1, 4)), ["w"], chunk=(2, 2))
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     assert params["executor"] == {}
     assert model.apply(params, jnp.ones((3, 4))).shape == (3, 4)
 

@@ -1,9 +1,11 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from reference import assert_close, random_array
+from reference import assert_close, random_array, random_params, to_numpy
 
 from straw_jax import CNN, CompactCNN, NormEncoder, ResNet34, ViT, factor_spec, make_straw
 from straw_jax.models import Conv7, WideResNet
@@ -13,15 +15,35 @@ def shapes_of(module, images):
     return jax.eval_shape(lambda: module.init(jax.random.key(0), images))
 
 
+@partial(jax.jit, static_argnames=("strides", "padding"))
+def convolve(kernel, x, strides, padding):
+    layer = nn.Conv(kernel.shape[-1], (3, 3), strides, padding=padding, use_bias=False)
+    return layer.apply({"params": {"kernel": kernel}}, x)
+
+
+def convolution(kernel, x, strides=1, padding="SAME"):
+    return np.asarray(convolve(kernel, x, strides, padding))
+
+
+def pooled(x):
+    """Maxima of 2 x 2 pixels."""
+    height, width = (size // 2 * 2 for size in x.shape[1:3])
+    x = x[:, :height, :width].reshape(len(x), height // 2, 2, width // 2, 2, -1)
+    return x.max(axis=(2, 4))
+
+
 def convolved(params, number, x, stride=1):
     """A 3x3 convolution, GroupNorm with 8 groups, and ReLU; but for the convolution in NumPy."""
     conv, norm = params[f"conv{number}"], params[f"norm{number}"]
-    layer = nn.Conv(conv["kernel"].shape[-1], (3, 3), stride, padding=1, use_bias=False)
-    x = np.asarray(layer.apply({"params": conv}, x))
-    groups = np.reshape(x, (*x.shape[:-1], 8, -1))
+    x = convolution(conv["kernel"], x, stride, padding=1)
+    return np.maximum(group_normed(x, norm, 8), 0)
+
+
+def group_normed(x, norm, count):
+    groups = np.reshape(x, (*x.shape[:-1], count, -1))
     groups = groups - groups.mean((1, 2, 4), keepdims=True)
     groups = groups / np.sqrt((groups**2).mean((1, 2, 4), keepdims=True) + 1e-6)
-    return np.maximum(groups.reshape(x.shape) * norm["scale"] + norm["bias"], 0)
+    return groups.reshape(x.shape) * norm["scale"] + norm["bias"]
 
 
 @pytest.mark.parametrize(
@@ -36,35 +58,32 @@ def test_parameter_counts_are_those_that_are_told(module, count):
 
 
 def test_cnn_starts_as_pytorch_would():
-    params = CNN().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
+    params = jax.jit(CNN().init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
+    params = to_numpy(params)
     for name, fan_in in {"conv1": 9, "conv2": 288, "fc1": 9216, "fc2": 128}.items():
         for leaf in params[name].values():
-            assert float(jnp.abs(leaf).max()) <= fan_in**-0.5
-        assert float(jnp.abs(params[name]["kernel"]).max()) > 0.9 * fan_in**-0.5
+            assert np.abs(leaf).max() <= fan_in**-0.5
+        assert np.abs(params[name]["kernel"]).max() > 0.9 * fan_in**-0.5
 
 
 @pytest.mark.parametrize("module", [CNN(), CompactCNN(), ViT(depth=1)])
 def test_dropout_only_while_training(module):
     images = random_array(0, (2, 28, 28, 1))
-    variables = module.init(jax.random.key(0), images)
-    still = module.apply(variables, images)
-    assert jnp.array_equal(still, module.apply(variables, images))
-    one = module.apply(variables, images, train=True, rngs={"dropout": jax.random.key(1)})
-    two = module.apply(variables, images, train=True, rngs={"dropout": jax.random.key(2)})
-    assert not jnp.allclose(one, still)
-    assert not jnp.allclose(one, two)
+    variables = random_params(module.init, images)
+    apply = jax.jit(module.apply)
+    still = to_numpy(apply(variables, images))
+    assert np.array_equal(still, apply(variables, images))
+    train = jax.jit(lambda key: module.apply(variables, images, train=True, rngs={"dropout": key}))
+    one, two = (to_numpy(train(jax.random.key(seed))) for seed in (1, 2))
+    assert not np.allclose(one, still)
+    assert not np.allclose(one, two)
 
 
 @pytest.mark.parametrize("side", [8, 15])  # an odd row or column is left out by the pools
 def test_compact_cnn_is_convolutions_group_norms_and_pools(side):
     module = CompactCNN(classes=5, stages=((8, 16), (24,)))
     images = random_array(0, (2, side, side, 3))
-    params = jax.jit(module.init)(jax.random.key(0), images)["params"]
-    params = jax.tree.map(lambda p: np.asarray(p + 0.1 * random_array(p.size, p.shape)), params)
-
-    def pooled(x):
-        return np.asarray(nn.max_pool(x, (2, 2), (2, 2)))
-
+    params = random_params(module.init, images)["params"]
     want = pooled(convolved(params, 2, convolved(params, 1, images)))
     want = np.reshape(pooled(convolved(params, 3, want)), (2, -1))
     want = want @ params["fc"]["kernel"] + params["fc"]["bias"]
@@ -74,8 +93,7 @@ def test_compact_cnn_is_convolutions_group_norms_and_pools(side):
 def test_norm_encoder_is_convolutions_group_norms_and_a_dense_layer():
     module = NormEncoder(style=3, features=(8, 16))
     images = random_array(0, (2, 9, 10, 1))
-    params = jax.jit(module.init)(jax.random.key(0), images)["params"]
-    params = jax.tree.map(lambda p: np.asarray(p + 0.1 * random_array(p.size, p.shape)), params)
+    params = random_params(module.init, images)["params"]
     want = convolved(params, 2, convolved(params, 1, images, stride=2), stride=2).reshape(2, -1)
     want = np.tanh(want @ params["style"]["kernel"] + params["style"]["bias"])
     assert_close(jax.jit(module.apply)({"params": params}, images), want, 1e-5)
@@ -128,8 +146,7 @@ def by_hand(params, image, *, heads):
     """The vision transformer for one image `[h, w, c]`, in NumPy but for its convolutions."""
 
     def conv(name, x):
-        layer = nn.Conv(params[name]["kernel"].shape[-1], (3, 3), 2, padding=1)
-        return np.asarray(layer.apply({"params": params[name]}, x))
+        return convolution(params[name]["kernel"], x, 2, padding=1) + params[name]["bias"]
 
     def dense(name, x, block):
         return x @ block[name]["kernel"] + block[name]["bias"]
@@ -158,23 +175,18 @@ def by_hand(params, image, *, heads):
         ]
         x = x + dense("out", np.concatenate(y, axis=-1), block)
         y = dense("mlp1", norm("norm2", x, block), block)
-        x = x + dense("mlp2", np.asarray(nn.gelu(y)), block)
+        gelu = y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+        x = x + dense("mlp2", gelu, block)
     return dense("fc", norm("norm", x, params).mean(axis=0), params)
 
 
 SMALL_VIT = ViT(classes=5, width=8, depth=2, heads=2)
 
 
-def moved(params):
-    """Parameters away from initial values, of which some are zero."""
-    return jax.tree.map(lambda p: p + 0.2 * random_array(p.size, p.shape), params)
-
-
 def test_vit_is_convolutions_attention_and_mlps():
     images = random_array(0, (2, 10, 6, 3))
-    params = moved(jax.jit(SMALL_VIT.init)(jax.random.key(0), images)["params"])
-    got = SMALL_VIT.apply({"params": params}, images)
-    params, images = jax.tree.map(np.asarray, (params, images))
+    params = random_params(SMALL_VIT.init, images, by=0.2)["params"]
+    got = jax.jit(SMALL_VIT.apply)({"params": params}, images)
     want = [by_hand(params, image, heads=2) for image in images]
     assert_close(got, np.stack(want), 1e-5)
 
@@ -184,11 +196,11 @@ def test_vit_runs_with_each_samples_own_attention_and_mlps():
     straw = make_straw(
         SMALL_VIT, images, rank={"block*/*/kernel": 2, "block*/norm?/*": "whole"}, base="trained"
     )
-    params = moved(jax.jit(straw.init)(jax.random.key(0)))
+    params = random_params(straw.init, by=0.2)
     logits = jax.jit(straw.apply)(params, images)
+    merge = jax.jit(straw.merge)
     for i in range(3):
-        weights = straw.merge(params, images[i])
-        want = by_hand(jax.tree.map(np.asarray, weights), np.asarray(images[i]), heads=2)
+        want = by_hand(to_numpy(merge(params, images[i])), images[i], heads=2)
         assert_close(logits[i], want, 1e-4)
     kernels = factor_spec(params["executor"], {"block*/*/kernel": 2})
     assert {leaf.path.split("/")[1] for leaf in kernels} == {
@@ -199,15 +211,15 @@ def test_vit_runs_with_each_samples_own_attention_and_mlps():
 def test_conv7_is_two_convolutions_with_pools():
     module = Conv7(classes=3, channels=(2, 4))
     x = random_array(0, (2, 8, 8, 1))
-    params = module.init(jax.random.key(0), x)["params"]
-    logits = module.apply({"params": params}, x)
+    params = random_params(module.init, x)["params"]
+    logits = jax.jit(module.apply)({"params": params}, x)
     for name in ("conv1", "conv2"):
         kernel = params[name]["kernel"]
         x = jax.lax.conv_general_dilated(
             x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        x = nn.relu(nn.max_pool(x + params[name]["bias"][None, None, None], (2, 2), (2, 2)))
-    expected = x.reshape(2, -1) @ params["fc"]["kernel"] + params["fc"]["bias"][None]
+        x = np.maximum(pooled(np.asarray(x) + params[name]["bias"]), 0)
+    expected = x.reshape(2, -1) @ params["fc"]["kernel"] + params["fc"]["bias"]
     assert_close(logits, expected, 1e-4)
 
 
@@ -215,26 +227,25 @@ def test_wide_residual_network_adds_blocks_to_a_shortcut():
     """With its last convolutions at 0, a block is its shortcut."""
     module = WideResNet(classes=3, depth=10, width=2, channels=4)
     images = random_array(0, (2, 8, 8, 3))
-    params = module.init(jax.random.key(0), images)["params"]
+    params = random_params(module.init, images)["params"]
     kernels = {name: leaf["kernel"].shape for name, leaf in params.items() if "kernel" in leaf}
     assert kernels["group1_block1_conv1"] == (3, 3, 4, 8)
     assert kernels["group3_block1_conv2"] == (3, 3, 32, 32)
     assert len([name for name in kernels if "_conv" in name]) == 2 * 3
     for name in kernels:
         if name.endswith("conv2"):
-            params[name]["kernel"] = jnp.zeros_like(params[name]["kernel"])
+            params[name]["kernel"] = np.zeros_like(params[name]["kernel"])
 
     def normed(x, name):
-        x = nn.GroupNorm(num_groups=4).apply({"params": params[name]}, x)
-        return nn.relu(x)
+        return np.maximum(group_normed(x, params[name], 4), 0)
 
-    x = nn.Conv(4, (3, 3), use_bias=False).apply({"params": params["stem"]}, images)
+    x = convolution(params["stem"]["kernel"], images)
     for group in (1, 2, 3):
         y = normed(x, f"group{group}_block1_norm1")
         shortcut = params[f"group{group}_block1_shortcut"]["kernel"][0, 0]
         x = (y if group == 1 else y[:, ::2, ::2]) @ shortcut
     x = normed(x, "norm").mean(axis=(1, 2))
-    expected = x @ params["fc"]["kernel"] + params["fc"]["bias"][None]
-    assert_close(module.apply({"params": params}, images), expected, 1e-4)
+    expected = x @ params["fc"]["kernel"] + params["fc"]["bias"]
+    assert_close(jax.jit(module.apply)({"params": params}, images), expected, 1e-4)
     with pytest.raises(ValueError, match="expected a depth of 6 n"):
-        WideResNet(depth=12).init(jax.random.key(0), images)
+        jax.eval_shape(WideResNet(depth=12).init, jax.random.key(0), images)

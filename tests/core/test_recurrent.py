@@ -1,13 +1,15 @@
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.core import freeze
 from flax.errors import InvalidRngError
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import random_array, to_numpy
 
 from straw_jax.recurrent import HyperLSTMCell, LowRankLSTMCell, LSTMCell
 
@@ -88,14 +90,25 @@ def reference(name, p, xs, *, layer_norm):
     return np.stack(states)
 
 
-def random_params(model, x, seed):
+X = random_array(0, (2, 6, 4))
+
+
+@cache
+def shapes_of(model):
+    return jax.eval_shape(model.init, jax.random.key(0), X)["params"]
+
+
+def random_params(model, seed):
     """Parameters none of which is at its usual start, where many are 0 or 1."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
-    leaves, tree = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    leaves, tree = jax.tree.flatten(shapes_of(model))
     return tree.unflatten(
-        [0.5 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+        [0.5 * random_array([seed, i], leaf.shape) for i, leaf in enumerate(leaves)]
     )
+
+
+@cache
+def initial_params(name):
+    return jax.jit(nn.RNN(CELLS[name]).init)(jax.random.key(1), X)["params"]
 
 
 @partial(jax.jit, static_argnums=0)  # compiled once for each cell and number of steps
@@ -108,8 +121,8 @@ def run(model, params, x):
 @given(seed=st.integers(0, 99), steps=st.integers(1, 4))
 def test_cells_do_what_plain_loops_do(name, layer_norm, seed, steps):
     model = nn.RNN(CELLS[name].clone(layer_norm=layer_norm))
-    x = jax.random.normal(jax.random.key(seed), (2, steps, 4))
-    params = random_params(model, x, seed)
+    x = random_array(seed, (2, steps, 4))
+    params = random_params(model, seed)
     found = run(model, params, x)
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["cell"])
     for sample, states in zip(np.asarray(x, np.float64), found, strict=True):
@@ -119,9 +132,9 @@ def test_cells_do_what_plain_loops_do(name, layer_norm, seed, steps):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_half_precision_is_close_and_stays_half(name):
-    x = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    x = X[:, :3]
     exact = nn.RNN(CELLS[name])
-    params = random_params(exact, x, 1)
+    params = random_params(exact, 1)
     half = nn.RNN(CELLS[name].clone(dtype=jnp.bfloat16))
     found = run(half, params, x.astype(jnp.bfloat16))
     assert found.dtype == jnp.bfloat16
@@ -130,46 +143,35 @@ def test_half_precision_is_close_and_stays_half(name):
 
 
 def test_every_parameter_is_trained():
-    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
     for cell in CELLS.values():
         model = nn.RNN(cell.clone(layer_norm=True))
-        params = random_params(model, x, 2)
-        gradient = jax.jit(jax.grad(lambda p, model=model: run(model, p, x)[..., 0].sum()))(params)
-        assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+        params = random_params(model, 2)
+        gradient = jax.jit(jax.grad(lambda p, model=model: run(model, p, X)[..., 0].sum()))(params)
+        assert all(np.any(leaf) for leaf in jax.tree.leaves(to_numpy(gradient)))
 
 
 def test_low_rank_starts_as_an_ordinary_lstm():
-    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
-    model = nn.RNN(CELLS["low-rank"])
-    params = model.init(jax.random.key(1), x)["params"]
+    params = initial_params("low-rank")
     plain = {"cell": {"gates": {name: params["cell"][name] for name in ("kernel", "bias")}}}
-    np.testing.assert_allclose(
-        model.apply({"params": params}, x),
-        nn.RNN(CELLS["lstm"]).apply({"params": plain}, x),
-        atol=1e-6,
-    )
+    found = run(nn.RNN(CELLS["low-rank"]), params, X)
+    expected = run(nn.RNN(CELLS["lstm"]), plain, X)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_factors_start_at_a_tenth_whatever_the_small_lstm_sees():
-    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
-    model = nn.RNN(CELLS["hyper"])
-    params = model.init(jax.random.key(1), x)["params"]
-    scaled = jax.tree.map(np.asarray, params["cell"])
+    params = initial_params("hyper")
+    scaled = to_numpy(params["cell"])
     kernel = np.concatenate([scaled["input"]["kernel"], scaled["state"]["kernel"]])
     plain = {"cell": {"gates": {"kernel": 0.1 * kernel, "bias": scaled["bias"]}}}
-    np.testing.assert_allclose(
-        model.apply({"params": params}, x),
-        nn.RNN(CELLS["lstm"]).apply({"params": plain}, x),
-        atol=1e-6,
-    )
+    found, expected = run(nn.RNN(CELLS["hyper"]), params, X), run(nn.RNN(CELLS["lstm"]), plain, X)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_numbers_of_an_embedding_are_no_copies_of_one():
     """Were all weights of factors equal at the start, so would be these gradients, for ever."""
-    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
     model = nn.RNN(CELLS["hyper"])
-    params = model.init(jax.random.key(1), x)["params"]
-    gradient = jax.grad(lambda p: jnp.sum(model.apply({"params": p}, x) ** 2))(params)["cell"]
+    loss = jax.jit(jax.grad(lambda p: jnp.sum(run(model, p, X) ** 2)))
+    gradient = loss(initial_params("hyper"))["cell"]
     for name in ("input", "state"):
         by_number = np.asarray(gradient[f"{name}_embeddings"]["kernel"]).reshape(3, 4, -1)
         assert by_number.shape[-1] > 1
@@ -178,49 +180,54 @@ def test_numbers_of_an_embedding_are_no_copies_of_one():
 
 
 def test_gates_start_orthogonally_each_by_itself():
-    params = LSTMCell(6).init(
-        jax.random.key(0), LSTMCell(6).initialize_carry(None, (2,)), np.ones(2, np.float32)
-    )
+    carry = LSTMCell(6).initialize_carry(None, (2,))
+    params = jax.jit(LSTMCell(6).init)(jax.random.key(0), carry, np.ones(2, np.float32))
     kernel = np.asarray(params["params"]["gates"]["kernel"]).reshape(8, 4, 6)
     for gate in range(4):
         np.testing.assert_allclose(kernel[:, gate].T @ kernel[:, gate], np.eye(6), atol=1e-5)
 
 
 def test_dropout_is_of_candidates():
-    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
-    split = {"params": False, "dropout": True}
-    params = nn.RNN(LSTMCell(5)).init(jax.random.key(1), x)
-    without = nn.RNN(LSTMCell(5)).apply(params, x)
+    split = freeze({"params": False, "dropout": True})
+    params = random_params(nn.RNN(LSTMCell(5)), 1)
+
+    @partial(jax.jit, static_argnums=0)
+    def dropped(model, key):
+        return model.apply({"params": params}, X, rngs={"dropout": key})
 
     def apply(seed, **settings):
         model = nn.RNN(LSTMCell(5, **settings), split_rngs=split)
-        return model.apply(params, x, rngs={"dropout": jax.random.key(seed)})
+        return dropped(model, jax.random.key(seed))
 
+    without = apply(0)
+    np.testing.assert_allclose(without, run(nn.RNN(LSTMCell(5)), params, X), atol=1e-6)
     np.testing.assert_array_equal(apply(0, dropout=0.5), without)
     one, two = (apply(seed, dropout=0.5, deterministic=False) for seed in (0, 1))
     assert not np.array_equal(one, two)
     nothing = apply(0, dropout=1.0, deterministic=False)
-    assert not np.any(nothing)  # the memory never gets anything
+    assert not np.any(to_numpy(nothing))  # the memory never gets anything
     with pytest.raises(InvalidRngError):
-        nn.RNN(LSTMCell(5, dropout=0.5, deterministic=False)).apply(params, x)
+        run(nn.RNN(LSTMCell(5, dropout=0.5, deterministic=False)), params, X)
 
 
 def test_state_is_carried_from_one_piece_to_the_next():
-    x = jax.random.normal(jax.random.key(0), (2, 6, 4))
+    @partial(jax.jit, static_argnums=0)
+    def pieces(model, params):
+        carry, first = model.apply(params, X[:, :4])
+        carry, second = model.apply(params, X[:, 4:], initial_carry=carry)
+        return carry, jnp.concatenate([first, second], axis=1), model.apply(params, X)
+
     for cell in CELLS.values():
         model = nn.RNN(cell, return_carry=True)
-        params = {"params": random_params(model, x, 3)}
-        end, whole = model.apply(params, x)
-        carry, first = model.apply(params, x[:, :4])
-        carry, second = model.apply(params, x[:, 4:], initial_carry=carry)
-        np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), whole, atol=1e-6)
+        carry, joined, (end, whole) = pieces(model, {"params": random_params(model, 3)})
+        np.testing.assert_allclose(joined, whole, atol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), carry, end)
 
 
 def test_no_sample_has_a_kernel_of_its_own():
-    x = jnp.ones((7, 3, 4))
+    x = np.ones((7, 3, 4), "float32")
     model = nn.RNN(CELLS["low-rank"])
-    params = {"params": random_params(model, x, 0)}
+    params = {"params": random_params(model, 0)}
     loss = jax.grad(lambda p: model.apply(p, x).sum())
     text = str(jax.make_jaxpr(loss)(params))
     assert "7,9,2]" in text  # B
