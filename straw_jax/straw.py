@@ -226,7 +226,7 @@ def make_straw(
     encoder = as_network(ConvEncoder() if encoder is None else encoder)
     sample = zeros_like(sample, "make_straw")
     seen = sample if context is None else zeros_like(context, "make_straw", "the context")
-    _check_encoder(encoder, seen)
+    style = _style(encoder, seen)
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
     added = [] if isinstance(rank, Mapping) else _added(executor, shapes, sample)
     spec = factor_spec(shapes, rank, axes=axes, added=added)
@@ -248,9 +248,10 @@ def make_straw(
         keys = dict(
             zip(("encoder", "generator", "executor"), jax.random.split(key, 3), strict=True)
         )
-        params = {"encoder": encoder.init(keys["encoder"], seen)}
-        style = encoder.apply(params["encoder"], seen)
-        params["generator"] = generator.init(keys["generator"], style)
+        params = {
+            "encoder": encoder.init(keys["encoder"], seen),
+            "generator": generator.init(keys["generator"], zeros_like(style)),
+        }
         if base == "trained":
             params["executor"] = executor.init(keys["executor"], sample)
         return params
@@ -308,8 +309,8 @@ def make_straw(
     return Straw(spec, init, apply, styles, apply_styles, factors, merge)
 
 
-def _check_encoder(encoder: Network, context: Any) -> None:
-    """Raise a `ValueError` unless an encoder returns style vectors for a batch of contexts."""
+def _style(encoder: Network, context: Any) -> jax.ShapeDtypeStruct:
+    """Return the shape of an encoder's style vectors; raise a `ValueError` if it returns others."""
     styles = jax.eval_shape(
         lambda: encoder.apply(encoder.init(jax.random.key(0), context), context)
     )
@@ -321,6 +322,7 @@ def _check_encoder(encoder: Network, context: Any) -> None:
             f" got {expect.describe(styles)} for {expect.describe(context)}. If the sample is one"
             " without a batch axis, give sample[None]."
         )
+    return styles
 
 
 def _added(executor: Network, shapes: Params, sample: Any) -> list[str]:

@@ -375,7 +375,9 @@ PARAMETERS = {
         "geometric_affine": 418_698,
     },
     (47, 4, "trained", "vit"): {"standalone": 225_071, "wide": 584_111, "straw": 569_487},
-    (47, 16, "none", "trm"): {"straw": 20_596_111},
+    (47, 16, "none", "trm"): {"straw": 20_596_111, "wide": 20_566_692},
+    (47, 4, "trained", "trm"): {"compact": 407_134},
+    (47, 4, "trained", "vit trm"): {"straw": 633_919},
     (10, 16, "none", "cnn"): {"conv7": 21_210, "conv7_narrow": 8_848, "conv7_generated": 12_910},
     (47, 16, "none", "wrn"): {
         "wrn_16_1": 177_183,
@@ -386,8 +388,10 @@ PARAMETERS = {
 
 
 def model_of(name, classes=47, rank=4, base="trained", network="cnn"):
-    chosen = {"vit": {"executor": "vit"}, "trm": {"encoder": "trm"}}.get(network, {})
-    return build_model(name, classes=classes, rank=rank, base=base, **chosen)
+    sizes = {"classes": classes, "rank": rank, "base": base}
+    sizes["executor"] = "vit" if "vit" in network else "cnn"
+    sizes["encoder"] = "trm" if "trm" in network else "conv"
+    return build_model(name, **sizes)
 
 
 @pytest.mark.slow
@@ -395,6 +399,27 @@ def model_of(name, classes=47, rank=4, base="trained", network="cnn"):
 def test_models_have_the_published_number_of_parameters(trained):
     expected = PARAMETERS[trained]
     assert {name: networks.parameters(model_of(name, *trained)) for name in expected} == expected
+
+
+def test_published_numbers_of_parameters_are_those_of_the_layers():
+    article, vit = PARAMETERS[47, 16, "none", "cnn"], PARAMETERS[47, 4, "trained", "vit"]
+    encoder = 9 * 16 + 9 * 16 * 32 + 9 * 32 * 32 + 2 * (16 + 32 + 32) + 4 * 4 * 32 * 32 + 32
+    generator = (32 + 1) * 16 + (16 + 1) * 4 * 4 * (4 * 128 + 2 * 320)
+    assert vit["straw"] == vit["standalone"] + encoder + generator
+    usual, trm = 9 * 16 + 9 * 16 * 32 + 48 + (1568 + 1) * 64, 94_464
+    assert PARAMETERS[47, 16, "none", "trm"]["straw"] == article["straw"] - usual + trm
+
+
+def test_published_controls_are_as_large_as_straw():
+    for trained, straw, control, rel in (
+        ((47, 16, "none", "cnn"), "straw", "wide", 0.03),
+        ((47, 16, "none", "cnn"), "straw", "wide_dense", 0.03),
+        ((47, 16, "none", "trm"), "straw", "wide", 0.01),
+        ((47, 4, "trained", "cnn"), "compact", "compact_wide", 0.03),
+        ((47, 4, "trained", "vit"), "straw", "wide", 0.05),
+    ):
+        sizes = PARAMETERS[trained]
+        assert sizes[control] == pytest.approx(sizes[straw], rel=rel)
 
 
 @pytest.mark.parametrize(

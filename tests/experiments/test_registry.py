@@ -80,8 +80,8 @@ def test_every_model_is_built(name):
         straw = models.straw_of(name, **sizes)
         assert (straw is None) == (model.straw is None)
         if straw is not None:
-            executor_params = models.executor_of(name, **sizes).init(
-                jax.random.key(0), jnp.zeros((1, 28, 28, 1))
+            executor_params = jax.eval_shape(
+                models.executor_of(name, **sizes).init, jax.random.key(0), images
             )["params"]
             paths = {
                 jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 
@@ -58,24 +59,28 @@ def test_pairs_are_what_plain_networks_compute(sizes, tasks, pairs, seed):
 
 
 def test_targets_start_as_lecun_has_it():
-    weights = jax.vmap(target((8, 50, 1)).init)(jax.random.split(jax.random.key(0), 200))
+    weights = _networks(0, tasks=200, sizes=(8, 50, 1))
     assert float(weights["layer1"].var()) == pytest.approx(1 / 8, rel=0.03)
     assert float(weights["layer2"].var()) == pytest.approx(1 / 50, rel=0.03)
 
 
 def test_other_inputs_leave_everything_else_as_it_is():
-    usual = draw(SIZES, jax.random.key(1), 3, pairs=4, fresh=5)
-    other = draw(SIZES, jax.random.key(1), 3, pairs=4, fresh=5, context_inputs=uniform)
+    @jax.jit
+    def drawn(key):
+        usual = draw(SIZES, key, 3, pairs=4, fresh=5)
+        return usual, draw(SIZES, key, 3, pairs=4, fresh=5, context_inputs=uniform)
+
+    usual, other = drawn(jax.random.key(1))
     jax.tree.map(np.testing.assert_array_equal, usual.weights, other.weights)
     jax.tree.map(np.testing.assert_array_equal, usual.fresh, other.fresh)
     assert not np.array_equal(usual.context.x, other.context.x)
 
 
 def test_inputs_of_other_distributions():
-    x = uniform(jax.random.key(0), (10_000,))
-    assert float(abs(x).max()) <= math.sqrt(3)
-    assert float(x.var()) == pytest.approx(1, rel=0.03)
-    assert float(positive(jax.random.key(0), (100,)).min()) >= 0
+    x = np.asarray(uniform(jax.random.key(0), (10_000,)))
+    assert abs(x).max() <= math.sqrt(3)
+    assert x.var() == pytest.approx(1, rel=0.03)
+    assert np.asarray(positive(jax.random.key(0), (100,))).min() >= 0
 
 
 @pytest.mark.parametrize("text", ["", "5", "2-0-1", "2-x-1", "2--1", "-1"])
@@ -98,9 +103,11 @@ def test_predictor_has_the_parameters_of_the_posts():
 @pytest.mark.parametrize("pooling", ["mean", "attention"])
 def test_prediction_knows_no_order_and_takes_sets_of_any_size(pooling):
     straw = weight_predictor(SIZES, pooling=pooling, embedding=16)
-    params = straw.init(jax.random.key(0))
-    context = draw(SIZES, jax.random.key(1), 2, pairs=7, fresh=1).context
-    weights = predict(straw, params, context)
+    params = jax.jit(straw.init)(jax.random.key(0))
+    rng = np.random.default_rng(1)
+    context = Pairs(*(rng.standard_normal((2, 7, size), np.float32) for size in (2, 1)))
+    predicted = jax.jit(functools.partial(predict, straw, params))
+    weights = predicted(context)
     assert {name: leaf.shape for name, leaf in weights.items()} == {
         "layer1": (2, 2, 3),
         "layer2": (2, 3, 1),
@@ -109,16 +116,16 @@ def test_prediction_knows_no_order_and_takes_sets_of_any_size(pooling):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
         weights,
-        predict(straw, params, shuffled),
+        predicted(shuffled),
     )
-    fewer = predict(straw, params, Pairs(*(part[:, :3] for part in context)))
+    fewer = predicted(Pairs(*(part[:, :3] for part in context)))
     assert fewer["layer1"].shape == (2, 2, 3)
     # Pairs that are given twice say nothing more.
-    twice = Pairs(*(jnp.concatenate([part, part], axis=1) for part in context))
+    twice = Pairs(*(np.concatenate([part, part], axis=1) for part in context))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
         weights,
-        predict(straw, params, twice),
+        predicted(twice),
     )
 
 
@@ -145,9 +152,8 @@ def test_output_predictors_are_what_they_say():
 
     for kind in ("plain", "concat", "residual"):
         module = OutputPredictor(kind, width=5)
-        params = module.init(jax.random.key(1), x)["params"]
-        numbers = jax.tree.map(np.asarray, params)
-        found = module.apply({"params": params}, x)
+        found, variables = jax.jit(module.init_with_output)(jax.random.key(1), x)
+        numbers = jax.tree.map(np.asarray, variables["params"])
         np.testing.assert_allclose(found, expected(kind, numbers), atol=1e-5)
     with pytest.raises(ValueError, match=r"expected a kind of .* got 'other'"):
         OutputPredictor("other").init(jax.random.key(0), x)
@@ -157,9 +163,9 @@ def test_output_predictors_are_what_they_say():
 
 
 def test_score_is_the_share_of_variance():
-    y = jnp.asarray([[1.0], [2.0], [6.0]])
+    y = np.array([[1.0], [2.0], [6.0]], np.float32)
     assert float(evaluate.score(y, y).explained) == 1
-    assert float(evaluate.score(jnp.full_like(y, 3.0), y).explained) == pytest.approx(0, abs=1e-6)
+    assert float(evaluate.score(np.full_like(y, 3.0), y).explained) == pytest.approx(0, abs=1e-6)
     assert float(evaluate.score(y + 1, y).loss) == pytest.approx(1)
 
 
@@ -167,31 +173,33 @@ def test_objectives_draw_anew_for_every_key_and_have_gradients():
     weights = objectives.weights_objective(SIZES, 4, straw=weight_predictor(SIZES), fresh=3)
     outputs = objectives.outputs_objective(SIZES, output_predictor(SIZES, kind="residual"))
     for objective, shape in ((weights, (5, 3, 1)), (outputs, (5, 1))):
-        params = jax.jit(objective.init)(jax.random.key(0))
+
+        def loss(params, key, objective=objective):
+            outputs = objective.outputs(params, objective.draw(key, 5))
+            return evaluate.score(*outputs).loss, outputs
 
         @jax.jit
-        def outputs(params, key, objective=objective):
-            return objective.outputs(params, objective.draw(key, 5))
+        def gradient_and_outputs(key, objective=objective, loss=loss):
+            return jax.grad(loss, has_aux=True)(objective.init(jax.random.key(0)), key)
 
-        one, two = (outputs(params, jax.random.key(i)) for i in (1, 2))
+        (gradient, one), (_, two) = (gradient_and_outputs(jax.random.key(i)) for i in (1, 2))
         assert one[0].shape == one[1].shape == shape
         assert not np.array_equal(one[1], two[1])
-
-        def loss(params, outputs=outputs):
-            return evaluate.score(*outputs(params, jax.random.key(1))).loss
-
-        gradient = jax.jit(jax.grad(loss))(params)
         assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
 
 
 def test_outputs_objective_shows_input_and_weights(monkeypatch):
     shown = []
-    monkeypatch.setattr(
-        OutputPredictor, "__call__", lambda self, x: shown.append(np.asarray(x)) or x[:, :1]
-    )
+    monkeypatch.setattr(OutputPredictor, "__call__", lambda self, x: shown.append(x) or x[:, :1])
     objective = objectives.outputs_objective(SIZES, output_predictor(SIZES, kind="plain"))
-    _, y = objective.outputs({}, objective.draw(jax.random.key(3), 6))
-    (vectors,) = shown
+
+    @jax.jit
+    def drawn(key):
+        _, y = objective.outputs({}, objective.draw(key, 6))
+        (vectors,) = shown
+        return vectors, y
+
+    vectors, y = jax.device_get(drawn(jax.random.key(3)))
     assert vectors.shape == (6, 2 + unknowns(SIZES))
     for vector, output in zip(vectors, y, strict=True):
         weights = {"layer1": vector[2:8].reshape(2, 3), "layer2": vector[8:].reshape(3, 1)}
@@ -202,27 +210,35 @@ def test_outputs_objective_shows_input_and_weights(monkeypatch):
 
 
 def test_fit_finds_the_network_from_nearby_and_never_gets_worse():
-    drawn = draw((2, 4, 1), jax.random.key(0), 8, pairs=40, fresh=50)
-    keys = jax.random.split(jax.random.key(1), 2)
+    sizes, rng = (2, 4, 1), np.random.default_rng(1)
+    drawn = jax.jit(lambda key: draw(sizes, key, 8, pairs=40, fresh=50))(jax.random.key(0))
     near = {
-        name: leaf + 0.05 * jax.random.normal(key, leaf.shape)
-        for key, (name, leaf) in zip(keys, drawn.weights.items(), strict=True)
+        name: leaf + 0.05 * rng.standard_normal(leaf.shape, np.float32)
+        for name, leaf in jax.device_get(drawn.weights).items()
     }
-    errors = []
-    for steps in (0, 1, 3, 20):
-        weights = fit((2, 4, 1), near, drawn.context, steps)
-        found = compute((2, 4, 1), weights, drawn.context.x)
-        errors.append(np.mean((found - drawn.context.y) ** 2, axis=(1, 2)))
+
+    @jax.jit
+    def fitted(steps):
+        weights = fit(sizes, near, drawn.context, steps)
+        found, fresh = (compute(sizes, weights, each.x) for each in (drawn.context, drawn.fresh))
+        error = jnp.mean((found - drawn.context.y) ** 2, axis=(1, 2))
+        return weights, error, evaluate.score(fresh, drawn.fresh.y).explained
+
+    weights, errors, explained = zip(*map(fitted, (0, 1, 3, 20)), strict=True)
     assert all(np.all(later <= earlier + 1e-9) for earlier, later in itertools.pairwise(errors))
-    fresh = compute((2, 4, 1), weights, drawn.fresh.x)
-    assert float(evaluate.score(fresh, drawn.fresh.y).explained) > 0.999
-    jax.tree.map(np.testing.assert_array_equal, near, fit((2, 4, 1), near, drawn.context, 0))
+    assert explained[-1] > 0.999
+    jax.tree.map(np.testing.assert_array_equal, near, weights[0])
+
+
+@functools.partial(jax.jit, static_argnames=("pairs", "outputs"))
+def _fitted(key, *, pairs, outputs):
+    context = draw((4, outputs), key, 3, pairs=pairs, fresh=1).context
+    return context, least_squares(context)["layer1"]
 
 
 @given(pairs=st.integers(1, 8), outputs=st.integers(1, 3))
 def test_least_squares_is_the_smallest_network_that_fits(pairs, outputs):
-    context = draw((4, outputs), jax.random.key(pairs), 3, pairs=pairs, fresh=1).context
-    found = least_squares(context)["layer1"]
+    context, found = _fitted(jax.random.key(pairs), pairs=pairs, outputs=outputs)
     for x, y, kernel in zip(*map(np.asarray, context), found, strict=True):
         expected = np.linalg.lstsq(x.astype(np.float64), y.astype(np.float64), rcond=1e-6)[0]
         np.testing.assert_allclose(kernel, expected, atol=2e-3 * max(1, abs(expected).max()))
@@ -231,19 +247,23 @@ def test_least_squares_is_the_smallest_network_that_fits(pairs, outputs):
 # --- equivalence --------------------------------------------------------------------------------
 
 
+@functools.cache
 def _networks(key, tasks=6, sizes=(3, 5, 2)):
-    return jax.vmap(target(sizes).init)(jax.random.split(jax.random.key(key), tasks))
+    @jax.jit
+    def drawn(key):
+        return jax.vmap(target(sizes).init)(jax.random.split(key, tasks))
+
+    return jax.device_get(drawn(jax.random.key(key)))
 
 
 def test_rescaled_networks_compute_the_same_and_are_recognised():
     weights = _networks(0)
     other = equivalence.rescaled(weights, np.random.default_rng(0))
     assert not np.allclose(other["layer1"], weights["layer1"])
-    x = jax.random.normal(jax.random.key(1), (6, 9, 3))
-    same = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in other.items()}
-    np.testing.assert_allclose(
-        compute((3, 5, 2), weights, x), compute((3, 5, 2), same, x), atol=1e-5
-    )
+    x = np.random.default_rng(1).standard_normal((6, 9, 3), np.float32)
+    same = {name: leaf.astype(np.float32) for name, leaf in other.items()}
+    computed = jax.jit(functools.partial(compute, (3, 5, 2)))
+    np.testing.assert_allclose(computed(weights, x), computed(same, x), atol=1e-5)
     matched = equivalence.match(weights, other)
     assert matched.share == pytest.approx(1, abs=1e-6)
     found = np.take_along_axis(other["layer1"], matched.order[:, None, :], axis=2)
@@ -313,11 +333,12 @@ def test_an_oracle_is_perfect_in_every_analysis(few_tasks, monkeypatch):
 @pytest.mark.slow
 def test_units_are_examined_with_one_hidden_layer(few_tasks):
     straw = weight_predictor(SIZES, embedding=8)
-    found = analysis.analyse(SIZES, 5, straw, straw.init(jax.random.key(0)), 0)
+    params = jax.jit(straw.init)(jax.random.key(0))
+    found = analysis.analyse(SIZES, 5, straw, params, 0)
     units = found["units"]
     assert "least squares" not in found
     assert units["same place"] > 0.9  # an untrained predictor says nearly the same of everything
     assert units["preference"] > units["preference of targets"]
     assert units["share"] < 1
-    again = analysis.analyse(SIZES, 5, straw, straw.init(jax.random.key(0)), 0)
+    again = analysis.analyse(SIZES, 5, straw, params, 0)
     assert again == found

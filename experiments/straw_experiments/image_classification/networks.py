@@ -2,11 +2,12 @@
 
 import bisect
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from straw_experiments.image_classification.models import Sizes
@@ -37,6 +38,7 @@ PoseLoss: TypeAlias = Callable[[Any, jax.Array, jax.Array], jax.Array]
 _GREY: ImageShape = (28, 28, 1)
 _STYLE = 32  # length of the style vector that is written beside a pose
 _ROTATIONS = 15.0  # degrees from one rotation to the next, of those that are averaged
+_WIDTHS = range(4, 100_000)  # of controls
 _ALL_POSES = POSES._replace(scale=1.4, shear=0.4, shift=0.1)
 
 
@@ -385,14 +387,38 @@ def _widened(
         sizes: Of both.
     """
 
+    @cache
     def count_at(width: int) -> int:
         return count(flax_model(static(sizes.classes, width)), sizes.image)
 
     target = count(straw, sizes.image)
-    widths = range(4, 100_000)
-    above = bisect.bisect_left(widths, target, key=count_at)
-    nearest = min(widths[above - 1 : above + 1], key=lambda width: abs(count_at(width) - target))
+    above = _first_width(count_at, target)
+    nearest = min(
+        max(above - 1, _WIDTHS[0]), above, key=lambda width: abs(count_at(width) - target)
+    )
     return flax_model(static(sizes.classes, nearest))
+
+
+def _first_width(count_at: Callable[[int], int], target: int) -> int:
+    """Return the first of all widths whose count is no less than a target.
+
+    Counts grow with the width as a polynomial of degree 2 does, but for rounded widths. So a width
+    is computed from a few counts, and searched for beside it: each count takes a trace.
+
+    Args:
+        count_at: Of a model of a width.
+        target: The count to reach.
+    """
+    few = (64, 128, 256)  # which no model rounds
+    curve = np.polyfit(few, [count_at(width) for width in few], 2)
+    computed = int(np.searchsorted(np.polyval(curve, _WIDTHS), target))
+    low = high = min(computed, len(_WIDTHS) - 1)
+    reach = 1
+    while low > 0 and count_at(_WIDTHS[low]) >= target:
+        low, reach = max(low - reach, 0), 2 * reach
+    while high < len(_WIDTHS) - 1 and count_at(_WIDTHS[high]) < target:
+        high, reach = min(high + reach, len(_WIDTHS) - 1), 2 * reach
+    return _WIDTHS[bisect.bisect_left(_WIDTHS, target, low, high, key=count_at)]
 
 
 class _Generated(NamedTuple):

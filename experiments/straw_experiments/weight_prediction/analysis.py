@@ -36,6 +36,8 @@ INPUTS: Mapping[str, tuple[Inputs, float]] = {
 }
 """Inputs that no predictor is trained on: a distribution, and what is multiplied with it."""
 
+_DRAWN: tuple[Inputs, ...] = (normal, uniform, positive)
+
 RATIOS = (0.5, 1.0, 4 / 3, 2.0, 3.0, 5.0)  # pairs an unknown
 FITS = (0, 1, 3, 10, 30)  # steps of `fit`
 SOLVED = 1e-4  # of the variance: an error below it counts as none
@@ -48,6 +50,13 @@ class _Trained(NamedTuple):
 
     sizes: tuple[int, ...]
     straw: Straw
+
+
+class _Inputs(NamedTuple):
+    """A distribution's place in `_DRAWN`, and what is multiplied with it: one program for all."""
+
+    drawn: int
+    scale: float
 
 
 class _Case(NamedTuple):
@@ -83,16 +92,21 @@ def analyse(
     trained, keys = _Trained(sizes, straw), _keys(seed)
 
     def measure(
-        guess: Callable[[_Case], Weights], count: int = pairs, steps: int = 0, **inputs: Any
+        guess: Callable[[_Case], Weights],
+        count: int = pairs,
+        steps: int = 0,
+        **others: tuple[Inputs, float],
     ) -> dict[str, float]:
-        found = _measure(trained, guess, params, keys, steps, pairs=count, **inputs)
+        both = (others.get(which, (normal, 1.0)) for which in ("fresh", "context"))
+        inputs = (_Inputs(_DRAWN.index(drawn), scale) for drawn, scale in both)
+        found = _measure(trained, guess, params, keys, steps, *inputs, pairs=count)
         return {name: float(value) for name, value in found.items()}
 
     counts = sorted({max(1, round(ratio * unknowns(sizes))) for ratio in RATIOS} | {pairs})
     found: dict[str, Any] = {
         f"{which} inputs": {
-            name: measure(_predicted, pairs, 0, **_inputs(which, *INPUTS[name]))["explained"]
-            for name in INPUTS
+            name: measure(_predicted, pairs, 0, **{which: inputs})["explained"]
+            for name, inputs in INPUTS.items()
         }
         for which in ("fresh", "context")
     }
@@ -107,10 +121,6 @@ def analyse(
     if len(sizes) == 3:
         found["units"] = _units(trained, pairs, params, keys)
     return found
-
-
-def _inputs(which: str, inputs: Inputs, scale: float) -> dict[str, Any]:
-    return {f"{which}_inputs": inputs, f"{which}_scale": scale}
 
 
 def _predicted(case: _Case) -> Weights:
@@ -134,19 +144,17 @@ def _least_squares(case: _Case) -> Weights:
     return least_squares(case.tasks.context)
 
 
-@partial(jax.jit, static_argnames=("trained", "guess", "pairs", "fresh_inputs", "context_inputs"))
+@partial(jax.jit, static_argnames=("trained", "guess", "pairs"))
 def _measure(
     trained: _Trained,
     guess: Callable[[_Case], Weights],
     params: Params,
     keys: Array,
     steps: int,
+    fresh_inputs: _Inputs,
+    context_inputs: _Inputs,
     *,
     pairs: int,
-    fresh_inputs: Inputs = normal,
-    fresh_scale: float = 1.0,
-    context_inputs: Inputs = normal,
-    context_scale: float = 1.0,
 ) -> dict[str, Array]:
     """Score guessed weights on tasks that are the same for every guess."""
 
@@ -157,8 +165,8 @@ def _measure(
             _BATCH,
             pairs=pairs,
             fresh=_FRESH,
-            context_inputs=lambda key, shape: context_scale * context_inputs(key, shape),
-            fresh_inputs=lambda key, shape: fresh_scale * fresh_inputs(key, shape),
+            context_inputs=partial(_draw_inputs, context_inputs),
+            fresh_inputs=partial(_draw_inputs, fresh_inputs),
         )
         weights = guess(_Case(trained, params, tasks, jax.random.fold_in(key, 1), steps))
         return compute(trained.sizes, weights, tasks.fresh.x), tasks.fresh.y
@@ -167,6 +175,11 @@ def _measure(
     errors = jnp.mean((predicted - y) ** 2, axis=(-2, -1))
     solved = jnp.mean(errors < SOLVED * jnp.var(y), dtype=jnp.float32)
     return {"explained": score(predicted, y).explained, "solved": solved}
+
+
+def _draw_inputs(inputs: _Inputs, key: Array, shape: tuple[int, ...]) -> Array:
+    branches = [lambda key, one=one: one(key, shape) for one in _DRAWN]
+    return inputs.scale * jax.lax.switch(inputs.drawn, branches, key)
 
 
 def _keys(seed: int) -> Array:
