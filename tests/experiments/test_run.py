@@ -1,5 +1,6 @@
 """The command line, from bad input to a killed and resumed experiment, in processes of its own."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -208,6 +209,18 @@ CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 BOTH = "2" if CORES else "1"  # runs at a time, where cores can be dealt out
 
 
+@contextlib.contextmanager
+def _on_cores(cores):
+    """Start processes on these cores, or wherever if there are none."""
+    if cores:
+        os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        if cores:
+            os.sched_setaffinity(0, CORES)
+
+
 class _Place:
     """A folder with a tiny archive, in which experiments run as a user runs them."""
 
@@ -220,19 +233,19 @@ class _Place:
         words = [*shlex.split(settings), "--batch-size", "16", "--out", out, *more]
         return [sys.executable, str(SCRIPT), *words]
 
-    def start(self, *words, **more):
+    def start(self, *words, cores=()):
         """Start with a core for each run at a time: the number of threads decides rounding."""
         command = self.command(*words)
         jobs = int(command[len(command) - command[::-1].index("--jobs")])
-        return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=scripts.environment(JAX_COMPILATION_CACHE_DIR=str(self.folder / "cache"), **more),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=(lambda: os.sched_setaffinity(0, CORES[:jobs])) if CORES else None,
-        )
+        with _on_cores(cores or CORES[:jobs]):
+            return subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=scripts.environment(JAX_COMPILATION_CACHE_DIR=str(self.folder / "cache")),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
 
     def run(self, *words):
         process = self.start(*words)
@@ -354,7 +367,10 @@ def test_two_processes_write_the_summary_of_one(place, finished):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    first, other = (place.start(*words, f"{address},2,{index}") for index in range(2))
+    first, other = (
+        place.start(*words, f"{address},2,{index}", cores=CORES[index : index + 1])
+        for index in range(2)
+    )
     stdout, stderr = first.communicate(timeout=300)
     assert first.returncode == 0, stderr
     assert "2 x cpu: data=2, model=1" in stdout
