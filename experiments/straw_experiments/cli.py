@@ -3,6 +3,7 @@
 Only the standard library is imported until a subcommand is known.
 """
 
+import atexit
 import importlib
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         use_large_pages()
     module = importlib.import_module(f"straw_experiments.{subcommand.module}")
     code: int = module.main(words[1:])
+    if code > 128:
+        from straw_experiments.runner.command import leave
+
+        atexit.register(leave, code)
     return code
 
 

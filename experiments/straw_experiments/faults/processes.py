@@ -95,10 +95,10 @@ def _placed(folder: Path, jobs: int = 1) -> _Place:
 
 def prepare_kills(place: Path) -> Kind:
     """Prepare studies that are stopped by signals, once to three times, and gone on with."""
-    studied = _placed(place.parent)
+    alone, in_processes = _placed(place.parent), _placed(place.parent, jobs=2)
 
     def trial(rng: np.random.Generator, number: int) -> Trial:
-        del number
+        studied = in_processes if number % 3 == 2 else alone
         name, done, noticed = studied.drawn(rng), [], ""
         for _ in range(rng.integers(1, 4)):
             sent = list(_SIGNALS)[rng.integers(len(_SIGNALS))]
@@ -106,7 +106,7 @@ def prepare_kills(place: Path) -> Kind:
             resume = (studied.out / "config.json").exists()
             answer = _stopped(studied.start(name, resume=resume), sent, wait)
             done.append(f"{sent.name} after {wait:.2f} s")
-            fault = f"{name}: {', '.join(done)}"
+            fault = f"{name}, {studied.jobs} at once: {', '.join(done)}"
             if answer.code == 0:  # it was faster
                 break
             # Python may still be loading what would catch the signal, or already be ending.

@@ -83,8 +83,9 @@ def in_processes(
     each = len(cores) // jobs  # as many for every job: the number of threads decides rounding
     others = set(multiprocessing.active_children())
     doing: dict[int | None, Any] = {}
-    with _shielded():
+    with _shielded():  # Starts a process of multiprocessing's, and lets Ctrl-C through again:
         shares, begun = context.SimpleQueue(), context.SimpleQueue()
+    with _shielded():  # so once more.
         for job in range(jobs):
             shares.put(cores[job * each : (job + 1) * each] or cores)
         pool = ProcessPoolExecutor(processes, context, _begin, (shares, begun, start, shared))

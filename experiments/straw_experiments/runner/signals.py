@@ -23,6 +23,7 @@ class Stopped(KeyboardInterrupt):
 
 _holding = 0  # blocks of `held` that are open
 _waiting: list[int] = []  # signals that came meanwhile
+_raised: list[int] = []  # signals that raised
 
 
 @contextlib.contextmanager
@@ -33,6 +34,7 @@ def raising() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in numbers}
     usual = (signal.SIG_DFL, signal.default_int_handler)
     caught = {number: old for number, old in before.items() if old in usual}
+    _raised.clear()
     for number in caught:
         signal.signal(number, _stop)
     try:
@@ -41,6 +43,14 @@ def raising() -> Iterator[None]:
         for number, old in caught.items():
             if signal.getsignal(number) is _stop:
                 signal.signal(number, old)
+
+
+def raised() -> int | None:
+    """Return the signal that has raised since `raising` began, whatever became of its exception.
+
+    Code of C++ makes an error of its own of it, such as an ImportError.
+    """
+    return _raised[0] if _raised else None
 
 
 @contextlib.contextmanager
@@ -77,6 +87,7 @@ def _stop(number: int, _: object) -> None:
 
 def _raise(number: int) -> None:
     _waiting.clear()
+    _raised.append(number)
     # One is enough; but a second Ctrl-C ends what does not come to its end.
     then = signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN
     signal.signal(number, then)
