@@ -3,7 +3,6 @@
 Only the standard library is imported until a subcommand is known.
 """
 
-import atexit
 import importlib
 import sys
 from collections.abc import Sequence
@@ -59,16 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"straw-jax: {problem}", file=sys.stderr)
         return 2
     subcommand = SUBCOMMANDS[words[0]]
+    from straw_experiments.runner import signals
+
+    signals.leave_if_raised()
     if subcommand.trains:
         from straw_experiments.runner.command import use_large_pages
 
         use_large_pages()
     module = importlib.import_module(f"straw_experiments.{subcommand.module}")
     code: int = module.main(words[1:])
-    if code > 128:
-        from straw_experiments.runner.command import leave
-
-        atexit.register(leave, code)
     return code
 
 

@@ -2,11 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import jax
 import pytest
+import scripts
 
 from straw_experiments.runner.processes import ProcessError, in_processes, jobs_for
 
@@ -70,6 +73,32 @@ def test_failure_ends_all_processes(tmp_path, kind, error, message):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert not (tmp_path / "1").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_what_stops_a_whole_group_is_one_line(tmp_path, number, code):
+    program = (
+        "import sys; from straw_experiments.runner import command, signals;"
+        " signals.leave_if_raised(); from straw_experiments.runner import processes;"
+        " from test_processes import _noting; sys.argv[0] = 'run.py';"
+        f" started = (_noting, ({str(tmp_path)!r},), [('wait', 1)], 2);"
+        " sys.exit(command.interruptible(lambda _: processes.in_processes(*started), True))"
+    )
+    environment = scripts.environment(scripts.EXPERIMENTS, Path(__file__).parent)
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=environment,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        while not (tmp_path / "waiting").exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        os.killpg(process.pid, number)
+        said = process.stderr.read().decode()
+    assert process.returncode == code
+    assert said == "run.py: stopped; to go on: python run.py\n"
 
 
 def _is_running(process):

@@ -111,6 +111,20 @@ def test_a_signal_amid_a_destructor_is_not_lost(capsys, monkeypatch):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("made", [ImportError, RuntimeError, SystemExit])
+def test_an_error_made_of_a_signal_is_the_signal(made, capsys):
+    def run(_):
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(60)
+        except BaseException:
+            raise made("while initializing the extension") from None
+        return 0
+
+    assert interruptible(run, resumes=True) == 129
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_handlers_are_as_before():
     assert interruptible(lambda _: 3, resumes=False) == 3
     assert [signal.getsignal(number) for number in STOPPING] == [signal.SIG_DFL] * 2

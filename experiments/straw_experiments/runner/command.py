@@ -118,16 +118,6 @@ def interruptible(run: Callable[[str], int], resumes: bool) -> int:
         raise
 
 
-def leave(code: int) -> None:
-    """End a stopped process at once, without what Python tears down at last.
-
-    XLA may be compiling in other threads, which then find nothing left of what they use.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def reason(error: OSError) -> str:
     """Say in one line why a file could not be read or written."""
     if error.strerror is None:

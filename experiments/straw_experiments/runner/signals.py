@@ -3,8 +3,11 @@
 Only the standard library is imported. As Python's own signal handlers, it is for the main thread.
 """
 
+import atexit
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -51,6 +54,22 @@ def raised() -> int | None:
     Code of C++ makes an error of its own of it, such as an ImportError.
     """
     return _raised[0] if _raised else None
+
+
+def leave_if_raised() -> None:
+    """Let this process, if a signal raises, end before Python takes down what threads still use.
+
+    XLA may be compiling in other threads, and crashes there. To be called before other modules are
+    imported: what they do at the end of a process is then done before.
+    """
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if _raised:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + _raised[0])
 
 
 @contextlib.contextmanager
