@@ -204,6 +204,7 @@ def test_a_signal_waits_until_a_checkpoint_is_whole(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         return save(*arguments, **named)
 
+    monkeypatch.setattr(signals, "_raised", [])  # the tests' own process goes on
     monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", interrupted)
     with pytest.raises(signals.Stopped), signals.raising():
         checkpoints.save(tmp_path, 1, TREE)
