@@ -20,6 +20,8 @@ if jax.__version_info__ < (0, 11):
 hypothesis.settings.register_profile("straw", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("straw")
 
-# A shell has what it starts in the background ignore Ctrl-C, and so would the scripts that tests
-# start and then stop.
+# What a shell starts in the background ignores Ctrl-C, and under nohup a hangup, and so would the
+# scripts that tests start and then stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
