@@ -1,7 +1,7 @@
 """Train a small STRAW on the devices that the command line gives, for test_mesh.py.
 
-`python mesh_program.py [--join=ADDRESS,COUNT,INDEX] OUT,finish|interrupt[,DATA,MODEL]...` trains
-once for each OUT.
+`python mesh_program.py [--join=ADDRESS,COUNT,INDEX] OUT,finish|interrupt|loop[,DATA,MODEL]...`
+trains once for each OUT; "loop" lets the devices pick their batches.
 """
 
 import os
@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from straw_experiments.data import Dataset
+from straw_experiments.image_classification import evaluate
 from straw_experiments.image_classification.controls import control_scores
 from straw_experiments.image_classification.networks import straw_model
 from straw_experiments.image_classification.train import Recipe, Trainer, train_and_test
@@ -53,10 +54,11 @@ def main(words):
         out, what, *sides = word.split(",")
         if what == "interrupt":
             _stop_after_saving()
-        train(Path(out), make_mesh(*map(int, sides)) if sides else None)
+        mesh = make_mesh(*map(int, sides)) if sides else None
+        train(Path(out), mesh, on_device=what == "loop")
 
 
-def train(out, mesh):
+def train(out, mesh, *, on_device):
     """Train and test the model, and write what was found."""
     model, data = straw(), dataset()
     trainer = Trainer(
@@ -66,6 +68,8 @@ def train(out, mesh):
         data.train_images.shape,
         mesh,
     )
+    trainer.on_device = on_device
+    evaluate.on_device = lambda: on_device
     run = Run(trainer, 0, out)
     variants = {"standard": data.test_images}
     result = train_and_test(run, data, variants)
@@ -76,7 +80,8 @@ def train(out, mesh):
         shares = {
             name: head["kernel"].addressable_shards[0].data.shape for name, head in heads.items()
         }
-        (out / "compiled.txt").write_text(trainer.train_step.as_text())
+        if not on_device:
+            (out / "compiled.txt").write_text(trainer.train_step.as_text())
         np.savez(
             out / "found.npz",
             *map(np.asarray, jax.tree.leaves(run.variables())),

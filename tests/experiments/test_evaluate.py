@@ -4,6 +4,7 @@ import pytest
 from training_models import CLASSES, MODEL, images_and_labels, start
 
 from straw_experiments.data import normalise
+from straw_experiments.image_classification import evaluate as evaluation
 from straw_experiments.image_classification.evaluate import (
     evaluate,
     in_batches,
@@ -14,6 +15,13 @@ from straw_experiments.image_classification.evaluate import (
 FORWARD = make_forward(MODEL)
 IMAGES, LABELS = images_and_labels(300)
 VARIABLES = start().variables
+
+
+@pytest.fixture(params=[False, True], ids=["host", "device"], autouse=True)
+def picks_batches(request, monkeypatch):
+    """Who picks the batches."""
+    monkeypatch.setattr(evaluation, "on_device", lambda: request.param)
+    monkeypatch.setattr(evaluation, "_MOST", 2)
 
 
 @pytest.mark.parametrize("n", [1, 127, 128, 129, 300])

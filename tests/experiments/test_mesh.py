@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
     """A folder of what is trained on one device and on eight, and what was said meanwhile."""
     folder = tmp_path_factory.mktemp("trained")
     assert ended(start(folder, "cut,interrupt,4,1", devices=4))[0] == 7
-    words = "one,finish", "eight,finish,4,2", "cut,finish,2,4"
+    words = "one,finish", "eight,finish,4,2", "cut,finish,2,4", "loop,loop,4,2"
     code, stderr = ended(start(folder, *words, devices=8))
     assert code == 0, stderr
     return folder, stderr
@@ -70,6 +70,11 @@ def test_eight_devices_find_what_one_finds(one, trained):
     out = trained[0] / "eight"
     assert_same(found(out), one)
     assert_kernels_are_dealt_out(out, 2)
+
+
+@pytest.mark.slow
+def test_devices_that_pick_their_batches_find_the_same(one, trained):
+    assert_same(found(trained[0] / "loop"), one)
 
 
 @pytest.mark.slow

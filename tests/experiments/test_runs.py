@@ -83,6 +83,20 @@ def test_stopped_run_continues_to_the_same_bits(tmp_path, monkeypatch, whole, fu
     _assert_same_end(run, whole)
 
 
+def test_a_device_that_was_stopped_goes_on_as_the_host_would(tmp_path, monkeypatch, whole):
+    trainer = Trainer("small", MODEL, RECIPE, DATASET.train_images.shape)
+    trainer.on_device = True
+    runs_ = [Run(trainer, 4, tmp_path / name) for name in ("whole", "cut")]
+    _finish_but_die(monkeypatch, runs_[1], 2, "save")
+    results = [train_and_test(run, DATASET, VARIANTS) for run in runs_]
+    _assert_same_end(runs_[1], (runs_[0], results[0]))
+    jax.tree.map(
+        lambda *pair: np.testing.assert_allclose(*pair, rtol=1e-3, atol=1e-5),
+        runs_[0].variables(),
+        whole[0].variables(),
+    )
+
+
 def test_damaged_checkpoint_costs_an_epoch_and_no_more(tmp_path, monkeypatch, whole):
     run = Run(TRAINER, 4, tmp_path)
     _finish_but_die(monkeypatch, run, 3, "append_line")

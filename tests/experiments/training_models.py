@@ -6,7 +6,12 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from straw_experiments.image_classification.step import Model, init_state, make_train_step
+from straw_experiments.image_classification.step import (
+    Model,
+    init_state,
+    make_train_step,
+    make_train_steps,
+)
 from straw_experiments.runner.state import State
 
 CLASSES = 5
@@ -48,6 +53,7 @@ def images_and_labels(n, *, classes=CLASSES, seed=0):
 # Compiled once for all tests.
 MODEL, OPTIMIZER = small_model(), optax.adam(3e-2)
 STEP = make_train_step(MODEL, OPTIMIZER)
+STEPS = make_train_steps(MODEL, OPTIMIZER)
 _START = jax.tree.map(np.array, init_state(MODEL, OPTIMIZER, SHAPE, seed=1))
 
 

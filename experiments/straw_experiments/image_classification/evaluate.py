@@ -1,19 +1,22 @@
 """Loss, accuracy and predictions on any number of images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from straw_experiments.image_classification.step import Model, as_input
-from straw_experiments.runner.batches import batches
+from straw_experiments.runner.batches import batches, cut, on_device
 from straw_experiments.runner.state import Variables
 from straw_jax.sharding import batch_sharding, mesh_of, place, to_host
 
 Forward = Callable[[Variables, Any], jax.Array]
+_MOST = 32  # batches that a device takes by itself
 
 
 class Score(NamedTuple):
@@ -72,13 +75,53 @@ def in_batches(
     mesh = mesh_of(variables)
     if mesh is not None:
         batch_size = -(-batch_size // mesh.shape["data"]) * mesh.shape["data"]
-    outputs = []
-    for chosen, _ in batches(np.arange(count), batch_size):
-        batch = [array[chosen] for array in inputs]
-        if mesh is not None:
-            batch = place(batch, batch_sharding(mesh))
-        outputs.append(function(variables, *batch))
+    if on_device():
+        outputs = list(_by_device(function, variables, inputs, batch_size, mesh))
+    else:
+        outputs = []
+        for chosen, _ in batches(np.arange(count), batch_size):
+            batch = [array[chosen] for array in inputs]
+            if mesh is not None:
+                batch = place(batch, batch_sharding(mesh))
+            outputs.append(function(variables, *batch))
     return jax.tree.map(lambda *parts: np.concatenate(to_host(parts))[:count], *outputs)
+
+
+def _by_device(
+    function: Callable[..., Any],
+    variables: Variables,
+    inputs: Sequence[np.ndarray],
+    batch_size: int,
+    mesh: Mesh | None,
+) -> Iterator[Any]:
+    """Yield outputs [m, ...] of many batches at a time: one program for sets of any size."""
+    chosen, _ = cut(np.arange(len(inputs[0])), batch_size)
+    for first in range(0, len(chosen), _MOST):
+        rows = chosen[first : first + _MOST]
+        some = [array[np.resize(rows, (_MOST, batch_size))] for array in inputs]
+        if mesh is not None:
+            some = place(some, NamedSharding(mesh, PartitionSpec(None, "data")))
+        outputs = to_host(_of_batches(function, variables, some, np.int32(len(rows))))
+        real = slice(len(rows))
+        yield jax.tree.map(lambda x, real=real: x[real].reshape(-1, *x.shape[2:]), outputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _of_batches(
+    function: Callable[..., Any], variables: Variables, inputs: Sequence[jax.Array], count: Any
+) -> Any:
+    """Apply a function to the first `count` of batches [most, b, ...]; return outputs, as many."""
+
+    def batch(i: Any) -> list[jax.Array]:
+        return [array[i] for array in inputs]
+
+    def body(i: jax.Array, outputs: Any) -> Any:
+        found = function(variables, *batch(i))
+        return jax.tree.map(lambda each, one: each.at[i].set(one), outputs, found)
+
+    like = jax.eval_shape(lambda: function(variables, *batch(0)))
+    zeros = jax.tree.map(lambda one: jnp.zeros((len(inputs[0]), *one.shape), one.dtype), like)
+    return jax.lax.fori_loop(0, count, body, zeros)
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Score:

@@ -46,6 +46,7 @@ class Metrics(NamedTuple):
 
 
 TrainStep = Callable[[State, jax.Array, Any, Any, Any], tuple[State, Metrics]]
+TrainSteps = Callable[[State, jax.Array, Any, Any, Any, Any, Any], tuple[State, Metrics]]
 
 
 def init_state(
@@ -141,6 +142,55 @@ def make_train_step(
         `(state, key, images uint8 [b, 28, 28, 1], labels int32 [b], real bool [b]) ->
         (state, Metrics)`. The state passed in is donated: use the one that comes back.
     """
+    return jax.jit(_step(model, optimizer, mesh), donate_argnums=0)
+
+
+def make_train_steps(
+    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
+) -> TrainSteps:
+    """Build many training steps as one jitted function: those of `make_train_step`, in turn.
+
+    Between them a GPU or TPU does not wait for the host: it picks the batches itself.
+
+    Args:
+        model: The model.
+        optimizer: Its optimizer.
+        mesh: Where the state lies, and shall lie after the steps; None for one device.
+
+    Returns:
+        `(state, key, images uint8 [n, 28, 28, 1], labels int32 [n], chosen int32 [most, b], real
+        bool [most, b], steps int32 []) -> (state, Metrics, each [most])`: step i takes the samples
+        `chosen[i]`, for the first `steps` of them. It stops after a loss that is not finite; the
+        metrics of steps that it did not take are 0. The state passed in is donated.
+    """
+    step = _step(model, optimizer, mesh)
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_steps(
+        state: State, key: jax.Array, images: Any, labels: Any, chosen: Any, real: Any, steps: Any
+    ) -> tuple[State, Metrics]:
+        def goes_on(looped: tuple[State, Metrics, jax.Array]) -> jax.Array:
+            _, metrics, done = looped
+            return (done < steps) & jnp.all(jnp.isfinite(metrics.loss))
+
+        def body(looped: tuple[State, Metrics, jax.Array]) -> tuple[State, Metrics, jax.Array]:
+            state, metrics, done = looped
+            batch = images[chosen[done]], labels[chosen[done]], real[done]
+            if mesh is not None:
+                batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
+            state, found = step(state, key, *batch)
+            metrics = jax.tree.map(lambda each, one: each.at[done].set(one), metrics, found)
+            return state, metrics, done + 1
+
+        none = Metrics(*(jnp.zeros(len(chosen), d) for d in (jnp.float32, jnp.int32, jnp.int32)))
+        state, metrics, _ = jax.lax.while_loop(goes_on, body, (state, none, jnp.int32(0)))
+        return state, metrics
+
+    return train_steps
+
+
+def _step(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh | None) -> TrainStep:
+    """Return the training step as a function that is not jitted."""
 
     def loss_of(
         params: Any,
@@ -165,7 +215,6 @@ def make_train_step(
             total += jnp.sum(more.astype(jnp.float32), where=real)
         return total / metrics.samples.astype(jnp.float32), (updates, metrics)
 
-    @partial(jax.jit, donate_argnums=0)
     def train_step(
         state: State, key: jax.Array, images: Any, labels: jax.Array, real: jax.Array
     ) -> tuple[State, Metrics]:

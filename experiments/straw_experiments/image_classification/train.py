@@ -13,15 +13,17 @@ from tqdm import tqdm
 from straw_experiments.data import Dataset
 from straw_experiments.image_classification.config import Schedule
 from straw_experiments.image_classification.evaluate import Forward, Score, evaluate, make_forward
-from straw_experiments.image_classification.loop import Epoch, train
+from straw_experiments.image_classification.loop import Epoch, train, train_on_device
 from straw_experiments.image_classification.step import (
     Model,
     TrainStep,
+    TrainSteps,
     initializer,
     lower_train_step,
+    make_train_steps,
 )
 from straw_experiments.runner import runs
-from straw_experiments.runner.batches import steps_per_epoch
+from straw_experiments.runner.batches import on_device, steps_per_epoch
 from straw_experiments.runner.environment import return_freed_memory
 from straw_experiments.runner.hosts import is_first
 from straw_experiments.runner.runs import EpochResult, FinalResult, Run
@@ -59,6 +61,9 @@ class Trainer:
     """A model and its optimizer, compiled once, on first use, for training images of one shape.
 
     It trains on one device, or on a mesh of them.
+
+    Attributes:
+        on_device: Whether many steps are one program; by default as `batches.on_device` says.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Trainer:
         count, *image_shape = images_shape
         self.image_shape = tuple(image_shape)
         self.optimizer = recipe.optimizer(count)
+        self.on_device = on_device()
         self._init = initializer(model, self.optimizer, self.image_shape, mesh)
         self.state_like: State = jax.eval_shape(functools.partial(self._init, 0))
 
@@ -94,6 +100,17 @@ class Trainer:
         train_step = lowered.compile()
         return_freed_memory()
         return train_step
+
+    @functools.cached_property
+    def train_steps(self) -> TrainSteps:
+        """Many training steps as one program."""
+        return make_train_steps(self.model, self.optimizer, self.mesh)
+
+    def train(self, *arguments: Any, **options: Any) -> Iterator[tuple[State, Epoch]]:
+        """Train step by step, or on the device, see `loop.train` and `loop.train_on_device`."""
+        if self.on_device:
+            return train_on_device(self.train_steps, *arguments, **options)
+        return train(self.train_step, *arguments, **options)
 
     @functools.cached_property
     def forward(self) -> Forward:
@@ -137,8 +154,7 @@ def train_and_test(
     sample = dataset.test_images[::stride], dataset.test_labels[::stride]
 
     def train_on(start: State) -> Iterator[EpochResult]:
-        for state, epoch in train(
-            trainer.train_step,
+        for state, epoch in trainer.train(
             start,
             dataset.train_images,
             dataset.train_labels,

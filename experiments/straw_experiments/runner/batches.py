@@ -21,7 +21,7 @@ def epoch_order(count: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def batches(order: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def cut(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut an order into batches of equal size.
 
     The last batch is filled up from the start of the order, again and again if need be. These
@@ -32,18 +32,30 @@ def batches(order: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np
         order: int64 [n], indices of samples.
         batch_size: Samples in a batch.
 
-    Yields:
-        Indices int64 [batch_size], and bool [batch_size] that says which are real.
+    Returns:
+        Indices int64 [batches, batch_size], and bool of the same shape that says which are real.
     """
-    steps = steps_per_epoch(len(order), batch_size)
-    filled = np.resize(order, (steps, batch_size))
-    real = (np.arange(filled.size) < len(order)).reshape(filled.shape)
-    yield from zip(filled, real, strict=True)
+    filled = np.resize(order, (steps_per_epoch(len(order), batch_size), batch_size))
+    return filled, (np.arange(filled.size) < len(order)).reshape(filled.shape)
+
+
+def batches(order: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the batches of `cut` one by one."""
+    yield from zip(*cut(order, batch_size), strict=True)
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """Count the batches that hold `count` samples, the last one perhaps not full."""
     return -(-count // batch_size)
+
+
+def on_device() -> bool:
+    """Say whether many batches are one program, in which the device picks them itself.
+
+    A GPU or TPU would wait for the host between batches. A CPU does not, and takes convolutions
+    within a loop slowly.
+    """
+    return jax.default_backend() != "cpu"
 
 
 def near_device(array: np.ndarray) -> np.ndarray | jax.Array:
@@ -55,4 +67,4 @@ def near_device(array: np.ndarray) -> np.ndarray | jax.Array:
     Returns:
         The same values, to be indexed batch by batch.
     """
-    return array if jax.default_backend() == "cpu" else jax.device_put(array)
+    return jax.device_put(array) if on_device() else array
