@@ -126,11 +126,15 @@ def _of_batches(
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Score:
     """Measure loss and accuracy of logits [n, classes] for labels int32 [n]."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels)
+    losses = _cross_entropy(logits, labels)
     return Score(
         loss=float(np.asarray(losses, np.float64).mean()),
         accuracy=float(np.mean(logits.argmax(axis=-1) == labels)),
     )
+
+
+# As one program: outside of jit each of its operations is one.
+_cross_entropy = jax.jit(optax.softmax_cross_entropy_with_integer_labels)
 
 
 def evaluate(

@@ -85,19 +85,22 @@ def initializer(
 
     like = state_like(model, optimizer, image_shape) if mesh else None
 
-    def jitted(function: Callable[..., Any], part: str) -> Callable[..., Any]:
+    def jitted(function: Callable[..., Any], *parts: str) -> Callable[..., Any]:
         if mesh is None:
             return jax.jit(function)
-        return jax.jit(function, out_shardings=shardings(getattr(like, part), mesh))
+        lie = tuple(shardings(getattr(like, part), mesh) for part in parts)
+        return jax.jit(function, out_shardings=lie if len(parts) > 1 else lie[0])
 
-    make_step = jitted(lambda: jnp.int32(0), "step")
+    # Compiled apart from the rest: it needs much memory for a moment, for random bits.
     make_variables = jitted(init, "variables")
-    # Compiled apart from the optimizer's: it needs much memory for a moment, for random bits.
-    make_opt_state = jitted(optimizer.init, "opt_state")
+    make_step_and_opt_state = jitted(
+        lambda params: (jnp.int32(0), optimizer.init(params)), "step", "opt_state"
+    )
 
     def make(seed: int) -> State:
         variables = make_variables(jax.random.fold_in(jax.random.key(seed), 0))
-        return State(make_step(), variables, make_opt_state(variables["params"]))
+        step, opt_state = make_step_and_opt_state(variables["params"])
+        return State(step, variables, opt_state)
 
     return make
 

@@ -203,7 +203,13 @@ def _read(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
     for path, found in _checksums(tree).items():
         if found != leaves[path]:
             raise ValueError(f"{path} does not match its checksum")
-    return jax.tree.map(jnp.array, tree)
+    return _copied(tree)
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    """Copy arrays that NumPy owns, which could not be donated: as one program, not one a shape."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[list[int], str]]:
