@@ -5,14 +5,15 @@ Pallas kernel forms a row of `F` for a tile of samples, multiplies it by the lay
 discards it; the backward pass forms it again. Only inputs, results, and the sums of some grid steps
 are in device memory.
 
-Off by default, since it has not been timed on a GPU or TPU; `modulate(..., fused=True)` and
-`make_straw(..., fused=True)` use it. On GPUs the kernel runs through Pallas's Triton backend (of
-which JAX 0.12 warns that it will be removed), on TPUs through Mosaic; elsewhere JAX interprets it,
-which is correct but slow. It can be faster only where factors are large compared with the layer's
-input and output: few positions per sample, and factors with at most as many rows as the hidden
-vector has numbers (`A` of a wide layer). For one vector per sample and more rows, `apply_factor`
-does not form the factor either; at hundreds of positions (convolutions), patches are larger than
-factors.
+Off by default; `modulate(..., fused=True)` and `make_straw(..., fused=True)` use it. On one H100,
+with 128 samples and a factor [16, 8192], or 512 and [64, 8192], its forward pass took 0.77 and 0.42
+of the time of the plain products, but forward and backward together 1.02 and 1.04. On GPUs the
+kernel runs through Pallas's Triton backend (of which JAX 0.12 warns that it will be removed), on
+TPUs through Mosaic; elsewhere JAX interprets it, which is correct but slow. It can be faster only
+where factors are large compared with the layer's input and output: few positions per sample, and
+factors with at most as many rows as the hidden vector has numbers (`A` of a wide layer). For one
+vector per sample and more rows, `apply_factor` does not form the factor either; at hundreds of
+positions (convolutions), patches are larger than factors.
 
 How it works: samples are in the last axis and columns of `F` in the one before. So one row of `F`,
 for all samples of a tile, is one matrix product, `kernel[row] @ hidden`, `[columns, samples]`, and

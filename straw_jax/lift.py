@@ -46,7 +46,8 @@ def modulate(
         allow_materialise: form a sample's whole kernel for unsupported operations. By default they
             raise an error that names the leaf.
         fused: apply `Generated` factors with the Pallas kernel of `straw_jax.fused`; off by default
-            since it has not been timed on a GPU or TPU. `save_exported` cannot export such a model.
+            since it made only forward passes faster on a GPU. `save_exported` cannot export such a
+            model.
         per_sample: the names of keyword arguments that have a sample axis in front, as `x` has.
 
     Returns:

@@ -193,7 +193,8 @@ def make_straw(
         allow_materialise: form a sample's whole kernel for unsupported operations, as in
             `modulate`.
         fused: apply generated factors with the Pallas kernel of `straw_jax.fused`; off by default
-            since it has not been timed on a GPU or TPU. `save_exported` cannot export such a model.
+            since it made only forward passes faster on a GPU. `save_exported` cannot export such a
+            model.
 
     Returns:
         Pure functions, see `Straw`.
