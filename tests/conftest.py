@@ -1,13 +1,16 @@
-"""Strictness for every test: no silent dtype or rank promotion, no flaky deadline."""
+"""Strictness for every test: no silent dtype or rank promotion, no warning, no flaky deadline."""
 
 import os
 import signal
+from pathlib import Path
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")  # GPUs and TPUs round float32 else
 # Every test compiles something new, and runs it once or twice; so do scripts that tests start.
 # XLA's older emitters, in one part, take half the time; a later version may not have these flags.
 jax.config.update("jax_disable_most_optimizations", True)
@@ -18,6 +21,7 @@ if jax.__version_info__ < (0, 11):
 
 # Compilation makes the first example slow: a deadline would measure the compiler.
 hypothesis.settings.register_profile("straw", deadline=None, max_examples=20, derandomize=True)
+hypothesis.settings.register_profile("accelerator", deadline=None, max_examples=3, derandomize=True)
 hypothesis.settings.load_profile("straw")
 
 # What a shell starts in the background ignores Ctrl-C, and under nohup a hangup, and so would the
@@ -25,3 +29,18 @@ hypothesis.settings.load_profile("straw")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    """Make warnings errors: not in pyproject.toml, where those of other plugins' start would be."""
+    config.addinivalue_line("filterwarnings", "error")
+    if config.option.markexpr == "accelerator":
+        hypothesis.settings.load_profile("accelerator")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Collect the library's tests alone for an accelerator: all others need more packages."""
+    core = Path(__file__).parent / "core"
+    related = collection_path in (core, *core.parents) or core in collection_path.parents
+    return True if config.option.markexpr == "accelerator" and not related else None

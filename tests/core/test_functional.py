@@ -49,6 +49,7 @@ def compare(ours, reference, arguments, dtype):
     assert_close(grads, expected, TOLERANCE[dtype])
 
 
+@pytest.mark.accelerator
 @given(st.data(), sizes, sizes, sizes, dtypes, st.lists(sizes, max_size=2))
 def test_dense_equals_the_full_kernels(data, batch, rows, out, dtype, between):
     B, A, bias = layer_arguments(data, batch, rows, out, dtype)
@@ -65,7 +66,8 @@ def test_dense_equals_the_full_kernels(data, batch, rows, out, dtype, between):
     compare(ours, reference, arguments, dtype)
 
 
-@settings(max_examples=12)
+@pytest.mark.accelerator
+@settings(max_examples=min(12, settings().max_examples))
 @given(st.data(), sizes, sizes, sizes, dtypes, st.integers(1, 3))
 def test_convolution_equals_the_full_kernels(data, batch, channels, out, dtype, axes):
     def each(strategy, name):
@@ -99,6 +101,7 @@ def test_convolution_equals_the_full_kernels(data, batch, channels, out, dtype, 
     compare(ours, reference, {"x": x, "B": B, "A": A, "kernel": kernel, "bias": bias}, dtype)
 
 
+@pytest.mark.accelerator
 def test_transformations_agree():
     """The sample axis of the function is what vmap makes of the function without it."""
     x, B, A = random_array(0, (4, 3, 8)), random_array(1, (4, 8, 2)), random_array(2, (4, 2, 5))
@@ -125,6 +128,7 @@ def test_precision_reaches_every_product():
     assert jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 3
 
 
+@pytest.mark.accelerator
 def test_half_precision_sums_in_float32():
     """4,096 ones: a bfloat16 sum would stop at 256."""
     x, B, A = (jnp.ones(s, jnp.bfloat16) for s in [(1, 4096), (4096, 1), (1, 1)])
@@ -155,6 +159,7 @@ def test_no_full_kernel_in_the_jaxpr_of_a_convolution():
     assert largest_intermediate(gradient, x, B, A) < batch * 9 * channels * out
 
 
+@pytest.mark.accelerator
 def test_rank_above_full_rank_is_allowed():
     x, B, A = random_array(0, (3, 4)), random_array(1, (3, 4, 9)), random_array(2, (3, 9, 2))
     assert_close(hyperlora(x, B, A), dense_layer(x, B, A), 1e-5)

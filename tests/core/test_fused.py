@@ -62,13 +62,14 @@ def assert_equals_plain(function, arguments, tolerance):
 small = st.integers(1, 20)
 
 
+@pytest.mark.accelerator
 @settings(max_examples=3)
 @given(st.integers(1, 18), st.sampled_from([1, 2, 33]), small, small, small)
 def test_values_and_gradients_equal_the_plain_formula(batch, positions, m, h, n):
     assert_equals_plain(generate_and_apply, problem(batch, positions, m, h, n), 1e-5)
 
 
-@pytest.mark.parametrize("tpu", [False, True])
+@pytest.mark.parametrize("tpu", [pytest.param(False, marks=pytest.mark.accelerator), True])
 @pytest.mark.parametrize(
     ("positions", "n", "dtype"),
     [(35, 3, "float32"), (1, 130, "float32"), (35, 20, "bfloat16")],
@@ -112,6 +113,7 @@ def per_sample(x, hidden, kernel, bias):
     )
 
 
+@pytest.mark.accelerator
 def test_under_vmap_over_samples_it_is_one_kernel():
     arguments = problem(5, 3, 7, 8, 4)
     assert str(jax.make_jaxpr(per_sample)(*arguments)).count("generate_and_apply") > 0
@@ -133,6 +135,7 @@ def test_vmap_over_seeds_too():
     assert_close(value_and_gradient(per_sample), value_and_gradient(plain), 1e-5)
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(
     "axes", [(0, None, None, None), (None, 0, None, None), (0, 0, 0, None), (0, 0, None, 0)]
 )
@@ -148,6 +151,7 @@ def test_any_other_vmap_is_the_plain_product(axes):
     assert_close(mapped(apply_generated)(*arguments), mapped(apply_factor)(*arguments), 1e-5)
 
 
+@pytest.mark.accelerator
 def test_more_vectors_of_one_sample_are_its_positions():
     """A model that maps its layer over a batch of its own, as Equinox models do."""
     x, hidden, kernel, bias = problem(3, 4, 5, 4, 6)

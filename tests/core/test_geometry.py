@@ -46,7 +46,8 @@ COMPOSE = jax.jit(compose)
 # Images.
 
 
-@settings(max_examples=12)
+@pytest.mark.accelerator
+@settings(max_examples=min(12, settings().max_examples))
 @given(
     POSES,
     st.sampled_from([(6, 6, 1), (5, 8, 2), (7, 4, 3), (1, 5, 1)]),
@@ -70,6 +71,7 @@ def test_resampling_equals_scipys(pose, shape, dtype):
     assert_close(got, want, TOLERANCE[dtype])
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("turns", [-2, -1, 0, 1, 2, 4])
 @pytest.mark.parametrize("size", [5, 6])
 def test_quarter_turns_move_every_pixel_to_another_ones_place(turns, size):
@@ -101,6 +103,7 @@ def moved(point, degrees=0.0, scale=1.0, shear=0.0, down=0.0, right=0.0):
     return np.array([down - up, right + x])
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(
     "pose",
     [
@@ -145,6 +148,7 @@ def test_sharpness_lies_between():
     assert np.linalg.norm(linear) < np.linalg.norm(sharper) < np.linalg.norm(nearest)
 
 
+@pytest.mark.accelerator
 @settings(max_examples=12)
 @given(POSES, POSES)
 def test_composed_matrices_do_one_after_the_other(first, then):
@@ -173,6 +177,7 @@ def square(matrix):
     return np.concatenate([np.asarray(matrix, np.float64), [[0.0, 0.0, 1.0]]])
 
 
+@pytest.mark.accelerator
 @given(POSES)
 def test_the_inverse_undoes_a_matrix(pose):
     matrix = AFFINE(*pose)
@@ -183,6 +188,7 @@ def test_the_inverse_undoes_a_matrix(pose):
         np.testing.assert_allclose(product, np.eye(3), atol=2e-5)
 
 
+@pytest.mark.accelerator
 def test_matrices_of_many_poses_are_those_of_each():
     poses = 0.3 * random_array(0, (5, 2, 3))
     poses[1] += 1.5
@@ -204,6 +210,7 @@ def test_resampling_is_linear_and_leaves_constant_images(pose):
     assert_close(call(constant, matrix), constant, 1e-6)
 
 
+@pytest.mark.accelerator
 def test_axes_in_front_are_resampled_alike():
     x, matrix = random_array(0, (2, 3, 5, 6, 1)), AFFINE(25.0, 1.2)
     one_by_one = jax.vmap(jax.vmap(lambda x: RESAMPLE(x, matrix)))(x)
@@ -300,6 +307,7 @@ def linen_model(module, x):
     return network.apply, random_params(network.init, x)
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(
     ("options", "matrix"),
     [
@@ -371,6 +379,7 @@ def test_a_posed_leaf_without_base_weights_is_its_update():
         modulate(apply)(params | shapes, {"conv/kernel": Posed(MATRICES)}, IMAGES)
 
 
+@pytest.mark.accelerator
 def test_bfloat16_models_see_the_resampled_image():
     apply, params = linen_model(Convolution(), IMAGES)
     posed = Posed(MATRICES, updates(params, "conv/kernel", 2))
@@ -457,6 +466,7 @@ class DenseOnPixels(nn.Module):
         return jnp.tanh(nn.Dense(5, name="dense")(x.reshape(len(x), -1)))
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("rank", [None, 2])
 def test_a_posed_dense_layer_sees_the_resampled_image(rank):
     apply, params = linen_model(DenseOnPixels(), IMAGES)
@@ -742,6 +752,7 @@ def test_untrained_poses_change_nothing():
     assert all(np.any(leaf) for leaf in jax.tree.leaves(of_poses))
 
 
+@pytest.mark.accelerator
 def test_each_sample_is_seen_in_its_own_pose():
     straw = tiny_straw(scale=0.5)
     params = random_params(straw.init)

@@ -57,6 +57,7 @@ def small_straw(base, **options):
 # predictor
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("n", COUNTS)
 @pytest.mark.parametrize("library", [np, jnp])
 def test_predictions_are_those_without_padding(n, library):
@@ -84,6 +85,7 @@ def test_compiles_once_for_each_batch_size_that_is_needed():
     assert traced == [8, 2, 1]
 
 
+@pytest.mark.accelerator
 def test_trees_of_inputs_and_outputs_and_keywords():
     def apply(params, x, *, context):
         y = x["a"] @ params["kernel"] + context
@@ -101,6 +103,7 @@ def test_trees_of_inputs_and_outputs_and_keywords():
             assert_close(g, w, 1e-5)
 
 
+@pytest.mark.accelerator
 def test_predictor_is_a_function_to_jit_and_grad():
     def total(x):
         return predictor(dense, PARAMS, batch_sizes=(2, 8))(x).sum()
@@ -144,6 +147,7 @@ def test_errors_of_predictor():
 # save_exported, load_exported
 
 
+@pytest.mark.accelerator
 def test_saved_model_predicts_the_same(tmp_path):
     predict = load_exported(saved(tmp_path), batch_sizes=(2, 8))
     for n in COUNTS:

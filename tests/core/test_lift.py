@@ -38,6 +38,7 @@ def small_cnn(dtype="float32"):
     return (lambda params, x, **kw: module.apply({"params": params}, x, **kw)), params, x
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize(("rank", "scale"), [(1, 1.0), (3, 0.25)])
 def test_linen_model_equals_dense_weights(rank, scale):
     apply, params, x = small_cnn()
@@ -45,6 +46,7 @@ def test_linen_model_equals_dense_weights(rank, scale):
     assert_modulation_equals_reference(apply, params, factors, x, scale)
 
 
+@pytest.mark.accelerator
 def test_bfloat16_model_equals_dense_weights():
     apply, params, x = small_cnn("bfloat16")
     factors = random_factors(params, 2, (3,), "bfloat16")
@@ -54,6 +56,7 @@ def test_bfloat16_model_equals_dense_weights():
     assert_close(y, want, TOLERANCE["bfloat16"])
 
 
+@pytest.mark.accelerator
 def test_mixed_precision_casts_factors_as_it_casts_kernels():
     """Linen's `dtype` casts parameters inside the layer."""
     module = nn.Dense(4, dtype=jnp.bfloat16)
@@ -88,6 +91,7 @@ def test_nnx_model_equals_dense_weights():
     assert_modulation_equals_reference(apply, params, factors, x)
 
 
+@pytest.mark.accelerator
 def test_hand_written_function_with_transposed_and_tied_weights():
     """`W.T @ x` styles, a matrix used from both sides, and several axes between."""
     params = {"W": random_array(0, (6, 4)), "V": random_array(1, (2, 3, 5)), "b": jnp.zeros(6)}
@@ -120,6 +124,7 @@ def test_equinox_linear_layers_equal_dense_weights():
     assert_modulation_equals_reference(apply, params, factors, x)
 
 
+@pytest.mark.accelerator
 def test_shapes_alone_mean_that_the_factors_are_the_weights():
     apply, params, x = small_cnn()
     shapes = jax.eval_shape(lambda: params)
@@ -148,6 +153,7 @@ def test_factors_without_a_sample_axis_are_shared():
     assert_close(dense(shared, x), want, 1e-5)
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("positions", [1, 4])
 def test_generated_factors_equal_formed_ones(positions):
     """In both contraction orders: one vector a sample, and several."""

@@ -1,9 +1,13 @@
 import ast
 import graphlib
 import importlib.metadata
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import straw_jax
 
@@ -55,3 +59,60 @@ def test_modules_do_not_import_each_other_in_a_circle():
         }
     assert "straw_jax.lowrank" in imports["straw_jax.fused"]
     graphlib.TopologicalSorter(imports).prepare()
+
+
+FILES = {
+    "foreign.py": """
+import warnings
+
+class ForeignWarning(UserWarning):
+    pass
+
+def pytest_configure(config):
+    warnings.warn(ForeignWarning("at the start"))
+    config.issue_config_time_warning(ForeignWarning("by pytest"), stacklevel=2)
+""",
+    "tests/core/test_some.py": """
+import warnings
+import pytest
+
+pytestmark = pytest.mark.accelerator
+
+def test_that_passes():
+    pass
+
+def test_that_warns():
+    warnings.warn("our own")
+""",
+    "tests/core/test_other.py": "def test_for_no_accelerator(): pass",
+    "tests/core/test_import.py": "import warnings; warnings.warn('at import')",
+    "tests/experiments/test_study.py": "import a_package_that_is_not_installed",
+}
+
+
+@pytest.mark.slow
+def test_plugins_may_warn_and_our_code_may_not(tmp_path):
+    """Of an accelerator's tests, for which those of experiments are not even imported."""
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    repository = Path(__file__).parents[2]
+    for name in ("pyproject.toml", "tests/conftest.py"):
+        shutil.copy(repository / name, tmp_path / name)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "foreign", "-m", "accelerator"),
+            "--continue-on-collection-errors",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    assert "FAILED tests/core/test_some.py::test_that_warns - UserWarning: our own" in lines
+    assert "ERROR tests/core/test_import.py - UserWarning: at import" in lines
+    assert "1 failed, 1 passed, 1 deselected" in lines[-1]
+    assert "1 error" in lines[-1]

@@ -116,6 +116,7 @@ def run(model, params, x):
     return model.apply({"params": params}, x)
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("name", CELLS)
 @given(seed=st.integers(0, 99), steps=st.integers(1, 4))
@@ -130,6 +131,7 @@ def test_cells_do_what_plain_loops_do(name, layer_norm, seed, steps):
         np.testing.assert_allclose(states, expected, atol=1e-5)
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("name", CELLS)
 def test_half_precision_is_close_and_stays_half(name):
     x = X[:, :3]

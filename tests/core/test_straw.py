@@ -64,6 +64,7 @@ def with_weights(base="none"):
     return params
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("base", ["none", "trained", "frozen"])
 def test_each_sample_runs_the_executor_with_its_own_dense_weights(base):
     straw, params = usual_straw(base), with_weights(base)
@@ -135,6 +136,7 @@ def test_untrained_modulator_leaves_a_trained_base_as_it_is():
     assert np.any(to_numpy(jax.jit(straw.factors)(params, IMAGES)["dense/kernel"].B))
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("base", ["none", "trained"])
 def test_every_parameter_can_learn(base):
     """Away from the start, no gradient is zero: nothing is cut off."""
@@ -152,6 +154,7 @@ def test_samples_do_not_touch_each_other():
     assert_close(together, np.concatenate(alone), 1e-5)
 
 
+@pytest.mark.accelerator
 def test_dropout_of_the_executor_differs_from_sample_to_sample():
     straw, params = usual_straw(), initial_params()
     same = np.stack([IMAGES[0]] * 3)
@@ -168,6 +171,7 @@ def test_dropout_of_the_executor_differs_from_sample_to_sample():
     assert_close(still[1:], still[:2], 1e-6)
 
 
+@pytest.mark.accelerator
 def test_styles_are_the_encoders_and_between_minus_one_and_one():
     straw, params = usual_straw(), initial_params()
     styles = np.asarray(jax.jit(straw.styles)(params, IMAGES))
@@ -271,6 +275,7 @@ def test_an_executor_as_plain_functions():
     assert_close(jax.jit(straw.apply)(params, x), want, 1e-6)
 
 
+@pytest.mark.accelerator
 def test_generator_equals_one_wide_dense_layer_over_the_packed_factors():
     """The heads are the article's one layer, cut: packed kernels times the hidden vector."""
     straw, params = usual_straw(), with_weights()
