@@ -9,7 +9,7 @@ is interpreted, and its time would say nothing.
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -61,22 +61,12 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    rng = np.random.default_rng(0)
-    arrays = [jnp.asarray(rng.standard_normal(shape), args.dtype) for shape in shapes(args)]
-
-    def plain(x: jax.Array, hidden: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-        return jax.vmap(lambda x, hidden: apply_factor(x, Generated(hidden, kernel, bias)))(
-            x, hidden
-        )
-
-    functions = {PLAIN: plain, FUSED: generate_and_apply}
+    arrays = noise(shapes(args), args.dtype)
     print(f"{device()}; {args.dtype}, " + ", ".join(map(str, shapes(args))))
-    for name, wrap in {"forward": jax.jit, "forward and backward": gradient}.items():
-        compiled = {key: wrap(function) for key, function in functions.items()}
-        results = [jax.tree.leaves(function(*arrays)) for function in compiled.values()]
-        errors = [jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(a)) for a, b in zip(*results)]  # noqa: B905
-        print(f"\n{name}: largest relative difference {max(map(float, errors)):.1e}")
-        if not max(map(float, errors)) < TOLERANCE:
+    for name, compiled in programs().items():
+        found = difference(compiled, arrays)
+        print(f"\n{name}: largest relative difference {found:.1e}")
+        if not found < TOLERANCE:
             sys.exit("fused.py: the two do not agree; their times are not compared.")
         cases = {key: lambda f=f: jax.block_until_ready(f(*arrays)) for key, f in compiled.items()}
         seconds: dict[str, list[float]] = {key: [] for key in cases}
@@ -91,7 +81,35 @@ def main() -> None:
         print(columns([["", "min, ms", "median, ms", f"x {PLAIN}"], *figures]))
 
 
+def noise(shapes: Sequence[tuple[int, ...]], dtype: str) -> list[jax.Array]:
+    """Return arrays of these shapes."""
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def plain(x: jax.Array, hidden: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Apply what hidden vectors generate, as `modulate` does by default."""
+    return jax.vmap(lambda x, hidden: apply_factor(x, Generated(hidden, kernel, bias)))(x, hidden)
+
+
+def programs() -> dict[str, dict[str, Callable[..., object]]]:
+    """Return jitted functions of the four arrays, by pass and by method."""
+    functions = {PLAIN: plain, FUSED: generate_and_apply}
+    return {
+        name: {key: wrap(function) for key, function in functions.items()}
+        for name, wrap in {"forward": jax.jit, "forward and backward": gradient}.items()
+    }
+
+
+def difference(compiled: Mapping[str, Callable[..., object]], arrays: list[jax.Array]) -> float:
+    """Return the largest relative difference between the results of two methods."""
+    first, second = (jax.tree.leaves(function(*arrays)) for function in compiled.values())
+    pairs = zip(first, second, strict=True)
+    return max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(a))) for a, b in pairs)
+
+
 def gradient(function: Callable[..., jax.Array]) -> Callable[..., object]:
+    """Return the gradient of a sum of the results' sines, jitted."""
     return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(function(*a))), (0, 1, 2, 3)))
 
 

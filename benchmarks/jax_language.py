@@ -13,9 +13,15 @@ from straw_experiments.runner.state import training_key
 
 
 def build(
-    name: str, features: int, hyper: int, characters: int, batch: int, length: int
+    name: str,
+    features: int,
+    hyper: int,
+    characters: int,
+    batch: int,
+    length: int,
+    steps: int = 1,
 ) -> Callable[[], object]:
-    """Return what takes a training step.
+    """Return what takes training steps.
 
     Args:
         name: a kind of model.
@@ -24,6 +30,7 @@ def build(
         characters: different ones.
         batch: pieces of text side by side.
         length: characters of each.
+        steps: a call, as one program.
     """
     sizes = Sizes(characters, hyper, 4, 1)
     model, training_model = (
@@ -35,10 +42,10 @@ def build(
     key = training_key(0)
     state, carry = trainer.init_state(0), trainer.initial_carry()
 
-    def take_step() -> int:
+    def take_steps() -> int:
         nonlocal state, carry
-        state, carry, loss, _ = trainer.train_steps(state, carry, key, 1)
+        state, carry, loss, _ = trainer.train_steps(state, carry, key, steps)
         jax.block_until_ready((state, loss))
         return sum(leaf.size for leaf in jax.tree.leaves(state.variables))
 
-    return take_step
+    return take_steps

@@ -1,5 +1,6 @@
 """The models in JAX: each as a training step, or as inference of a whole batch."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from article import CLASSES, IMAGE, LEARNING_RATE
 from straw_experiments.image_classification.evaluate import make_forward
 from straw_experiments.image_classification.models import build_model
 from straw_experiments.image_classification.networks import article_straw, straw_model
-from straw_experiments.image_classification.step import Model
+from straw_experiments.image_classification.step import Model, make_train_steps
 from straw_experiments.image_classification.train import Recipe, Trainer
 from straw_experiments.runner.state import training_key
 from straw_jax.lift import materialize
@@ -52,22 +53,46 @@ def make_batch(size: int) -> tuple[np.ndarray, np.ndarray]:
     return images, rng.integers(0, CLASSES, size, np.int32)
 
 
-def training(model: Model, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
-    """Return the training step that experiments/run.py takes; it is compiled at the first call.
+class Training:
+    """A model's training on one batch, as experiments/run.py trains it; nothing is waited for.
 
     Without the large pages that run.py asks for: see GLIBC_TUNABLES in docs/performance.md.
     """
-    recipe = Recipe(1, len(images), LEARNING_RATE, "constant")
-    trainer = Trainer("", model, recipe, images.shape)
-    state, key = trainer.init_state(seed=0), training_key(0)
-    real = np.ones(len(images), np.bool_)
 
-    def step() -> object:
-        nonlocal state
-        state, metrics = trainer.train_step(state, key, images, labels, real)
-        return jax.block_until_ready((state, metrics))
+    def __init__(self, model: Model, images: Any, labels: Any):
+        """Take images uint8 `[n, 28, 28, 1]` and labels int32 `[n]`, on the host or the device."""
+        recipe = Recipe(1, len(images), LEARNING_RATE, "constant")
+        self.trainer = Trainer("", model, recipe, images.shape)
+        self.state, self.key = self.trainer.init_state(seed=0), training_key(0)
+        self.batch = images, labels
 
-    return step
+    def step(self) -> object:
+        """Take a step; the first call compiles."""
+        real = np.ones(len(self.batch[1]), np.bool_)
+        self.state, metrics = self.trainer.train_step(self.state, self.key, *self.batch, real)
+        return self.state, metrics
+
+    @functools.cache  # noqa: B019  A training lives as long as the process.
+    def loop(self, steps: int) -> Callable[[], object]:
+        """Return what takes many steps as one program; its first call compiles."""
+        train_steps = make_train_steps(self.trainer.model, self.trainer.optimizer)
+        count = len(self.batch[1])
+        chosen = jnp.asarray(np.tile(np.arange(count, dtype=np.int32), (steps, 1)))
+        real = jnp.ones((steps, count), jnp.bool_)
+
+        def take() -> object:
+            self.state, metrics = train_steps(
+                self.state, self.key, *self.batch, chosen, real, np.int32(steps)
+            )
+            return self.state, metrics
+
+        return take
+
+
+def training(model: Model, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+    """Return the training step; it is compiled at the first call."""
+    step = Training(model, images, labels).step
+    return lambda: jax.block_until_ready(step())
 
 
 def inference(model: Model, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:

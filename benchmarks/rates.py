@@ -1,6 +1,7 @@
 """What the machine can do: one large matrix product, one pass over a large array."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +11,31 @@ def build(what: str, size: int) -> Callable[[], object]:
     """Return the step to time; it returns when its work is done.
 
     Args:
-        what: "product" of two matrices `[size, size]`, or "copy": read and write `size` numbers. In
-            place, since a new array would make the system hand out its pages first. All float32.
-        size: See `what`.
+        what: "product" or "copy", see the functions of these names. Float32.
+        size: Of it.
     """
-    if what == "product":
-        matrix = jnp.ones((size, size))
-        product = jax.jit(jnp.matmul)
-        return lambda: product(matrix, matrix).block_until_ready()
+    step = product(size) if what == "product" else copy(size)
+    return lambda: step().block_until_ready()
+
+
+def product(size: int, dtype: str = "float32", precision: Any = None) -> Callable[[], jax.Array]:
+    """Return what multiplies two matrices `[size, size]`, and does not wait for the result."""
+    matrix = jnp.ones((size, size), dtype)
+    multiply = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))
+    return lambda: multiply(matrix, matrix)
+
+
+def copy(size: int) -> Callable[[], jax.Array]:
+    """Return what reads and writes `size` float32 numbers, and does not wait until it is done.
+
+    In place, since a new array would make the system hand out its pages first.
+    """
     array = jnp.ones(size)
     negated = jax.jit(jnp.negative, donate_argnums=0)
 
-    def step() -> object:
+    def step() -> jax.Array:
         nonlocal array
-        array = negated(array).block_until_ready()
+        array = negated(array)
         return array
 
     return step

@@ -117,13 +117,14 @@ def build(
         "lstm_fused": lambda: nn.LSTM(characters, features),
         "hyper": lambda: HyperLSTMCell(characters, features, hyper),
     }
-    model = CharacterModel(cells[name](), features, characters)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = CharacterModel(cells[name](), features, characters).to(device)
     parameters = list(model.parameters())
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
     cross_entropy = nn.CrossEntropyLoss()
-    numbers = torch.randint(characters, (length + 1, batch))
+    numbers = torch.randint(characters, (length + 1, batch), device=device)
     sizes = [features, features] + [hyper, hyper] * (name == "hyper")
-    state: State = tuple(torch.zeros(batch, size) for size in sizes)
+    state: State = tuple(torch.zeros(batch, size, device=device) for size in sizes)
 
     def take_step() -> int:
         nonlocal state
@@ -133,6 +134,8 @@ def build(
         cross_entropy(logits.flatten(0, 1), numbers[1:].flatten()).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         return sum(parameter.numel() for parameter in parameters)
 
     return take_step

@@ -96,7 +96,15 @@ class Straw(nn.Module):
 
 
 def build(name: str, work: str, batch: int, rank: int, base: str) -> Callable[[], object]:
-    """Return the step to time; it returns when its work is done.
+    """Return the step to time, as `make_call`; it returns when its work is done."""
+    call = make_call(name, work, batch, rank, base)
+    if work == "training":
+        return lambda: call().item()
+    return lambda: call().cpu()
+
+
+def make_call(name: str, work: str, batch: int, rank: int, base: str) -> Callable[[], Tensor]:
+    """Return the step to time; it returns the loss or the logits, which an accelerator may owe.
 
     Images are noise, normalised beforehand, as PyTorch's loaders do.
 
@@ -125,7 +133,7 @@ def build(name: str, work: str, batch: int, rank: int, base: str) -> Callable[[]
 
     def logits() -> Tensor:
         with torch.inference_mode():
-            return model(images).cpu()  # which waits for an accelerator
+            return model(images)
 
     return logits
 
@@ -135,17 +143,17 @@ def as_input(images: np.ndarray) -> Tensor:
     return torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def make_train_step(model: nn.Module, learning_rate: float) -> Callable[[Tensor, Tensor], float]:
+def make_train_step(model: nn.Module, learning_rate: float) -> Callable[[Tensor, Tensor], Tensor]:
     """Return `(images, labels) -> loss`, which takes one step of Adam."""
     optimizer = torch.optim.Adam(trained(model), lr=learning_rate)
     model.train()
 
-    def step(images: Tensor, labels: Tensor) -> float:
+    def step(images: Tensor, labels: Tensor) -> Tensor:
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     return step
 
