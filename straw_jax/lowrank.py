@@ -12,11 +12,12 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike, DTypeLike
 
 
@@ -107,7 +108,9 @@ def form(factor: Factor) -> Array:
     if not isinstance(factor, Generated):
         return factor
     product = jnp.tensordot(factor.hidden, factor.kernel, axes=(-1, -1))
-    return product + jnp.broadcast_to(factor.bias, product.shape)
+    dtype = accumulator_dtype(product.dtype)  # in which the bias's gradient sums over samples
+    bias = jnp.broadcast_to(factor.bias.astype(dtype), product.shape)
+    return (product.astype(dtype) + bias).astype(product.dtype)
 
 
 class ConvGeometry(NamedTuple):
@@ -262,17 +265,16 @@ def _conv(x: Array, kernel: Array, geometry: ConvGeometry, precision: lax.Precis
     if jax.default_backend() == "cpu":  # where the gradient of XLA's convolution is slow
         return _apply_to_windows(x, kernel.reshape(-1, kernel.shape[-1]), geometry, precision)
     spatial = "".join(chr(ord("0") + axis) for axis in range(x.ndim - 2))
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        geometry.strides,
-        geometry.pads,
-        geometry.input_dilation,
-        geometry.dilation,
-        (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+    convolve = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=geometry.strides,
+        padding=geometry.pads,
+        lhs_dilation=geometry.input_dilation,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         precision=precision,
-        preferred_element_type=accumulator_dtype(x.dtype),
     )
+    return multiply(convolve, x, kernel)
 
 
 def _update(
@@ -360,10 +362,51 @@ def patches(x: Array, geometry: ConvGeometry) -> Array:
 def _dot(x: Array, matrix: Array, precision: lax.PrecisionLike) -> Array:
     # As plain matrices: XLA would transpose `x` to join several axes over which a gradient sums.
     rows = x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x
-    y = jnp.matmul(
-        rows, matrix, precision=precision, preferred_element_type=accumulator_dtype(x.dtype)
-    )
+    y = multiply(functools.partial(jnp.matmul, precision=precision), rows, matrix)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def multiply(product: Callable[..., Array], x: Array, y: Array) -> Array:
+    """Compute a product that is linear in both factors, summed in float32 or wider.
+
+    Of 16-bit factors, its gradient is made of products of 16-bit numbers, too, each summed in
+    float32 and rounded. JAX's own multiplies by the float32 gradient of the result, with twice the
+    bytes, and in float32.
+
+    Args:
+        product: `(x, y, preferred_element_type=...) -> array`, such as `jnp.matmul`.
+        x: of a floating dtype.
+        y: of the same.
+
+    Returns:
+        The product, of dtype `accumulator_dtype(x.dtype)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.lowrank import multiply
+        >>> x = jnp.ones((2, 3), jnp.bfloat16)
+        >>> multiply(jnp.matmul, x, x.T).dtype
+        dtype('float32')
+    """
+    dtype = accumulator_dtype(x.dtype)
+    if dtype == x.dtype:
+        return product(x, y, preferred_element_type=dtype)
+
+    @jax.custom_jvp
+    def widened(x: Array, y: Array) -> Array:
+        return product(x, y, preferred_element_type=dtype)
+
+    def tangent(primals: Any, tangents: Any) -> tuple[Array, Any]:
+        (x, y), (dx, dy) = primals, tangents
+        parts = [
+            product(*factors, preferred_element_type=None).astype(dtype)
+            for factors, changed in (((dx, y), dx), ((x, dy), dy))
+            if not isinstance(changed, SymbolicZero)
+        ]
+        return widened(x, y), functools.reduce(jnp.add, parts)
+
+    widened.defjvp(tangent, symbolic_zeros=True)
+    return widened(x, y)
 
 
 def accumulator_dtype(dtype: DTypeLike) -> DTypeLike:

@@ -27,11 +27,11 @@ from straw_jax.lowrank import (
     Factor,
     FusedApply,
     Generated,
-    accumulator_dtype,
     factor_shape,
     form,
     lowrank_conv,
     lowrank_dot,
+    multiply,
     patches,
 )
 from straw_jax.program import Origin, check_program
@@ -364,10 +364,10 @@ def _einsum(
     out_axes: list[int],
     precision: lax.PrecisionLike,
 ) -> Array:
-    return jnp.einsum(
-        x, x_axes, y, y_axes, out_axes,
-        precision=precision, preferred_element_type=accumulator_dtype(x.dtype),
-    )  # fmt: skip
+    def product(x: Array, y: Array, **options: Any) -> Array:
+        return jnp.einsum(x, x_axes, y, y_axes, out_axes, precision=precision, **options)
+
+    return multiply(product, x, y)
 
 
 @_rule(lax.conv_general_dilated_p)
