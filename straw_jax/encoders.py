@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
+from jax.typing import DTypeLike
 
 from straw_jax import expect
 from straw_jax.layers import conv, dense, kernel_init
+from straw_jax.lowrank import accumulator_dtype
 
 Pooling: TypeAlias = Literal["mean", "attention"]
 
@@ -23,6 +26,7 @@ class ConvEncoder(nn.Module):
 
     Attributes:
         style: length of the style vector.
+        dtype: of computation and result, as in Flax: parameters stay float32; see `make_straw`.
 
     References:
         The STRAW article, "Context Encoding", and its released code.
@@ -37,16 +41,21 @@ class ConvEncoder(nn.Module):
     """
 
     style: int = 64
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return style vectors `[batch, style]` in (-1, 1) of images `[batch, h, w, c]`."""
         expect.positive("ConvEncoder", style=self.style)
+        expect.compute_dtype("ConvEncoder", self.dtype)
         expect.images("ConvEncoder", x)
         for i, features in enumerate((16, 32), start=1):
-            x = nn.relu(conv(features, x.shape[-1], f"conv{i}", strides=2, padding=1)(x))
+            convolution = conv(
+                features, x.shape[-1], f"conv{i}", strides=2, padding=1, dtype=self.dtype
+            )
+            x = nn.relu(convolution(x))
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
-        return nn.tanh(dense(self.style, x.shape[-1], "style")(x))
+        return nn.tanh(dense(self.style, x.shape[-1], "style", self.dtype)(x))
 
 
 class NormEncoder(nn.Module):
@@ -58,6 +67,7 @@ class NormEncoder(nn.Module):
     Attributes:
         style: length of the style vector.
         features: output channels of the convolutions; multiples of 8.
+        dtype: of computation and result, as in Flax: parameters stay float32; see `make_straw`.
 
     References:
         Wu and He, "Group Normalization" (2018).
@@ -73,11 +83,13 @@ class NormEncoder(nn.Module):
 
     style: int = 32
     features: Sequence[int] = (16, 32, 32)
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return style vectors `[batch, style]` in (-1, 1) of images `[batch, h, w, c]`."""
         expect.positive("NormEncoder", style=self.style)
+        expect.compute_dtype("NormEncoder", self.dtype)
         expect.widths("NormEncoder", features=self.features)
         expect.multiples_of_8("NormEncoder", "features", self.features)
         expect.images("NormEncoder", x)
@@ -89,11 +101,12 @@ class NormEncoder(nn.Module):
                 padding=1,
                 use_bias=False,  # GroupNorm has one
                 kernel_init=nn.initializers.he_normal(),
+                dtype=self.dtype,
                 name=f"conv{i}",
             )(x)
-            x = nn.relu(nn.GroupNorm(num_groups=8, name=f"norm{i}")(x))
+            x = nn.relu(nn.GroupNorm(num_groups=8, dtype=self.dtype, name=f"norm{i}")(x))
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
-        return nn.tanh(nn.Dense(self.style, name="style")(x))
+        return nn.tanh(nn.Dense(self.style, dtype=self.dtype, name="style")(x))
 
 
 class RecursiveEncoder(nn.Module):
@@ -109,6 +122,7 @@ class RecursiveEncoder(nn.Module):
         width: length of a token's vector; a multiple of twice `heads`.
         heads: number of attention heads.
         steps: of the recursion, 1 or more.
+        dtype: of computation and result, as in Flax: parameters stay float32; see `make_straw`.
 
     Raises:
         ValueError: (when called) if the width is not a multiple of twice `heads`, or `steps` is
@@ -131,12 +145,14 @@ class RecursiveEncoder(nn.Module):
     width: int = 64
     heads: int = 4
     steps: int = 4
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return style vectors `[batch, style]` in (-1, 1) of images `[batch, h, w, c]`."""
         sizes = {"style": self.style, "width": self.width, "heads": self.heads}
         expect.positive("RecursiveEncoder", **sizes)
+        expect.compute_dtype("RecursiveEncoder", self.dtype)
         expect.images("RecursiveEncoder", x)
         if self.width % (2 * self.heads) or not expect.is_whole(self.steps) or self.steps < 1:
             raise ValueError(
@@ -144,38 +160,41 @@ class RecursiveEncoder(nn.Module):
                 f" 1 step, got width {self.width}, {self.heads} heads, {self.steps} steps."
             )
         for i in (1, 2):
-            x = nn.relu(conv(self.width, x.shape[-1], f"conv{i}", strides=2, padding=1)(x))
+            convolution = conv(
+                self.width, x.shape[-1], f"conv{i}", strides=2, padding=1, dtype=self.dtype
+            )
+            x = nn.relu(convolution(x))
         tokens = x.reshape(x.shape[0], math.prod(x.shape[1:3]), self.width)
         state = self.param("state", nn.initializers.normal(0.02), tokens.shape[1:])
-        block = _RotaryBlock(self.heads, name="block")
-        z = jnp.broadcast_to(state, tokens.shape)
+        block = _RotaryBlock(self.heads, self.dtype, name="block")
+        z = jnp.broadcast_to(state.astype(tokens.dtype), tokens.shape)
         for step in range(self.steps):
             if step == self.steps - 1 > 0:
                 z = jax.lax.stop_gradient(z)
             z = block(block(z + tokens))
-        return nn.tanh(dense(self.style, self.width, "style")(z.mean(axis=1)))
+        return nn.tanh(dense(self.style, self.width, "style", self.dtype)(z.mean(axis=1)))
 
 
 class _RotaryBlock(nn.Module):
     """Attention with rotary positions, then an MLP of four times the width; RMSNorm before each."""
 
     heads: int
+    dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         width = x.shape[-1]
-        y = nn.RMSNorm(epsilon=1e-5, name="norm1")(x)
+        linear = partial(nn.Dense, width, use_bias=False, kernel_init=kernel_init, dtype=self.dtype)
+        norm = partial(nn.RMSNorm, epsilon=1e-5, dtype=self.dtype)
+        y = norm(name="norm1")(x)
         query, key, value = (
-            nn.Dense(width, use_bias=False, kernel_init=kernel_init, name=name)(y).reshape(
-                *y.shape[:-1], self.heads, width // self.heads
-            )
+            linear(name=name)(y).reshape(*y.shape[:-1], self.heads, width // self.heads)
             for name in ("query", "key", "value")
         )
         y = jax.nn.dot_product_attention(rotary(query), rotary(key), value)
-        out = nn.Dense(width, use_bias=False, kernel_init=kernel_init, name="out")
-        x = x + out(y.reshape(x.shape))
-        y = dense(4 * width, width, "mlp1")(nn.RMSNorm(epsilon=1e-5, name="norm2")(x))
-        return x + dense(width, 4 * width, "mlp2")(nn.gelu(y, approximate=False))
+        x = x + linear(name="out")(y.reshape(x.shape))
+        y = dense(4 * width, width, "mlp1", self.dtype)(norm(name="norm2")(x))
+        return x + dense(width, 4 * width, "mlp2", self.dtype)(nn.gelu(y, approximate=False))
 
 
 def rotary(x: Array) -> Array:
@@ -224,6 +243,7 @@ class SetEncoder(nn.Module):
         decoder: widths of the MLP on the pooled vector, ReLU after each layer; may be empty.
         pooling: "mean", or "attention".
         heads: number of attention heads.
+        dtype: of computation and result, as in Flax: parameters stay float32; see `make_straw`.
 
     Raises:
         ValueError: (when called) if the pooling is unknown, a width is below 1, or the elements or
@@ -247,6 +267,7 @@ class SetEncoder(nn.Module):
     decoder: Sequence[int] = (256, 128)
     pooling: Pooling = "mean"
     heads: int = 4
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array | tuple[Array, Array]) -> Array:
@@ -260,18 +281,20 @@ class SetEncoder(nn.Module):
         self._check(x, mask)
         *hidden, last = self.element
         sets = x.shape[:-1]
+        x = x if self.dtype is None else x.astype(self.dtype)
         x = x.reshape(math.prod(sets), x.shape[-1])  # else XLA copies every gradient on CPU
         for i, features in enumerate(hidden, start=1):
-            x = nn.relu(dense(features, x.shape[-1], f"element{i}")(x))
+            x = nn.relu(dense(features, x.shape[-1], f"element{i}", self.dtype)(x))
         x = x.reshape(*sets, x.shape[-1])
         x = self._pool(x, None if mask is None else mask[..., None])
-        x = dense(last, x.shape[-1], f"element{len(self.element)}")(x)
+        x = dense(last, x.shape[-1], f"element{len(self.element)}", self.dtype)(x)
         for i, features in enumerate(self.decoder, start=1):
-            x = nn.relu(dense(features, x.shape[-1], f"decoder{i}")(x))
+            x = nn.relu(dense(features, x.shape[-1], f"decoder{i}", self.dtype)(x))
         return x
 
     def _check(self, x: Any, mask: Any) -> None:
         expect.positive("SetEncoder", heads=self.heads)
+        expect.compute_dtype("SetEncoder", self.dtype)
         expect.widths("SetEncoder", element=self.element, decoder=self.decoder)
         if not self.element:
             raise ValueError("SetEncoder: expected widths of one layer or more as element, got ().")
@@ -291,8 +314,9 @@ class SetEncoder(nn.Module):
         if self.pooling == "mean":
             return x.mean(axis=1, where=where)
         if self.pooling == "attention":
-            scores = dense(self.heads, x.shape[-1], "scores")(x)
-            weights = nn.softmax(scores, axis=1, where=where)
+            scores = dense(self.heads, x.shape[-1], "scores", self.dtype)(x)
+            summed = scores.astype(accumulator_dtype(scores.dtype))
+            weights = nn.softmax(summed, axis=1, where=where).astype(scores.dtype)
             pooled = jnp.einsum("bnh,bnd->bhd", weights, x)
             return pooled.reshape(x.shape[0], math.prod(pooled.shape[1:]))
         raise ValueError(

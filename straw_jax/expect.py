@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -169,6 +170,24 @@ def multiples_of_8(where: str, name: str, sizes: Any) -> None:
     if any(size % 8 for size in sizes):
         raise ValueError(
             f"{where}: expected {name} to be multiples of 8, for GroupNorm's groups, got {sizes!r}."
+        )
+
+
+def compute_dtype(where: str, dtype: Any) -> None:
+    """Raise unless a module can compute in a dtype: floating, of 16 bits or more, or None."""
+    if dtype is None:
+        return
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    widest = 64 if jax.config.read("jax_enable_x64") else 32
+    floating = found is not None and jax.dtypes.issubdtype(found, np.floating)
+    if not floating or not 16 <= jnp.finfo(found).bits <= widest:
+        got = repr(dtype) if found is None else found.name
+        raise ValueError(
+            f"{where}: expected dtype to be bfloat16, float16, float32, float64 (with"
+            f" jax_enable_x64) or None, got {got}. Quantise weights, not the computation."
         )
 
 

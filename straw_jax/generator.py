@@ -6,11 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.typing import DTypeLike
 
 from straw_jax import expect
 from straw_jax.factors import FactorSpec
 from straw_jax.layers import bias_init, dense, kernel_init
-from straw_jax.lowrank import Generated
+from straw_jax.lowrank import Generated, accumulator_dtype
 
 
 class Generator(nn.Module):
@@ -26,6 +27,9 @@ class Generator(nn.Module):
         start_at_base: initialise `A` and whole updates with 0, so that an untrained generator does
             not change the executor; otherwise all heads as PyTorch initialises a dense layer. Poses
             always start as the identity.
+        dtype: of the hidden vector, of factors and of whole leaves, as in Flax: parameters stay
+            float32. Poses are float32 or wider: coordinates need more than 8 bits. None: the one to
+            which style vectors and parameters promote.
 
     References:
         The STRAW article, "Weight Generation", and its released code.
@@ -43,6 +47,7 @@ class Generator(nn.Module):
     spec: FactorSpec
     hidden: int = 128
     start_at_base: bool = False
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, z: Array) -> dict[str, Any]:
@@ -55,8 +60,9 @@ class Generator(nn.Module):
             A tree of factors with a sample axis; the factors of kernels are `Generated`.
         """
         expect.positive("Generator", hidden=self.hidden)
+        expect.compute_dtype("Generator", self.dtype)
         expect.batch("Generator", "the style vectors", z)
-        hidden = nn.relu(dense(self.hidden, z.shape[-1], "hidden")(z))
+        hidden = nn.relu(dense(self.hidden, z.shape[-1], "hidden", self.dtype)(z))
         return {
             leaf.path: leaf.assemble(
                 {
@@ -71,12 +77,15 @@ class Generator(nn.Module):
         zero = self.start_at_base and part != "B"
         name = path.replace("/", ".")
         if part in ("B", "A"):
-            return _FactorHead(shape, zero, name=name)(hidden)
-        zero |= part == "pose"
+            return _FactorHead(shape, zero, self.dtype, name=name)(hidden)
+        zero, dtype = zero or part == "pose", self.dtype
+        if part == "pose" and dtype is not None:
+            dtype = accumulator_dtype(dtype)
         whole = nn.Dense(
             math.prod(shape),
             kernel_init=nn.initializers.zeros if zero else kernel_init,
             bias_init=nn.initializers.zeros if zero else bias_init(self.hidden),
+            dtype=dtype,
             name=name,
         )(hidden)
         if part == "pose":
@@ -89,6 +98,7 @@ class _FactorHead(nn.Module):
 
     shape: tuple[int, ...]
     zero: bool
+    dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, hidden: Array) -> Generated:
@@ -100,4 +110,6 @@ class _FactorHead(nn.Module):
         zeros = nn.initializers.zeros
         kernel = self.param("kernel", zeros if self.zero else uniform, (m, n, h))
         bias = self.param("bias", zeros if self.zero else bias_init(h), (m, n))
+        if self.dtype is not None:
+            kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
         return Generated(hidden, kernel, bias)

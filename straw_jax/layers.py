@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 #: Uniform in +-1 / sqrt(fan in), for kernels `[*window, in, out]`.
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -21,9 +22,11 @@ def bias_init(fan_in: int) -> Initializer:
     return init
 
 
-def dense(features: int, fan_in: int, name: str) -> nn.Dense:
-    """Return a dense layer from vectors of length `fan_in`."""
-    return nn.Dense(features, kernel_init=kernel_init, bias_init=bias_init(fan_in), name=name)
+def dense(features: int, fan_in: int, name: str, dtype: DTypeLike | None = None) -> nn.Dense:
+    """Return a dense layer from vectors of length `fan_in`, which computes in `dtype`."""
+    return nn.Dense(
+        features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init(fan_in), name=name
+    )
 
 
 def conv(features: int, channels: int, name: str, **options: Any) -> nn.Conv:

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 from flax import linen as nn
 from jax import Array
+from jax.typing import DTypeLike
 
 from straw_jax import expect
 from straw_jax.layers import conv, dense, max_pool
@@ -19,6 +20,7 @@ class CNN(nn.Module):
         classes: number of outputs.
         channels: of the two convolutions.
         hidden: width of the dense layer after them.
+        dtype: of computation and result, as in Flax: parameters stay float32; see `make_straw`.
 
     References:
         The released code of the STRAW article.
@@ -35,6 +37,7 @@ class CNN(nn.Module):
     classes: int = 47
     channels: tuple[int, int] = (32, 64)
     hidden: int = 128
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
@@ -44,16 +47,17 @@ class CNN(nn.Module):
             x: normalised images.
             train: apply dropout, with the random key named "dropout".
         """
+        expect.compute_dtype("CNN", self.dtype)
         expect.images("CNN", x, least=6)  # two windows of 3, then a max-pool
         for i, features in enumerate(self.channels, start=1):
-            x = conv(features, x.shape[-1], f"conv{i}", padding="VALID")(x)
+            x = conv(features, x.shape[-1], f"conv{i}", padding="VALID", dtype=self.dtype)(x)
             x = nn.relu(x) if i == 1 else x
         x = nn.relu(max_pool(x))  # in this order ReLU is on a quarter of the numbers
         x = nn.Dropout(0.25, deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(dense(self.hidden, x.shape[-1], "fc1")(x))
+        x = nn.relu(dense(self.hidden, x.shape[-1], "fc1", self.dtype)(x))
         x = nn.Dropout(0.5, deterministic=not train)(x)
-        return dense(self.classes, x.shape[-1], "fc2")(x)
+        return dense(self.classes, x.shape[-1], "fc2", self.dtype)(x)
 
 
 class CompactCNN(nn.Module):
@@ -66,6 +70,7 @@ class CompactCNN(nn.Module):
         classes: number of outputs.
         stages: output channels of the convolutions, stage by stage; multiples of 8.
         dropout: share of the last layer's inputs that is dropped in training.
+        dtype: of computation and result, as in Flax: parameters stay float32; see `make_straw`.
 
     References:
         He et al., "Delving Deep into Rectifiers" (2015), for the initial kernels.
@@ -83,6 +88,7 @@ class CompactCNN(nn.Module):
     classes: int = 47
     stages: Sequence[Sequence[int]] = ((32,), (64,), (128,))
     dropout: float = 0.3
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
@@ -92,6 +98,7 @@ class CompactCNN(nn.Module):
             x: normalised images.
             train: apply dropout, with the random key named "dropout".
         """
+        expect.compute_dtype("CompactCNN", self.dtype)
         expect.images("CompactCNN", x, least=2 ** len(self.stages))
         count = 0
         for stage in self.stages:
@@ -102,13 +109,15 @@ class CompactCNN(nn.Module):
                     (3, 3),
                     use_bias=False,  # GroupNorm has one
                     kernel_init=nn.initializers.he_normal(),
+                    dtype=self.dtype,
                     name=f"conv{count}",
                 )(x)
-                x = nn.relu(nn.GroupNorm(num_groups=8, name=f"norm{count}")(x))
+                norm = nn.GroupNorm(num_groups=8, dtype=self.dtype, name=f"norm{count}")
+                x = nn.relu(norm(x))
             x = max_pool(x)
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.classes, name="fc")(x)
+        return nn.Dense(self.classes, dtype=self.dtype, name="fc")(x)
 
 
 class ViT(nn.Module):
@@ -124,6 +133,7 @@ class ViT(nn.Module):
         depth: number of blocks.
         heads: number of attention heads.
         dropout: share of each branch's outputs that is dropped in training.
+        dtype: of computation and result, as in Flax: parameters stay float32; see `make_straw`.
 
     References:
         Dosovitskiy et al., "An Image is Worth 16x16 Words" (2021).
@@ -143,6 +153,7 @@ class ViT(nn.Module):
     depth: int = 4
     heads: int = 4
     dropout: float = 0.1
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
@@ -153,20 +164,23 @@ class ViT(nn.Module):
             train: apply dropout, with the random key named "dropout".
         """
         expect.positive("ViT", width=self.width, heads=self.heads)
+        expect.compute_dtype("ViT", self.dtype)
         expect.images("ViT", x)
         if self.width % self.heads:
             raise ValueError(
                 f"ViT: expected a width that is a multiple of the heads, got {self.width} and"
                 f" {self.heads}."
             )
-        x = nn.relu(nn.Conv(self.width // 2, (3, 3), strides=2, padding=1, name="conv1")(x))
-        x = nn.Conv(self.width, (3, 3), strides=2, padding=1, name="conv2")(x)
+        convolution = partial(nn.Conv, kernel_size=(3, 3), strides=2, padding=1, dtype=self.dtype)
+        x = nn.relu(convolution(self.width // 2, name="conv1")(x))
+        x = convolution(self.width, name="conv2")(x)
         x = x.reshape(x.shape[0], -1, self.width)
-        x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:])[None]
+        positions = self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
+        x = x + (positions if self.dtype is None else positions.astype(self.dtype))[None]
         for i in range(1, self.depth + 1):
-            x = _Block(self.heads, self.dropout, name=f"block{i}")(x, train=train)
-        x = nn.LayerNorm(name="norm")(x).mean(axis=1)
-        return nn.Dense(self.classes, name="fc")(x)
+            x = _Block(self.heads, self.dropout, self.dtype, name=f"block{i}")(x, train=train)
+        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x).mean(axis=1)
+        return nn.Dense(self.classes, dtype=self.dtype, name="fc")(x)
 
 
 class _Block(nn.Module):
@@ -174,20 +188,22 @@ class _Block(nn.Module):
 
     heads: int
     dropout: float
+    dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         width = x.shape[-1]
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        y = nn.LayerNorm(name="norm1")(x)
+        dense, norm = partial(nn.Dense, dtype=self.dtype), partial(nn.LayerNorm, dtype=self.dtype)
+        y = norm(name="norm1")(x)
         query, key, value = (
-            nn.Dense(width, name=name)(y).reshape(*y.shape[:-1], self.heads, width // self.heads)
+            dense(width, name=name)(y).reshape(*y.shape[:-1], self.heads, width // self.heads)
             for name in ("query", "key", "value")
         )
         y = jax.nn.dot_product_attention(query, key, value)  # [batch, tokens, heads, head's width]
-        x = x + drop(nn.Dense(width, name="out")(y.reshape(x.shape)))
-        y = nn.gelu(nn.Dense(4 * width, name="mlp1")(nn.LayerNorm(name="norm2")(x)))
-        return x + drop(nn.Dense(width, name="mlp2")(y))
+        x = x + drop(dense(width, name="out")(y.reshape(x.shape)))
+        y = nn.gelu(dense(4 * width, name="mlp1")(norm(name="norm2")(x)))
+        return x + drop(dense(width, name="mlp2")(y))
 
 
 class ResNet34(nn.Module):
@@ -197,6 +213,7 @@ class ResNet34(nn.Module):
 
     Attributes:
         classes: number of outputs.
+        dtype: of computation and result, as in Flax: parameters stay float32; see `make_straw`.
 
     References:
         He et al., "Deep Residual Learning for Image Recognition" (2015), table 1.
@@ -211,6 +228,7 @@ class ResNet34(nn.Module):
     """
 
     classes: int = 47
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
@@ -221,13 +239,21 @@ class ResNet34(nn.Module):
             train: normalise by the batch's statistics, and update the running statistics (the
                 collection "batch_stats", which must then be mutable).
         """
+        expect.compute_dtype("ResNet34", self.dtype)
         expect.images("ResNet34", x)
         convolution = partial(
             nn.Conv,
             use_bias=False,
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            dtype=self.dtype,
         )
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+        )
         x = nn.relu(norm(name="stem_norm")(convolution(64, (3, 3), padding=1, name="stem")(x)))
         for stage, blocks in enumerate((3, 4, 6, 3)):
             features = 64 * 2**stage
@@ -240,7 +266,7 @@ class ResNet34(nn.Module):
                     shortcut = norm()(convolution(features, (1, 1), strides=stride)(shortcut))
                 x = nn.relu(x + shortcut)
         x = x.mean(axis=(1, 2))
-        return dense(self.classes, x.shape[-1], "fc")(x)
+        return dense(self.classes, x.shape[-1], "fc", self.dtype)(x)
 
 
 class Conv7(nn.Module):
@@ -249,6 +275,7 @@ class Conv7(nn.Module):
     Attributes:
         classes: number of outputs.
         channels: of the two convolutions.
+        dtype: of computation and result, as in Flax: parameters stay float32; see `make_straw`.
 
     References:
         Ha et al., "HyperNetworks" (2016), section 4.1: the network for MNIST.
@@ -263,6 +290,7 @@ class Conv7(nn.Module):
 
     classes: int = 10
     channels: tuple[int, int] = (16, 16)
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
@@ -273,13 +301,14 @@ class Conv7(nn.Module):
             train: ignored; training and prediction do not differ.
         """
         del train
+        expect.compute_dtype("Conv7", self.dtype)
         expect.images("Conv7", x, least=4)
         for i, features in enumerate(self.channels, start=1):
             init = nn.initializers.he_normal()
-            x = nn.Conv(features, (7, 7), kernel_init=init, name=f"conv{i}")(x)
+            x = nn.Conv(features, (7, 7), kernel_init=init, dtype=self.dtype, name=f"conv{i}")(x)
             x = nn.relu(max_pool(x))
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
-        return nn.Dense(self.classes, name="fc")(x)
+        return nn.Dense(self.classes, dtype=self.dtype, name="fc")(x)
 
 
 class WideResNet(nn.Module):
@@ -293,6 +322,7 @@ class WideResNet(nn.Module):
         depth: `6 n + 4` for n blocks per group.
         width: the widening factor, k.
         channels: of the first convolution; the first group has `channels * width`.
+        dtype: of computation and result, as in Flax: parameters stay float32; see `make_straw`.
 
     Raises:
         ValueError: (when called) if the depth is not `6 n + 4`.
@@ -313,6 +343,7 @@ class WideResNet(nn.Module):
     depth: int = 16
     width: int = 1
     channels: int = 16
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
@@ -323,14 +354,16 @@ class WideResNet(nn.Module):
             train: ignored; training and prediction do not differ.
         """
         del train
+        expect.compute_dtype("WideResNet", self.dtype)
         expect.images("WideResNet", x)
         blocks, rest = divmod(self.depth - 4, 6)
         if rest or blocks < 1:
             raise ValueError(
                 f"WideResNet: expected a depth of 6 n + 4, such as 16 or 40, got {self.depth}."
             )
-        convolution = partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.he_normal())
-        norm = partial(nn.GroupNorm, num_groups=math.gcd(8, self.channels))
+        init = nn.initializers.he_normal()
+        convolution = partial(nn.Conv, use_bias=False, kernel_init=init, dtype=self.dtype)
+        norm = partial(nn.GroupNorm, num_groups=math.gcd(8, self.channels), dtype=self.dtype)
         x = convolution(self.channels, (3, 3), name="stem")(x)
         for group in range(3):
             features = self.channels * 2**group * self.width
@@ -344,4 +377,4 @@ class WideResNet(nn.Module):
                 y = nn.relu(norm(name=f"{name}norm2")(y))
                 x = x + convolution(features, (3, 3), name=f"{name}conv2")(y)
         x = nn.relu(norm(name="norm")(x)).mean(axis=(1, 2))
-        return nn.Dense(self.classes, name="fc")(x)
+        return nn.Dense(self.classes, dtype=self.dtype, name="fc")(x)

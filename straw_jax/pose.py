@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
+from jax.typing import DTypeLike
 
 from straw_jax import expect
 from straw_jax.factors import FactorSpec, Update, factor_spec, named_leaves
 from straw_jax.geometry import Posed, affine, compose, invert, resample
 from straw_jax.layers import max_pool
 from straw_jax.lift import modulate
+from straw_jax.lowrank import accumulator_dtype
 from straw_jax.straw import Network, Params, Straw, as_network, for_each_sample, zeros_like
 
 _STEP = 5.0  # degrees between neighbouring angles of a pose encoder's distribution
@@ -127,6 +129,8 @@ class PoseEncoder(nn.Module):
         poses: the range of poses.
         features: output channels of the convolutions; multiples of 8.
         style: length of the style vector that it returns besides; 0 for none.
+        dtype: of computation, as in Flax: parameters stay float32. Of poses, and of the layers that
+            estimate them, it is float32 or wider. See `make_straw`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -141,6 +145,7 @@ class PoseEncoder(nn.Module):
     poses: PoseRange = ANGLES
     features: Sequence[int] = (32, 64, 128)
     style: int = 0
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> PoseEstimate:
@@ -149,27 +154,39 @@ class PoseEncoder(nn.Module):
         Raises:
             ValueError: if the images are too small for the max-pools.
         """
+        expect.compute_dtype("PoseEncoder", self.dtype)
         expect.widths("PoseEncoder", features=self.features)
         expect.multiples_of_8("PoseEncoder", "features", self.features)
         expect.images("PoseEncoder", x, least=2 ** len(self.features))  # a max-pool for each
         for i, features in enumerate(self.features, start=1):
-            init = nn.initializers.he_normal()
-            x = nn.Conv(features, (3, 3), use_bias=False, kernel_init=init, name=f"conv{i}")(x)
-            x = nn.relu(nn.GroupNorm(num_groups=8, name=f"norm{i}")(x))
-            x = max_pool(x)
+            convolution = nn.Conv(
+                features,
+                (3, 3),
+                use_bias=False,
+                kernel_init=nn.initializers.he_normal(),
+                dtype=self.dtype,
+                name=f"conv{i}",
+            )
+            norm = nn.GroupNorm(num_groups=8, dtype=self.dtype, name=f"norm{i}")
+            x = max_pool(nn.relu(norm(convolution(x))))
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         angles, zeros = angles_of(self.poses), nn.initializers.zeros
+        exact = None if self.dtype is None else accumulator_dtype(self.dtype)
         upright = -0.5 * (angles / _INITIAL_WIDTH) ** 2
         logits = nn.Dense(
-            len(angles), kernel_init=zeros, bias_init=lambda *_: jnp.asarray(upright), name="angles"
+            len(angles),
+            kernel_init=zeros,
+            bias_init=lambda *_: jnp.asarray(upright),
+            dtype=exact,
+            name="angles",
         )(x)
         others = style = None
         if self.poses.more_than_angles:
-            others = nn.Dense(4 * len(angles), kernel_init=zeros, name="others")(x)
-            others = others.reshape(x.shape[0], len(angles), 4)
+            head = nn.Dense(4 * len(angles), kernel_init=zeros, dtype=exact, name="others")
+            others = head(x).reshape(x.shape[0], len(angles), 4)
         if self.style:
-            known = jnp.concatenate([x, nn.softmax(logits)], axis=-1)
-            style = nn.tanh(nn.Dense(self.style, name="style")(known))
+            known = jnp.concatenate([x, nn.softmax(logits).astype(x.dtype)], axis=-1)
+            style = nn.tanh(nn.Dense(self.style, dtype=self.dtype, name="style")(known))
         return PoseEstimate(logits, others, style)
 
 
@@ -364,8 +381,9 @@ def make_geometric(
 
         logits = jax.vmap(one, in_axes=1, out_axes=1)(matrices(styles))
         confidence = nn.log_softmax(numbers_of(styles)[..., 0])
-        weighted = nn.log_softmax(logits) + confidence[..., None].astype(logits.dtype)
-        return jax.nn.logsumexp(weighted, axis=1)
+        summed = logits.astype(accumulator_dtype(logits.dtype))
+        weighted = nn.log_softmax(summed) + confidence[..., None].astype(summed.dtype)
+        return jax.nn.logsumexp(weighted, axis=1).astype(logits.dtype)
 
     def apply(params: Params, x: Any, *, context: Any = None, **kwargs: Any) -> Any:
         expect.like("Straw", "x", x, sample)

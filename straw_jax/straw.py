@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.typing import DTypeLike
 
 from straw_jax import expect
 from straw_jax.encoders import ConvEncoder
@@ -17,6 +18,7 @@ from straw_jax.generator import Generator
 from straw_jax.kernels import added_leaves
 from straw_jax.lift import materialize, modulate
 from straw_jax.lowrank import Factors, form
+from straw_jax.rules import is_linear_cast
 
 Params: TypeAlias = Any
 Base: TypeAlias = Literal["none", "trained", "frozen"]
@@ -168,6 +170,7 @@ def make_straw(
     scale: float = 1.0,
     allow_materialise: bool = False,
     fused: bool = False,
+    dtype: DTypeLike | None = None,
 ) -> Straw:
     """Compose an encoder, a generator and an executor.
 
@@ -195,15 +198,21 @@ def make_straw(
         fused: apply generated factors with the Pallas kernel of `straw_jax.fused`; off by default
             since it made only forward passes faster on a GPU. `save_exported` cannot export such a
             model.
+        dtype: in which the modulator computes, as in Flax: of style vectors (by the default
+            encoder; another has its own), of hidden vectors, factors and whole leaves. Parameters
+            stay float32, sums are in float32. The executor gets weights of its parameters' dtype,
+            and computes in its own. So for bfloat16 say it to each:
+            `make_straw(CNN(dtype=jnp.bfloat16), images, dtype=jnp.bfloat16)`. None: the dtype to
+            which inputs and parameters promote.
 
     Returns:
         Pure functions, see `Straw`.
 
     Raises:
-        ValueError: if the base is unknown, the sample or the context is not a batch, ranks or axes
-            do not fit the executor, the encoder's output is not a batch of style vectors, or the
-            base is "none" and a leaf of the executor is not generated; by the functions, if
-            parameters, inputs or keys do not fit.
+        ValueError: if the base is unknown, the dtype is not floating, the sample or the context is
+            not a batch, ranks or axes do not fit the executor, the encoder's output is not a batch
+            of style vectors, or the base is "none" and a leaf of the executor is not generated; by
+            the functions, if parameters, inputs or keys do not fit.
 
     References:
         The STRAW article, "The Pipeline"; Hu et al., "LoRA" (2021), for the frozen base.
@@ -221,10 +230,11 @@ def make_straw(
     if base not in get_args(Base):
         raise ValueError(f"make_straw: expected a base of {get_args(Base)}, got {base!r}.")
     expect.positive("make_straw", hidden=hidden)
+    expect.compute_dtype("make_straw", dtype)
     if not expect.is_array(scale) or jnp.ndim(scale):
         expect.finite("make_straw", scale=scale)
     executor = as_network(executor)
-    encoder = as_network(ConvEncoder() if encoder is None else encoder)
+    encoder = as_network(ConvEncoder(dtype=dtype) if encoder is None else encoder)
     sample = zeros_like(sample, "make_straw")
     seen = sample if context is None else zeros_like(context, "make_straw", "the context")
     style = _style(encoder, seen)
@@ -238,7 +248,7 @@ def make_straw(
             f"make_straw: with base 'none' every leaf must be generated, got no rank for {kept}. "
             "Add patterns for them, or use base 'trained'."
         )
-    generator = linen(Generator(spec, hidden=hidden, start_at_base=base != "none"))
+    generator = linen(Generator(spec, hidden, start_at_base=base != "none", dtype=dtype))
     executor_apply = modulate(
         executor.apply, scale=scale, allow_materialise=allow_materialise, fused=fused
     )
@@ -270,6 +280,18 @@ def make_straw(
             for path, factor in generated.items()
         }
 
+    def in_parameters_dtype(written: dict[str, Update]) -> dict[str, Update]:
+        """Cast factors to the dtypes of the leaves that they are; `modulate` does, given a base."""
+        if base != "none" or dtype is None:
+            return written
+        leaves = named_leaves(shapes)
+        return {
+            path: jax.tree.map(lambda part, of=leaves[path].dtype: part.astype(of), factor)
+            if is_linear_cast(leaves[path].dtype)
+            else factor
+            for path, factor in written.items()
+        }
+
     def weights_of(params: Params) -> Params:
         if base == "none":
             return shapes
@@ -290,7 +312,7 @@ def make_straw(
         expect.parts("Straw", params, modulator)
         size = expect.like("Straw", "x", x, sample)
         generated = generator.apply(params["generator"], for_each_sample(styles, size))
-        return executor_apply(weights_of(params), generated, x, **kwargs)
+        return executor_apply(weights_of(params), in_parameters_dtype(generated), x, **kwargs)
 
     def apply(params: Params, x: Any, *, context: Any = None, **kwargs: Any) -> Any:
         expect.like("Straw", "x", x, sample)
@@ -305,7 +327,7 @@ def make_straw(
                 f" {expect.describe(context)}. Take one of a batch, as context[0]."
             )
         own = jax.tree.map(lambda leaf: leaf[0], factors(params, batch_of_one))
-        return materialize(weights_of(params), own, scale=scale)
+        return materialize(weights_of(params), in_parameters_dtype(own), scale=scale)
 
     return Straw(spec, init, apply, styles, apply_styles, factors, merge)
 
