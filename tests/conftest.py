@@ -10,7 +10,9 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_default_matmul_precision", "highest")  # GPUs and TPUs round float32 else
+# Else a GPU multiplies float32 as TF32 and a TPU as bfloat16, too coarsely for these tolerances.
+jax.config.update("jax_default_matmul_precision", "highest")
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"  # of scripts that tests start
 # Every test compiles something new, and runs it once or twice; so do scripts that tests start.
 # XLA's older emitters, in one part, take half the time; a later version may not have these flags.
 jax.config.update("jax_disable_most_optimizations", True)
