@@ -20,6 +20,16 @@ def test_multiply_adds_are_those_of_kernels():
     assert sample_cost(_model("standalone")) == convolutions + 9216 * 128 + 128 * 47
 
 
+@pytest.mark.parametrize("name", ["straw", "compact"])
+def test_costs_do_not_depend_on_the_precision(name):
+    costs = []
+    for precision in ("float32", "bfloat16"):
+        with jax.numpy_dtype_promotion("standard"):
+            model = build_model(name, classes=5, rank=2, base="trained", precision=precision)
+            costs.append((sample_cost(model), parameters(model)))
+    assert costs[0] == costs[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["none", "trained"])
 @pytest.mark.parametrize("rank", [2, 16])

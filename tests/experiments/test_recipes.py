@@ -41,6 +41,7 @@ _ARTICLE = {
     "batch_size": 128,
     "learning_rate": 0.0001,
     "schedule": "constant",
+    "precision": "float32",
 }
 SET_1 = {**_ARTICLE, "fraction": 1.0, "rank": 16, "epochs": 10}
 SET_2 = {**_ARTICLE, "fraction": 0.1, "rank": 16, "epochs": 5}

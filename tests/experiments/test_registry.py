@@ -90,6 +90,29 @@ def test_every_model_is_built(name):
             assert {leaf.path for leaf in straw.spec} <= paths
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * name.startswith(("wide", "wrn_40")))
+        for name in MODELS
+    ],
+)
+def test_every_model_computes_in_bfloat16_if_told_to(name):
+    """By its logits' dtype; a model that resamples images averages float32 probabilities."""
+    sizes = {"classes": 3, "rank": 1, "base": "trained"}
+    images = jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):  # as scripts run
+        model = models.build_model(name, **sizes, precision="bfloat16")
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        logits, _ = jax.eval_shape(lambda v, x: model.apply(v, x, None), variables, images)
+        if straw := models.straw_of(name, **sizes, precision="bfloat16"):
+            styles = jax.eval_shape(straw.styles, variables["params"], images)
+            poses = name.startswith("geometric")
+            assert styles.dtype == (jnp.float32 if poses else jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert logits.dtype == (jnp.float32 if name == "compact_fan" else jnp.bfloat16)
+
+
 def test_labels_and_colours_are_distinguishable():
     for preset in ("compact", "geometric"):
         chosen = [model for model in MODELS.values() if preset in model.presets]

@@ -205,6 +205,7 @@ def test_report_links_its_pictures():
         ("EMNIST balanced", {}, "comparable"),
         ("EMNIST balanced", {"base": "trained"}, "nearly comparable"),
         ("EMNIST balanced", {"batch_size": 64}, "not comparable"),
+        ("EMNIST balanced", {"precision": "bfloat16"}, "nearly comparable"),
         (UNOFFICIAL, {}, "nearly comparable"),
         (UNOFFICIAL, {"base": "trained"}, "nearly comparable"),
         (UNOFFICIAL, {"learning_rate": 1e-3}, "not comparable"),
@@ -221,6 +222,15 @@ def test_verdict_and_what_follows_from_it(dataset, config, verdict):
     assert all(f"{name} {value}" in comparison.reason for name, value in config.items())
     assert f"**The article's figures are {verdict}:**" in report.markdown(summary, {})
     assert ("the article's accuracy" in report.table(summary)) == (verdict != "not comparable")
+
+
+def test_precision_is_named():
+    """Earlier versions did not store it: they computed in float32."""
+    for config, named in ((ARTICLE, "float32"), ({**ARTICLE, "precision": "bfloat16"}, "bfloat16")):
+        summary = example(config=config)
+        assert f"| precision | {named} |" in report.markdown(summary, {})
+        run = next(line for line in report.table(summary).splitlines() if line.startswith("run "))
+        assert ("bfloat16" in run) == (named == "bfloat16")
 
 
 @pytest.mark.parametrize("experiment", published.PUBLISHED)

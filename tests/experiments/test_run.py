@@ -89,6 +89,7 @@ def test_other_settings_get_another_folder():
     flags += ["--dataset glyphs", "--batch-size 64", "--learning-rate 1e-3", "--seed 1"]
     flags += ["--seeds 3", "--limit 100", "--schedule cosine", "--validation 0.5"]
     flags += ["--executor vit", "--encoder trm", "--executor vit --encoder trm"]
+    flags += ["--precision bfloat16"]
     assert len({_parse(line).out for line in flags}) == len(flags)
     assert all(Path(_parse(line).out).parent == Path("results") for line in flags)
 
@@ -149,6 +150,7 @@ def _folder_with_traps(folder):
         ("--distributed host:1,2,2 --mesh data=2", "--distributed: expected HOST:PORT,COUNT,INDEX"),
         ("--validation 1", "--validation: expected a number between 0 and 1, got '1'"),
         ("--schedule linear", "--schedule: invalid choice: 'linear'"),
+        ("--precision float16", "--precision: invalid choice: 'float16'"),
         ("--models vgg", "--models: expected any of standalone, wide_dense, "),
         ("--models ,", "--models: expected any of"),
         ("--base W0", "--base: invalid choice: 'W0'"),

@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from training_models import MODEL, OPTIMIZER, SHAPE, STEP, images_and_labels, start
+from training_models import CLASSES, MODEL, OPTIMIZER, SHAPE, STEP, images_and_labels, start
 
 from straw_experiments.data import normalise
 from straw_experiments.image_classification.models import build_model
+from straw_experiments.image_classification.networks import straw_model
 from straw_experiments.image_classification.step import (
     Model,
     init_state,
@@ -19,6 +20,7 @@ from straw_experiments.image_classification.step import (
     state_like,
 )
 from straw_experiments.runner.state import training_key
+from straw_jax import make_straw
 
 ALL_REAL = np.ones(4, bool)
 
@@ -123,6 +125,38 @@ def test_seed_decides_the_initial_state_which_is_traced_once():
     kernels = [state.variables["params"]["Dense_0"]["kernel"] for state in (one, other)]
     assert (kernels[0] != kernels[1]).all()
     assert jax.eval_shape(lambda: one) == state_like(MODEL, OPTIMIZER, SHAPE)
+
+
+def test_a_step_in_bfloat16_keeps_a_float32_state_and_learns():
+    images, labels = images_and_labels(16)
+    layers = [lambda x: x[:, ::4, ::4, 0].reshape(len(x), -1), _dense(CLASSES)]
+    straw = make_straw(
+        nn.Sequential(layers),
+        jnp.zeros((1, *SHAPE)),
+        rank=2,
+        base="trained",
+        encoder=nn.Sequential([*layers, nn.tanh]),
+        hidden=8,
+        dtype=jnp.bfloat16,
+    )
+    model = straw_model(straw)._replace(
+        apply=lambda variables, x, key: (straw.apply(variables["params"], x), {})
+    )
+    optimizer = optax.adam(1e-2)
+    step = make_train_step(model, optimizer)
+    state, losses = init_state(model, optimizer, SHAPE, seed=0), []
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(state)]
+    assert {str(dtype) for dtype in dtypes} == {"float32", "int32"}
+    for _ in range(20):
+        state, metrics = step(state, training_key(0), images, labels, np.ones(16, bool))
+        losses.append(float(metrics.loss))
+    assert [leaf.dtype for leaf in jax.tree.leaves(state)] == dtypes
+    assert metrics.loss.dtype == jnp.float32
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def _dense(features):
+    return nn.Dense(features, dtype=jnp.bfloat16)
 
 
 def test_lowered_step_counts_multiply_adds_and_keeps_its_shape():

@@ -36,7 +36,6 @@ ANGLES = (0, 10, 20, 30, 40, 50, 60)  # degrees
 SIGMAS = (0.0, 0.5, 1.0, 1.5, 2.0)  # pixels
 
 _SIGNS, _PAIRS = 0, 1  # streams of random numbers: the same for all models and runs
-_BYTES = 4  # of a float32
 _BATCH = 64  # a batch of formed factors takes 40 MB at rank 16
 
 
@@ -174,21 +173,24 @@ def costs(
         "generated_numbers" (that the generator writes for one sample), and three forms: "whole"
         (generate each sample's whole kernel, then apply it), "factors" (what the library does) and
         "static" (one executor for all samples). A form has "parameters" (trained), "multiply_adds"
-        (a sample, forward) and "bytes" (of weights that are one sample's own, float32; for
-        "factors" an upper bound, as the library does not form `B` where a layer sees one vector a
-        sample).
+        (a sample, forward) and "bytes" (of weights that are one sample's own, in the dtype in which
+        they are generated; for "factors" an upper bound, as the library does not form `B` where a
+        layer sees one vector a sample).
     """
     network, one = linen(executor), jax.ShapeDtypeStruct((1, *image), jnp.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), one)
     params = jax.eval_shape(straw.init, jax.random.key(0))
     first = params["generator"]["hidden"]
     hidden_size = first["kernel"].shape[1]
+    written = jax.tree.leaves(jax.eval_shape(straw.factors, params, one))[0].dtype.itemsize
     encoder = _form(_size(params["encoder"]), multiply_adds(straw.styles, params, one), 0)
     hidden = _form(_size(first), math.prod(first["kernel"].shape), 0)
     rows = [_row(name, 0, 0, form, form, _form(0, 0, 0)) for name, form in
             (("encoder", encoder), ("hidden", hidden))]  # fmt: skip
     for layer, group in itertools.groupby(straw.spec, lambda leaf: leaf.path.rpartition("/")[0]):
-        rows.append(_layer_row(layer, list(group), network, shapes, one, hidden_size, base))
+        rows.append(
+            _layer_row(layer, list(group), network, shapes, one, hidden_size, base, written)
+        )
     total = {
         key: sum(row[key] for row in rows) for key in ("dense_numbers", "generated_numbers")
     } | {
@@ -206,6 +208,7 @@ def _layer_row(
     image: jax.ShapeDtypeStruct,
     hidden_size: int,
     base: Base,
+    bytes_each: int,
 ) -> dict[str, Any]:
     spec = FactorSpec(tuple(leaves))
     dense, generated = sum(leaf.dense_size for leaf in spec), spec.size
@@ -233,12 +236,14 @@ def _layer_row(
         dense,
         generated,
         whole=_form(
-            (hidden_size + 1) * dense + kept * dense, hidden_size * dense + static, _BYTES * dense
+            (hidden_size + 1) * dense + kept * dense,
+            hidden_size * dense + static,
+            bytes_each * dense,
         ),
         factors=_form(
             (hidden_size + 1) * generated + kept * dense,
             lowrank + kept * static,
-            _BYTES * generated,
+            bytes_each * generated,
         ),
         static=_form(dense, static, 0),
     )

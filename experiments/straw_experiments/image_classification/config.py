@@ -12,9 +12,9 @@ import socket
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-from straw_experiments.image_classification.models import MODELS
+from straw_experiments.image_classification.models import MODELS, Precision
 from straw_experiments.runner import limits, records, settings
 from straw_experiments.runner.command import program
 from straw_experiments.runner.limits import SIZE
@@ -56,7 +56,8 @@ _USUAL_OF: dict[str, dict[str, Any]] = {
 }
 
 _LONG_EPOCHS, _EPOCHS = 10, 5  # with all training images, and with fewer
-_PIXEL = 300  # bytes of a training step for each pixel; the smallest model was measured with 350
+# Bytes of a training step for each pixel; the smallest model was measured with 350 in float32.
+_PIXEL: dict[Precision, int] = {"float32": 300, "bfloat16": 150}
 
 
 def _mesh(text: str) -> dict[str, int]:
@@ -161,6 +162,13 @@ class Config(RunConfig):
         " a cosine decay to 0",
         group=_HOW,
         choices=("constant", "cosine"),
+    )
+    precision: Precision = setting(
+        "float32",
+        "dtype of the computation; parameters, optimizer, loss and stored files are float32 with"
+        " either",
+        group=_HOW,
+        choices=get_args(Precision),
     )
     validation: float | None = setting(
         None,
@@ -380,7 +388,7 @@ def check_batch(config: Config, image: Sequence[int]) -> None:
     """
     limits.check(
         f"argument --batch-size: {config.batch_size}",
-        config.batch_size * _PIXEL * image[0] * image[1],
+        config.batch_size * _PIXEL[config.precision] * image[0] * image[1],
         "a step's images",
         machines=math.prod(config.mesh.values()) if config.mesh else 1,
     )
@@ -413,8 +421,7 @@ def _name(chosen: Mapping[str, Any]) -> str:
         f"{chosen['epochs']}epochs",
         *chosen["models"],
     ]
-    if chosen["schedule"] != usual["schedule"]:
-        parts.append(chosen["schedule"])
+    parts += [chosen[x] for x in ("schedule", "precision") if chosen[x] != usual[x]]
     parts += [
         f"{name.replace('_', '-')}{chosen[name]:.6g}"
         for name in ("batch_size", "learning_rate", "seed", "seeds", "limit", "validation")
@@ -474,7 +481,7 @@ def parse_analysis(argv: Sequence[str]) -> Analysis:
         parser.error(str(error))
 
 
-_LATER = ("executor", "encoder")  # settings that earlier versions did not have
+_LATER = ("executor", "encoder", "precision")  # settings that earlier versions did not have
 
 
 def stored_config(results: Path) -> Config:

@@ -47,11 +47,11 @@ def sample(images: int) -> slice:
 
 
 def style_function(straw: Straw) -> Forward:
-    """Build the jitted `(variables, images uint8 [b, 28, 28, 1]) -> style vectors [b, style]`."""
+    """Build the jitted `(variables, images uint8 [b, h, w, c]) -> styles float32 [b, style]`."""
 
     @jax.jit
     def styles(variables: Variables, images: jax.Array) -> jax.Array:
-        return straw.styles(variables["params"], as_input(images))
+        return straw.styles(variables["params"], as_input(images)).astype(jnp.float32)
 
     return styles
 

@@ -6,13 +6,16 @@ imported when a model is built, so that the command line lists the models withou
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from straw_experiments.runner.registry import Entry, Registry, lazily
 
 if TYPE_CHECKING:
     from straw_experiments.image_classification.step import Model
     from straw_jax.straw import Base, Straw
+
+
+Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
 class Sizes(NamedTuple):
@@ -25,6 +28,7 @@ class Sizes(NamedTuple):
         executor: "cnn", the article's, or "vit", a small vision transformer.
         encoder: STRAW's, "conv", the executor's usual convolutions, or "trm", `RecursiveEncoder`.
         image: Height, width and channels of an image.
+        precision: Dtype in which the model computes, as Flax means it: its parameters are float32.
     """
 
     classes: int
@@ -33,6 +37,7 @@ class Sizes(NamedTuple):
     executor: str = "cnn"
     encoder: str = "conv"
     image: tuple[int, ...] = (28, 28, 1)
+    precision: Precision = "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

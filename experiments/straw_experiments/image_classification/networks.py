@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from straw_experiments.image_classification.models import Sizes
 from straw_experiments.image_classification.step import Model
@@ -44,12 +45,13 @@ _ALL_POSES = POSES._replace(scale=1.4, shear=0.4, shift=0.1)
 
 def executor(sizes: Sizes) -> nn.Module:
     """Return the executor of the article's STRAW, or a small vision transformer."""
-    return ViT(sizes.classes) if sizes.executor == "vit" else CNN(sizes.classes)
+    make = ViT if sizes.executor == "vit" else CNN
+    return make(sizes.classes, dtype=_dtype(sizes))
 
 
 def compact_executor(sizes: Sizes) -> nn.Module:
     """Return the executor of the compact STRAW, and of all models of poses."""
-    return CompactCNN(sizes.classes)
+    return CompactCNN(sizes.classes, dtype=_dtype(sizes))
 
 
 def standalone(sizes: Sizes) -> Model:
@@ -59,7 +61,7 @@ def standalone(sizes: Sizes) -> Model:
 
 def resnet34(sizes: Sizes) -> Model:
     """Return the article's ResNet-34."""
-    return flax_model(ResNet34(sizes.classes))
+    return flax_model(ResNet34(sizes.classes, dtype=_dtype(sizes)))
 
 
 def compact_static(sizes: Sizes) -> Model:
@@ -89,9 +91,20 @@ def compact(sizes: Sizes) -> Model:
 
 
 def _options(sizes: Sizes) -> dict[str, Any]:
-    encoder = RecursiveEncoder() if sizes.encoder == "trm" else None
-    classes, rank, base, image = sizes.classes, sizes.rank, sizes.base, sizes.image
-    return {"classes": classes, "rank": rank, "base": base, "encoder": encoder, "image": image}
+    dtype = _dtype(sizes)
+    return {
+        "classes": sizes.classes,
+        "rank": sizes.rank,
+        "base": sizes.base,
+        "encoder": RecursiveEncoder(dtype=dtype) if sizes.encoder == "trm" else None,
+        "image": sizes.image,
+        "dtype": dtype,
+    }
+
+
+def _dtype(sizes: Sizes) -> DTypeLike | None:
+    """Return the modules' dtype; None, that of their parameters and images, is float32."""
+    return None if sizes.precision == "float32" else jnp.dtype(sizes.precision)
 
 
 def article_straw(
@@ -101,9 +114,11 @@ def article_straw(
     base: Base,
     encoder: nn.Module | None = None,
     image: ImageShape = _GREY,
+    dtype: DTypeLike | None = None,
 ) -> Straw:
     """Return the article's STRAW: its generator and executor, and by default its encoder."""
-    return make_straw(CNN(classes), _images(image), rank=rank, base=base, encoder=encoder)
+    executor = CNN(classes, dtype=dtype)
+    return make_straw(executor, _images(image), rank=rank, base=base, encoder=encoder, dtype=dtype)
 
 
 def compact_straw(
@@ -113,6 +128,7 @@ def compact_straw(
     base: Base = "trained",
     encoder: nn.Module | None = None,
     image: ImageShape = _GREY,
+    dtype: DTypeLike | None = None,
 ) -> Straw:
     """Return a STRAW of 342,702 parameters that learns from few images in few epochs.
 
@@ -121,17 +137,22 @@ def compact_straw(
     batches of 32, a learning rate of 0.004 with the schedule "cosine".
     """
     return make_straw(
-        CompactCNN(classes),
+        CompactCNN(classes, dtype=dtype),
         _images(image),
         rank=rank,
         base=base,
-        encoder=encoder or NormEncoder(),
+        encoder=encoder or NormEncoder(dtype=dtype),
         hidden=16,
+        dtype=dtype,
     )
 
 
 def compact_geometric(
-    *, classes: int, poses: PoseRange = POSES, image: ImageShape = _GREY
+    *,
+    classes: int,
+    poses: PoseRange = POSES,
+    image: ImageShape = _GREY,
+    dtype: DTypeLike | None = None,
 ) -> Geometric:
     """Return the compact executor with an encoder that predicts the pose of each image.
 
@@ -141,8 +162,15 @@ def compact_geometric(
         classes: number of classes.
         poses: that there are, by default angles up to 60 degrees.
         image: shape of what is classified.
+        dtype: in which executor and encoder compute.
     """
-    return make_geometric(CompactCNN(classes), _images(image), kernel="conv1/kernel", poses=poses)
+    return make_geometric(
+        CompactCNN(classes, dtype=dtype),
+        _images(image),
+        kernel="conv1/kernel",
+        poses=poses,
+        encoder=PoseEncoder(poses, dtype=dtype),
+    )
 
 
 def vit_straw(
@@ -152,6 +180,7 @@ def vit_straw(
     base: Base = "trained",
     encoder: nn.Module | None = None,
     image: ImageShape = _GREY,
+    dtype: DTypeLike | None = None,
 ) -> Straw:
     """Return a STRAW that rewrites the attention and the MLPs of a small vision transformer.
 
@@ -159,12 +188,13 @@ def vit_straw(
     Its encoder is `NormEncoder()`, if none is given.
     """
     return make_straw(
-        ViT(classes),
+        ViT(classes, dtype=dtype),
         _images(image),
         rank={"block*/*/kernel": rank},
         base=base,
-        encoder=encoder or NormEncoder(),
+        encoder=encoder or NormEncoder(dtype=dtype),
         hidden=16,
+        dtype=dtype,
     )
 
 
@@ -246,7 +276,8 @@ def compact_fan(sizes: Sizes) -> Model:
             return model.apply(variables, images, key)
 
         def rotated(matrix: jax.Array) -> jax.Array:
-            return jax.nn.log_softmax(model.apply(variables, resample(images, matrix), None)[0])
+            logits, _ = model.apply(variables, resample(images, matrix), None)
+            return jax.nn.log_softmax(logits.astype(jnp.float32))
 
         return jax.nn.logsumexp(jax.lax.map(rotated, matrices), axis=0) - jnp.log(count), {}
 
@@ -255,7 +286,7 @@ def compact_fan(sizes: Sizes) -> Model:
 
 def compact_context(sizes: Sizes) -> Model:
     """Return the compact STRAW with a pose encoder, whose style vector writes its updates."""
-    encoder = PoseEncoder(POSES, style=_STYLE)
+    encoder = PoseEncoder(POSES, style=_STYLE, dtype=_dtype(sizes))
 
     def loss(params: Any, images: jax.Array, key: jax.Array) -> jax.Array:
         return pose_loss(linen(encoder), params["encoder"], images, POSES, key)
@@ -265,7 +296,7 @@ def compact_context(sizes: Sizes) -> Model:
 
 def straw_of_context(sizes: Sizes) -> Straw:
     """Return the STRAW that `compact_context` is."""
-    poses = linen(PoseEncoder(POSES, style=_STYLE))
+    poses = linen(PoseEncoder(POSES, style=_STYLE, dtype=_dtype(sizes)))
     encoder = Network(poses.init, lambda params, x: poses.apply(params, x).style)
     return make_straw(
         compact_executor(sizes),
@@ -274,17 +305,18 @@ def straw_of_context(sizes: Sizes) -> Straw:
         base=sizes.base,
         encoder=encoder,
         hidden=16,
+        dtype=_dtype(sizes),
     )
 
 
 def geometric(sizes: Sizes) -> Model:
     """Return the compact executor with a pose encoder that learns from images alone."""
-    return _self_supervised(compact_geometric(classes=sizes.classes, image=sizes.image))
+    return _self_supervised(_posed(sizes))
 
 
 def geometric_affine(sizes: Sizes) -> Model:
     """Return `geometric` with scale, shear and shift beside the angle."""
-    return _self_supervised(_affine(sizes))
+    return _self_supervised(_posed(sizes, _ALL_POSES))
 
 
 def geometric_stn(sizes: Sizes) -> Model:
@@ -297,22 +329,24 @@ def geometric_stn(sizes: Sizes) -> Model:
 
 def geometric_refined(sizes: Sizes) -> Model:
     """Return the network of `geometric`, whose pose encoder learns from images and labels."""
-    model = compact_geometric(classes=sizes.classes, image=sizes.image)
+    model = _posed(sizes)
     return straw_model(model.straw, model.pose_loss)
 
 
 def straw_of_angles(sizes: Sizes) -> Straw:
     """Return the STRAW that `geometric` is."""
-    return compact_geometric(classes=sizes.classes, image=sizes.image).straw
+    return _posed(sizes).straw
 
 
 def straw_of_affine_poses(sizes: Sizes) -> Straw:
     """Return the STRAW that `geometric_affine` is."""
-    return _affine(sizes).straw
+    return _posed(sizes, _ALL_POSES).straw
 
 
-def _affine(sizes: Sizes) -> Geometric:
-    return compact_geometric(classes=sizes.classes, poses=_ALL_POSES, image=sizes.image)
+def _posed(sizes: Sizes, poses: PoseRange = POSES) -> Geometric:
+    return compact_geometric(
+        classes=sizes.classes, poses=poses, image=sizes.image, dtype=_dtype(sizes)
+    )
 
 
 def _self_supervised(geometric: Geometric) -> Model:
@@ -346,8 +380,8 @@ def wide_compute(sizes: Sizes) -> Model:
 def wide_dense(sizes: Sizes) -> Model:
     """Return the executor with its dense layer widened to the trained parameters of STRAW."""
 
-    def static(classes: int, width: int) -> nn.Module:
-        return CNN(classes, hidden=width)
+    def static(sizes: Sizes, width: int) -> nn.Module:
+        return CNN(sizes.classes, hidden=width, dtype=_dtype(sizes))
 
     return _widened(straw(sizes), static, parameters, sizes)
 
@@ -355,25 +389,27 @@ def wide_dense(sizes: Sizes) -> Model:
 def compact_wide(sizes: Sizes) -> Model:
     """Return the compact executor, widened to the trained parameters of the compact STRAW."""
 
-    def static(classes: int, width: int) -> nn.Module:
-        return CompactCNN(classes, tuple((8 * max(round(width / n / 8), 1),) for n in (4, 2, 1)))
+    def static(sizes: Sizes, width: int) -> nn.Module:
+        stages = tuple((8 * max(round(width / n / 8), 1),) for n in (4, 2, 1))
+        return CompactCNN(sizes.classes, stages, dtype=_dtype(sizes))
 
     return _widened(compact(sizes), static, parameters, sizes)
 
 
-def _wide_cnn(classes: int, width: int) -> nn.Module:
+def _wide_cnn(sizes: Sizes, width: int) -> nn.Module:
     channels = round(width / 4), round(width / 2)
-    return CNN(classes, channels=channels, hidden=width)
+    return CNN(sizes.classes, channels=channels, hidden=width, dtype=_dtype(sizes))
 
 
-def _wide_vit(classes: int, width: int) -> nn.Module:
+def _wide_vit(sizes: Sizes, width: int) -> nn.Module:
     heads = ViT().heads
-    return ViT(classes, width=heads * max(round(width / heads), 1))
+    width = heads * max(round(width / heads), 1)
+    return ViT(sizes.classes, width=width, dtype=_dtype(sizes))
 
 
 def _widened(
     straw: Model,
-    static: Callable[[int, int], nn.Module],
+    static: Callable[[Sizes, int], nn.Module],
     count: Callable[[Model, ImageShape], int],
     sizes: Sizes,
 ) -> Model:
@@ -381,7 +417,7 @@ def _widened(
 
     Args:
         straw: The STRAW to match.
-        static: `(classes, width) -> executor`, with a last hidden layer, or a last convolution, of
+        static: `(sizes, width) -> executor`, with a last hidden layer, or a last convolution, of
             this width.
         count: Of a model.
         sizes: Of both.
@@ -389,14 +425,14 @@ def _widened(
 
     @cache
     def count_at(width: int) -> int:
-        return count(flax_model(static(sizes.classes, width)), sizes.image)
+        return count(flax_model(static(sizes, width)), sizes.image)
 
     target = count(straw, sizes.image)
     above = _first_width(count_at, target)
     nearest = min(
         max(above - 1, _WIDTHS[0]), above, key=lambda width: abs(count_at(width) - target)
     )
-    return flax_model(static(sizes.classes, nearest))
+    return flax_model(static(sizes, nearest))
 
 
 def _first_width(count_at: Callable[[int], int], target: int) -> int:
@@ -456,12 +492,14 @@ def of_hypernetworks(name: str, sizes: Sizes) -> Model:
     classes, image = sizes.classes, sizes.image
     form = next((form for form in ("_narrow", "_generated") if name.endswith(form)), "")
     make, narrow, kernels, size = _GENERATED[name.removesuffix(form)]
+    make = partial(make, classes, dtype=_dtype(sizes))
     if form == "_narrow":
-        return flax_model(make(classes, channels=narrow))
+        return flax_model(make(channels=narrow))
     if not form:
-        return flax_model(make(classes))
+        return flax_model(make())
+    # The generator, which runs once a batch, computes in float32 with any precision.
     generated = make_hypernetwork(
-        make(classes), _images(image), [kernels], chunk=(16, 16), embedding=size, hidden=size
+        make(), _images(image), [kernels], chunk=(16, 16), embedding=size, hidden=size
     )
 
     def init(key: jax.Array, images: jax.Array) -> Variables:

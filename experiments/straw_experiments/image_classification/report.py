@@ -66,7 +66,7 @@ def table(summary: Mapping[str, Any]) -> str:
     heading = [
         f"data set  {summary['dataset']}",
         f"device    {summary['device']}",
-        f"run       {summary['experiment'] or 'own settings'}; {spread_note(summary)}",
+        f"run       {', '.join(_named(summary))}; {spread_note(summary)}",
         "",
     ]
     return "\n".join(heading + aligned(rows))
@@ -96,10 +96,21 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def _precision(summary: Mapping[str, Any]) -> str:
+    """Return the dtype of the computation, which earlier versions had no choice of."""
+    return str(summary["config"].get("precision", "float32"))
+
+
+def _named(summary: Mapping[str, Any]) -> list[str]:
+    names = [summary["experiment"] or "own settings"]
+    return names if _precision(summary) == "float32" else [*names, _precision(summary)]
+
+
 def _section_run(summary: Mapping[str, Any]) -> str:
     facts = [
         ["data set", summary["dataset"]],
         ["the article's set", summary["experiment"] or "none of the three"],
+        ["precision", _precision(summary)],
         *run_facts(summary, sum(summary["seconds"].values())),
     ]
     title = f"# STRAW on {summary['dataset']}"

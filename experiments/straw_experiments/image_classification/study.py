@@ -102,6 +102,7 @@ class Study(studies.Study[Trainer]):
             "executor": config.executor,
             "encoder": config.encoder,
             "image": self.dataset.train_images.shape[1:],
+            "precision": config.precision,
         }
 
     def execute(self, name: str, seed: int, *, bar: bool = True) -> dict[str, Any]:
