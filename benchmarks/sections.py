@@ -6,7 +6,6 @@ one program" the device takes many steps without the host.
 """
 
 import functools
-import inspect
 import math
 import statistics
 import tempfile
@@ -39,7 +38,7 @@ from straw_experiments.image_classification.loop import train_on_device
 from straw_experiments.image_classification.networks import article_straw, straw_model
 from straw_experiments.image_classification.step import Model, as_input, make_train_steps
 from straw_experiments.runner.environment import device, versions
-from straw_jax import CNN, hyperlora, make_straw
+from straw_jax import hyperlora, make_straw
 from straw_jax.straw import Base
 
 Figure = float | dict[str, float]
@@ -425,17 +424,17 @@ def _model(name: str, base: Base, sizes: Sizes, dtype: str | None = None) -> Mod
 
 def _straw(base: Base, sizes: Sizes, dtype: str | None = None) -> Any:
     """Return the article's STRAW, or a tiny one."""
-    options: dict[str, Any] = {"dtype": dtype} if dtype else {}
-    if dtype and "dtype" not in inspect.signature(make_straw).parameters:
-        raise UnavailableError(f"make_straw has no dtype, {dtype} is not available")
     if not sizes.small:
-        if not dtype:
-            return article_straw(classes=CLASSES, rank=sizes.rank, base=base)
-        executor, encoder = CNN(CLASSES, **options), None
-    else:
-        executor, encoder = _Tiny(CLASSES, **options), _Tiny(2, **options)
+        return article_straw(classes=CLASSES, rank=sizes.rank, base=base, dtype=dtype)
     sample = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)
-    return make_straw(executor, sample, rank=sizes.rank, base=base, encoder=encoder, **options)
+    return make_straw(
+        _Tiny(CLASSES, dtype),
+        sample,
+        rank=sizes.rank,
+        base=base,
+        encoder=_Tiny(2, dtype),
+        dtype=dtype,
+    )
 
 
 class _Tiny(nn.Module):
