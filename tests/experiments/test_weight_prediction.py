@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from straw_experiments.weight_prediction import (
@@ -43,6 +43,7 @@ def reference(weights, x):
 
 
 @pytest.mark.slow
+@settings(max_examples=8)  # each is a program of its own
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=2, max_size=4),
     tasks=st.integers(1, 4),
@@ -236,6 +237,7 @@ def _fitted(key, *, pairs, outputs):
     return context, least_squares(context)["layer1"]
 
 
+@settings(max_examples=10)
 @given(pairs=st.integers(1, 8), outputs=st.integers(1, 3))
 def test_least_squares_is_the_smallest_network_that_fits(pairs, outputs):
     context, found = _fitted(jax.random.key(pairs), pairs=pairs, outputs=outputs)
