@@ -6,6 +6,7 @@ Only the standard library is imported: each study, and the pages, is a process o
 import argparse
 import contextlib
 import io
+import itertools
 import os
 import shlex
 import signal
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from straw_experiments.char_lm import config as characters
-from straw_experiments.configs import STUDIES
+from straw_experiments.configs import CARD, STUDIES
 from straw_experiments.image_classification import config as images
 from straw_experiments.runner import lock, records
 from straw_experiments.runner.command import fail, interruptible, program, sibling
@@ -41,12 +42,14 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = _read(argv)
     out = Path(arguments.out)
-    commands = {name: _words(name, arguments) for name in arguments.only or STUDIES}
+    commands = {name: _words(name, arguments) for name in _names(arguments.only)}
     if mistake := _first_mistake(commands):
         return fail(mistake, 2)
     waiting = {name: words for name, words in commands.items() if not _is_finished(out, name)}
     if arguments.dry_run:
         for name, words in waiting.items():
+            if estimate := STUDIES[name].estimate:
+                print(f"# {name}, by estimate: {estimate}")
             for command in _commands(name, words, out):
                 print(_shown(command))
         return 0
@@ -78,7 +81,11 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
     rows = [f"  {name:<20}  {study.flags}" for name, study in STUDIES.items()]
     parser.epilog = "\n".join([parser.epilog or "", "", *rows])
     parser.add_argument(
-        "--only", nargs="+", choices=STUDIES, metavar="STUDY", help="run these, in this order (all)"
+        "--only",
+        nargs="+",
+        choices=[*STUDIES, "card"],
+        metavar="STUDY",
+        help="run these, in this order (all); card: what a GPU does in minutes and a CPU in hours",
     )
     parser.add_argument(
         "--seeds",
@@ -98,6 +105,12 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
     )
     split = argv.index("--") if "--" in argv else len(argv)
     return parser.parse_args(argv[:split], argparse.Namespace(more=argv[split + 1 :]))
+
+
+def _names(only: Sequence[str] | None) -> list[str]:
+    """List the studies that a command line names, each once."""
+    named = [CARD if name == "card" else (name,) for name in only or STUDIES]
+    return list(dict.fromkeys(itertools.chain.from_iterable(named)))
 
 
 def _words(name: str, arguments: argparse.Namespace) -> list[str]:

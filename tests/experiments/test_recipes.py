@@ -131,6 +131,7 @@ PUBLISHED = {
     "set1_resnet34": ({**SET_1, "models": ["resnet34"]}, 1),
     "set2_resnet34": ({**SET_2, "models": ["resnet34"]}, 1),
     "set3_resnet34": ({**SET_3, "models": ["resnet34"]}, 1),
+    "preset1": ({**COMPACT, "fraction": 1.0, "epochs": 10, "models": COMPACTS}, 3),
     "preset2": ({**COMPACT, "models": COMPACTS}, 3),
     "preset3": ({**COMPACT, "fraction": 0.2, "models": COMPACTS}, 3),
     "geometry3": ({**COMPACT, "fraction": 0.2, "models": GEOMETRICS}, 3),
@@ -194,6 +195,19 @@ PUBLISHED = {
     "characters": (
         {**TEXT, "epochs": 1, "learning_rate": [0.004, 0.016, 0.016, 0.008, 0.004]},
         3,
+    ),
+    "characters_large": (
+        {
+            **TEXT,
+            "models": ["lstm", "ln_lstm", "hyper", "ln_hyper"],
+            "parameters": 4_250_000,
+            "hyper_features": 132,
+            "epochs": 20,
+            "batch_size": 128,
+            "length": 100,
+            "learning_rate": 0.001,
+        },
+        1,
     ),
 }
 

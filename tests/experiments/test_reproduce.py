@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,8 +12,9 @@ import time
 import pytest
 import scripts
 
+from straw_experiments.configs import CARD, STUDIES
 from straw_experiments.image_classification.config import parse
-from straw_experiments.reproduce import PARSERS, STUDIES
+from straw_experiments.reproduce import PARSERS
 from straw_experiments.runner import records
 
 SCRIPT = scripts.EXPERIMENTS / "reproduce.py"
@@ -97,6 +99,18 @@ def test_dry_run_prints_the_commands_and_does_nothing(tmp_path, no_jax):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_studies_for_a_card_say_how_long_they_take(tmp_path, no_jax):
+    ran = reproduce("--dry-run", "--only", "set1", "card", "--out", "here", first=[no_jax])
+    assert (ran.returncode, ran.stderr) == (0, "")
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 2 * len(CARD)  # set1 is named twice, and runs once
+    for name, estimate, command in zip(CARD, lines[::2], lines[1::2], strict=True):
+        assert re.fullmatch(
+            rf"# {name}, by estimate: \d+ min on one H100; .* 2 CPU cores", estimate
+        )
+        assert command.endswith(f" --out here/{name}")
+
+
 def test_flags_go_to_every_study(tmp_path, no_jax):
     scripts.write_archive(tmp_path / "tiny.zip")
     words = "--dry-run --only preset3 rank1 --seeds 2 --dataset emnist --data-dir data"
@@ -174,8 +188,9 @@ def test_help_tells_the_studies_in_their_order(no_jax):
     places = [ran.stdout.index(f"\n  {name} ") for name in STUDIES]
     assert places == sorted(places)
     assert list(STUDIES).index("set2") == 0
-    long, others = ["set1", "set3_resnet34", "set1_resnet34"], ["static_mnist", "characters"]
-    assert list(STUDIES)[-5:] == long + others  # data that may be missing stop nothing else
+    long = ["set1", "set3_resnet34", "set1_resnet34", "preset1"]
+    others = ["static_mnist", "characters", "characters_large"]
+    assert list(STUDIES)[-7:] == long + others  # data that may be missing stop nothing else
 
 
 # --- what is run ------------------------------------------------------------------------------

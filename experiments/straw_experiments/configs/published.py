@@ -11,9 +11,12 @@ class Published(NamedTuple):
         flags: Of the command.
         seeds: How many it takes, unless the user says otherwise.
         analysed: Whether `analyse` measures the trained models, too.
+        estimate: How long it takes where it has not been run: from its steps, and from the times of
+            steps in docs/performance.md.
     """
 
     command: str
     flags: str
     seeds: int = 1
     analysed: bool = False
+    estimate: str = ""

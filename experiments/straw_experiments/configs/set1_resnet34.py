@@ -10,5 +10,6 @@ STUDIES = {
     "set1_resnet34": Published(
         "run",
         "--experiment full_rank16 --models resnet34",
+        estimate="3 min on one H100; 5 h on 2 CPU cores",
     )
 }

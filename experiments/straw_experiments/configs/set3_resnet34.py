@@ -10,5 +10,6 @@ STUDIES = {
     "set3_resnet34": Published(
         "run",
         "--experiment 20pct_rank32 --models resnet34",
+        estimate="1 min on one H100; 30 min on 2 CPU cores",
     )
 }
