@@ -240,3 +240,11 @@ def test_history_is_kept_with_the_latest_checkpoint(tmp_path):
     assert checkpoints.history(tmp_path) is None
     assert checkpoints.restore(tmp_path, LIKE)[0] == 2
     assert checkpoints.history(tmp_path / "none") is None
+
+
+def test_orbax_logs_nothing_even_after_it_has_raised(caplog):
+    """As its threads do that still write when a full disk has stopped another."""
+    late = "import absl.logging; absl.logging.error('late')"
+    for place in ("/packages/orbax/checkpoint/future.py", "/packages/others/future.py"):
+        exec(compile(late, place, "exec"), {})
+    assert [record.pathname for record in caplog.records] == ["/packages/others/future.py"]

@@ -24,6 +24,14 @@ import orbax.checkpoint as ocp
 from straw_experiments.runner import records, signals
 
 
+def _is_of_others(record: logging.LogRecord) -> bool:
+    return "orbax" not in Path(record.pathname).parts
+
+
+# Orbax logs, with tracebacks, what it raises; its threads do so even after it has raised.
+logging.getLogger("absl").addFilter(_is_of_others)
+
+
 class CheckpointError(ValueError):
     """No checkpoint of a folder can be trusted."""
 
@@ -144,18 +152,6 @@ def latest(folder: Path) -> Path | None:
     return None if step is None else folder / str(step)
 
 
-@contextlib.contextmanager
-def _unlogged() -> Iterator[None]:
-    """Keep orbax from logging, with tracebacks, the errors that it then raises."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _failed_write(folder: Path, error: Exception) -> OSError:
     if found := re.search(r"os_error_code='(\d+)'", str(error)):
         number = int(found[1])
@@ -180,7 +176,6 @@ def _manager(folder: Path, keep: int | None = None) -> Iterator[ocp.CheckpointMa
     )
     with (
         signals.held(),
-        _unlogged(),
         ocp.CheckpointManager(folder, options=options) as manager,
     ):
         yield manager
