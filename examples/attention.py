@@ -36,7 +36,7 @@ def batch(key):
 axes = {f"attention/{name}/kernel": "rcc" for name in ("query", "key", "value")}
 tokens, _ = batch(jax.random.key(0))
 straw = make_straw(Transformer(), tokens, rank=2, axes=axes, base="trained", encoder=Encoder())
-params = straw.init(jax.random.key(1))
+params = jax.jit(straw.init)(jax.random.key(1))
 optimizer = optax.adam(3e-3)
 
 

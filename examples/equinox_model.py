@@ -37,7 +37,7 @@ at, _, points = batch(jax.random.key(0))
 straw = make_straw(
     executor, at, rank=4, base="trained", encoder=Encoder(), context=points, hidden=32
 )
-params = straw.init(jax.random.key(1))
+params = jax.jit(straw.init)(jax.random.key(1))
 optimizer = optax.adam(3e-3)
 
 

@@ -37,7 +37,7 @@ context, x, _ = batch(jax.random.key(0))
 straw = make_straw(
     Network(init, apply), x, rank=4, base="trained", context=context, encoder=SetEncoder()
 )
-params = straw.init(jax.random.key(1))
+params = jax.jit(straw.init)(jax.random.key(1))
 optimizer = optax.adam(3e-3)
 
 

@@ -36,7 +36,7 @@ executor = Network(
 )
 images, _ = batch(jax.random.key(0))
 straw = make_straw(executor, images, rank=2, encoder=NormEncoder(), hidden=32)
-params = straw.init(jax.random.key(1))
+params = jax.jit(straw.init)(jax.random.key(1))
 optimizer = optax.adam(3e-3)
 
 

@@ -32,6 +32,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+_LONG = {
+    "test_run", "test_docs", "test_weight_prediction_study", "test_char_lm_study", "test_mesh",
+    "test_readme", "test_weight_prediction", "test_examples", "test_notebook", "test_analyse",
+    "test_faults", "test_reproduce", "test_benchmark", "test_accelerator",
+}  # fmt: skip
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config):
@@ -39,6 +45,11 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
     if config.option.markexpr == "accelerator":
         hypothesis.settings.load_profile("accelerator")
+
+
+def pytest_collection_modifyitems(items):
+    """Put the files that take longest first, so that the workers of `-n` end together."""
+    items.sort(key=lambda item: item.path.stem not in _LONG)
 
 
 def pytest_ignore_collect(collection_path, config):
