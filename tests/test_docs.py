@@ -30,8 +30,12 @@ STUDIES = [c for c in COMMANDS if c.startswith(("python experiments/", "straw-ja
 REPRODUCTIONS = [c for c in STUDIES if "reproduce" in c]
 CAMPAIGNS = [c for c in COMMANDS if c.startswith("python -m straw_experiments.faults ")]
 BENCHMARKS = [c for c in COMMANDS if "python benchmarks/" in c]
-SHELL = ["python3 -m venv .venv", ". .venv/bin/activate", "python -m pytest -n 2"]
-SHELL += ["python -m pytest -m accelerator -n 4"]
+SHELL = [
+    "python3 -m venv .venv",
+    ". .venv/bin/activate",
+    "python -m pytest -n 2",
+    "python -m pytest -m accelerator -n 4",
+]
 OTHERS = [c for c in COMMANDS if c not in [*STUDIES, *CAMPAIGNS, *BENCHMARKS, *SHELL]]
 # What we no longer say, and what the field says for it: encoder, model, reported, flags.
 HOUSE_WORDS = r"eyes?|contenders?|told|manners"

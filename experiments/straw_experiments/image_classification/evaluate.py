@@ -1,6 +1,6 @@
 """Loss, accuracy and predictions on any number of images."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -76,7 +76,7 @@ def in_batches(
     if mesh is not None:
         batch_size = -(-batch_size // mesh.shape["data"]) * mesh.shape["data"]
     if on_device():
-        outputs = list(_by_device(function, variables, inputs, batch_size, mesh))
+        outputs = _by_device(function, variables, inputs, batch_size, mesh)
     else:
         outputs = []
         for chosen, _ in batches(np.arange(count), batch_size):
@@ -93,17 +93,21 @@ def _by_device(
     inputs: Sequence[np.ndarray],
     batch_size: int,
     mesh: Mesh | None,
-) -> Iterator[Any]:
-    """Yield outputs [m, ...] of many batches at a time: one program for sets of any size."""
+) -> list[Any]:
+    """Return outputs [m, ...] of many batches at a time: one program for sets of any size.
+
+    Only after the last sample they may hold others.
+    """
     chosen, _ = cut(np.arange(len(inputs[0])), batch_size)
+    outputs = []
     for first in range(0, len(chosen), _MOST):
         rows = chosen[first : first + _MOST]
         some = [array[np.resize(rows, (_MOST, batch_size))] for array in inputs]
         if mesh is not None:
             some = place(some, NamedSharding(mesh, PartitionSpec(None, "data")))
-        outputs = to_host(_of_batches(function, variables, some, np.int32(len(rows))))
-        real = slice(len(rows))
-        yield jax.tree.map(lambda x, real=real: x[real].reshape(-1, *x.shape[2:]), outputs)
+        outputs.append(_of_batches(function, variables, some, np.int32(len(rows))))
+    # All are queued before the first is read, for which the device would wait.
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), to_host(outputs))
 
 
 @partial(jax.jit, static_argnums=0)
