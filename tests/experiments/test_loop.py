@@ -88,8 +88,7 @@ def test_a_device_takes_the_same_steps(monkeypatch, chunk):
         assert epoch.loss == pytest.approx(of_host.loss, rel=1e-5)
 
 
-def test_any_number_of_steps_is_one_program(monkeypatch):
-    monkeypatch.setattr(loop, "CHUNK", 2)  # of three: of the last two, one is taken
+def test_any_number_of_steps_is_one_program():
     traces = []
 
     def apply(*args):
