@@ -16,7 +16,6 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 import alone  # noqa: F401  It goes first: then the experiments need no extra.
-import fused as fused_kernel
 import jax
 import jax.numpy as jnp
 import jax_language
@@ -61,7 +60,6 @@ class Sizes(NamedTuple):
         steps: In one program.
         inference: Batches.
         checked: Images of a comparison with float64.
-        fused: Shapes: batch, positions, rows, columns, length of the hidden vector.
         adapters: How many in a batch.
         width: Of the layer with adapters.
         tokens: Of a batch with adapters.
@@ -89,14 +87,6 @@ class Sizes(NamedTuple):
     steps: int = 100
     inference: tuple[int, ...] = (1, 128, 1024)
     checked: int = 8
-    fused: tuple[tuple[int, int, int, int, int], ...] = (
-        (128, 1, 16, 128, 128),
-        (128, 1, 16, 8192, 128),
-        (128, 8, 16, 8192, 128),
-        (512, 1, 16, 8192, 128),
-        (512, 1, 64, 8192, 128),
-        (1024, 1, 16, 1024, 128),
-    )
     adapters: tuple[int, ...] = (8, 32, 128)
     width: int = 2048
     tokens: int = 4096
@@ -122,7 +112,6 @@ TINY = Sizes(
     steps=2,
     inference=(3,),
     checked=2,
-    fused=((2, 1, 2, 3, 4),),
     adapters=(2,),
     width=8,
     tokens=8,
@@ -458,29 +447,6 @@ def _batch(size: int) -> tuple[jax.Array, jax.Array]:
 
 
 # Layers
-
-
-def fused(sizes: Sizes) -> Figures:
-    """Time generating and applying factors in one kernel beside forming them."""
-    found: Figures = {}
-    for batch, positions, rows, columns, hidden in sizes.fused:
-        shapes = [(batch, positions, rows), (batch, hidden), (rows, columns, hidden)]
-        arrays = fused_kernel.noise([*shapes, (rows, columns)], "float32")
-        for name, compiled in fused_kernel.programs().items():
-            off = fused_kernel.difference(compiled, arrays)
-            if not off < fused_kernel.TOLERANCE:
-                raise ValueError(f"{shapes}, {name}: the two differ by {off:.1e}")
-            plain, one = (
-                _queued(functools.partial(compiled[key], *arrays), sizes)
-                for key in (fused_kernel.PLAIN, fused_kernel.FUSED)
-            )
-            found[f"{batch} x {positions} x {rows} x {columns}, {name}"] = {
-                "plain": plain,
-                "one kernel": one,
-                "x plain": one["median"] / plain["median"],
-                "difference": max(off, np.finfo(np.float32).tiny),
-            }
-    return found
 
 
 def adapters(sizes: Sizes) -> Figures:

@@ -346,8 +346,8 @@ def _export(
         error.add_note(
             "save_exported: the model is traced for any batch size, as a symbol. Take sizes from "
             "x.shape, not from len(x); decide nothing by the number of samples; give convolutions "
-            "that differ from sample to sample in factored form (straw_jax.modulate), without "
-            "fused=True; return arrays in dicts, lists and tuples."
+            "that differ from sample to sample in factored form (straw_jax.modulate); return "
+            "arrays in dicts, lists and tuples."
         )
         raise
     batch = jax.tree.leaves(inputs)[0].shape[:1]

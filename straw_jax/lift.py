@@ -11,7 +11,7 @@ from jax import Array
 from straw_jax import expect
 from straw_jax.factors import FactorTree, all_axes, matrix_axes, matrix_shape, named_leaves
 from straw_jax.geometry import Posed
-from straw_jax.lowrank import Factor, Factors, FusedApply, Generated, factor_shape
+from straw_jax.lowrank import Factor, Factors, Generated, factor_shape
 from straw_jax.program import SAMPLES, SHARED, Origin
 from straw_jax.rules import (
     LowRank,
@@ -27,7 +27,6 @@ def modulate(
     *,
     scale: float = 1.0,
     allow_materialise: bool = False,
-    fused: bool = False,
     per_sample: str | Iterable[str] = (),
 ) -> Callable[..., Any]:
     """Return a version of a model function that takes per-sample weights.
@@ -45,9 +44,6 @@ def modulate(
         scale: of the low-rank updates (LoRA's alpha / r).
         allow_materialise: form a sample's whole kernel for unsupported operations. By default they
             raise an error that names the leaf.
-        fused: apply `Generated` factors with the Pallas kernel of `straw_jax.fused`; off by default
-            since it made only forward passes faster on a GPU. `save_exported` cannot export such a
-            model.
         per_sample: the names of keyword arguments that have a sample axis in front, as `x` has.
 
     Returns:
@@ -79,11 +75,6 @@ def modulate(
             f"modulate: expected a function apply(params, x), got {expect.describe(apply)}. That of"
             " a Linen module is linen(module).apply."
         )
-    kernel: FusedApply | None = None
-    if fused:
-        # Only here, so that users of plain products do not wait for Pallas to be imported.
-        from straw_jax.fused import apply_generated as kernel
-
     names = (per_sample,) if isinstance(per_sample, str) else tuple(per_sample)
 
     def modulated(params: Any, factors: FactorTree, x: Any, /, **kwargs: Any) -> Any:
@@ -97,7 +88,7 @@ def modulate(
         places = [i for i, path in enumerate(paths) if path in factors]
 
         def one_sample(factors: FactorTree, samples: Any, keys: dict[int, Array]) -> Any:
-            weights = _substitute(params, factors, scale, allow_materialise, kernel)
+            weights = _substitute(params, factors, scale, allow_materialise)
             leaves, structure = jax.tree.flatten(weights, is_leaf=is_generated)
             generated = [leaves[i] for i in places]
             drawn = [keys.get(i, leaf) for i, leaf in enumerate(options)]
@@ -165,13 +156,7 @@ def materialize(params: Any, factors: FactorTree, *, scale: float = 1.0) -> Any:
     )
 
 
-def _substitute(
-    params: Any,
-    factors: FactorTree,
-    scale: float,
-    allow_materialise: bool,
-    fused: FusedApply | None = None,
-) -> Any:
+def _substitute(params: Any, factors: FactorTree, scale: float, allow_materialise: bool) -> Any:
     """Return `params` with generated kernels in place of leaves; factors have no sample axis."""
     if jnp.ndim(scale):
         raise ValueError(
@@ -199,7 +184,7 @@ def _substitute(
         rows, columns = matrix_axes(_axes_of_factors(leaf.shape, factor))
         return LowRank(
             base, factor.B, factor.A, leaf.shape, rows, columns,
-            scale, path, allow_materialise, fused,
+            scale, path, allow_materialise,
         )  # fmt: skip
 
     leaves = [weight(path, leaf) for path, leaf in named_leaves(params).items()]

@@ -138,24 +138,13 @@ class ConvGeometry(NamedTuple):
     input_dilation: tuple[int, ...] | None = None
 
 
-FusedApply: TypeAlias = Callable[[Array, Generated, lax.PrecisionLike], Array]
-"""Multiplies `x [..., m]` by a `Generated` factor, as `straw_jax.fused.apply_generated`."""
-
-
-def apply_factor(
-    x: Array,
-    factor: Factor,
-    precision: lax.PrecisionLike = None,
-    *,
-    fused: FusedApply | None = None,
-) -> Array:
+def apply_factor(x: Array, factor: Factor, precision: lax.PrecisionLike = None) -> Array:
     """Multiply by a factor, in the cheaper order of operations.
 
     Args:
         x: `[..., m]`, all vectors of one sample.
         factor: `[m, n]`, an array or `Generated`, of the dtype of `x`.
         precision: of the matrix products, as in `jax.lax.dot_general`.
-        fused: used for `Generated` factors in place of the plain products.
 
     Returns:
         `[..., n]`, summed in float32 or wider and returned so.
@@ -170,8 +159,6 @@ def apply_factor(
     """
     if not isinstance(factor, Generated):
         return _dot(x, factor, precision)
-    if fused is not None:
-        return fused(x, factor, precision)
     m, n, h = factor.kernel.shape
     one_vector = math.prod(x.shape[:-1]) == 1
     if not one_vector or h >= m:
@@ -193,7 +180,6 @@ def lowrank_dot(
     *,
     scale: ArrayLike,
     precision: lax.PrecisionLike,
-    fused: FusedApply | None = None,
 ) -> Array:
     """Compute `x @ kernel + scale * (x @ B) @ A`.
 
@@ -204,7 +190,6 @@ def lowrank_dot(
         kernel: `[in, out]`, or None for the update alone.
         scale: of the update.
         precision: of the matrix products, as in `jax.lax.dot_general`.
-        fused: used for `Generated` factors in place of the plain products.
 
     Returns:
         `[..., out]`, of dtype `accumulator_dtype(x.dtype)`.
@@ -216,8 +201,8 @@ def lowrank_dot(
         >>> lowrank_dot(x, B, A, None, scale=1.0, precision=None).shape
         (5, 4)
     """
-    xB = apply_factor(x, B, precision, fused=fused)
-    update = _update(xB, A, scale, precision, x.dtype, fused)
+    xB = apply_factor(x, B, precision)
+    update = _update(xB, A, scale, precision, x.dtype)
     return update if kernel is None else _dot(x, kernel, precision) + update
 
 
@@ -230,7 +215,6 @@ def lowrank_conv(
     *,
     scale: ArrayLike,
     precision: lax.PrecisionLike,
-    fused: FusedApply | None = None,
 ) -> Array:
     """Compute `conv(x, kernel + scale * B @ A)`.
 
@@ -242,7 +226,6 @@ def lowrank_conv(
         geometry: of the convolution.
         scale: of the update.
         precision: of the products, as in `jax.lax.dot_general`.
-        fused: used for `Generated` factors in place of the plain products.
 
     Returns:
         `[n, *spatial_out, out]`, of dtype `accumulator_dtype(x.dtype)`.
@@ -255,8 +238,8 @@ def lowrank_conv(
         >>> lowrank_conv(x, B, A, None, geometry, scale=1.0, precision=None).shape
         (1, 4, 4, 4)
     """
-    xB = _apply_to_windows(x, B, geometry, precision, fused)
-    update = _update(xB, A, scale, precision, x.dtype, fused)
+    xB = _apply_to_windows(x, B, geometry, precision)
+    update = _update(xB, A, scale, precision, x.dtype)
     return update if kernel is None else _conv(x, kernel, geometry, precision) + update
 
 
@@ -278,32 +261,22 @@ def _conv(x: Array, kernel: Array, geometry: ConvGeometry, precision: lax.Precis
 
 
 def _update(
-    xB: Array,
-    A: Factor,
-    scale: ArrayLike,
-    precision: lax.PrecisionLike,
-    dtype: DTypeLike,
-    fused: FusedApply | None,
+    xB: Array, A: Factor, scale: ArrayLike, precision: lax.PrecisionLike, dtype: DTypeLike
 ) -> Array:
     # Scaled at rank r, where it is cheapest.
     xB = xB * jnp.asarray(scale, xB.dtype)
-    return apply_factor(xB.astype(dtype), A, precision, fused=fused)
+    return apply_factor(xB.astype(dtype), A, precision)
 
 
 def _apply_to_windows(
-    x: Array,
-    B: Factor,
-    geometry: ConvGeometry,
-    precision: lax.PrecisionLike,
-    fused: FusedApply | None = None,
+    x: Array, B: Factor, geometry: ConvGeometry, precision: lax.PrecisionLike
 ) -> Array:
     """Compute `conv(x, B)`, `B [prod(window) * in, r]` read as a kernel, with fewer copies."""
     size, stride, dilation = geometry.window[0], geometry.strides[0], geometry.dilation[0]
     rest = math.prod(geometry.window[1:]) * x.shape[-1]
     r = factor_shape(B)[-1]
-    is_fused = fused is not None and isinstance(B, Generated)
-    if is_fused or size * rest <= stride * (rest + size * r):
-        return apply_factor(patches(x, geometry), B, precision, fused=fused)
+    if size * rest <= stride * (rest + size * r):
+        return apply_factor(patches(x, geometry), B, precision)
     # Patches of one row of the window, multiplied by all its rows at once. The products of one
     # window are then some rows apart; shift and add them.
     row = geometry._replace(window=(1, *geometry.window[1:]), strides=(1, *geometry.strides[1:]))

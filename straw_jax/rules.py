@@ -25,7 +25,6 @@ from straw_jax.geometry import composed, resample
 from straw_jax.lowrank import (
     ConvGeometry,
     Factor,
-    FusedApply,
     Generated,
     factor_shape,
     form,
@@ -54,7 +53,6 @@ class LowRank:
         scale: of the update.
         path: the leaf's name, for errors.
         allow_materialise: whether an operation without a rule may form the kernel.
-        fused: applies `Generated` factors, in place of the plain products; or None.
     """
 
     base: Array | None
@@ -66,7 +64,6 @@ class LowRank:
     scale: float = field(metadata={"static": True})
     path: str = field(metadata={"static": True})
     allow_materialise: bool = field(metadata={"static": True})
-    fused: FusedApply | None = field(metadata={"static": True})
 
     @property
     def ndim(self) -> int:
@@ -324,7 +321,7 @@ def _product(
         x = x.transpose([x_axes.index(axis) for axis in [*free, *weight.rows]])
         y = lowrank_dot(
             x.reshape(*x.shape[: len(free)], size), weight.B, weight.A, base,
-            scale=weight.scale, precision=precision, fused=weight.fused,
+            scale=weight.scale, precision=precision,
         )  # fmt: skip
         y = y.reshape(*y.shape[:-1], *weight.sizes(weight.columns))
         y = y.transpose([[*free, *weight.columns].index(axis) for axis in out_axes])
@@ -395,7 +392,7 @@ def _conv(
     if feature_group_count == 1 and (weight.rows, weight.columns) == ((*range(last),), (last,)):
         y = lowrank_conv(
             x, weight.B, weight.A, weight.base, geometry,
-            scale=weight.scale, precision=params["precision"], fused=weight.fused,
+            scale=weight.scale, precision=params["precision"],
         )  # fmt: skip
         y = y.astype(params["preferred_element_type"] or x.dtype)
     else:

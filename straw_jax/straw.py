@@ -169,7 +169,6 @@ def make_straw(
     hidden: int = 128,
     scale: float = 1.0,
     allow_materialise: bool = False,
-    fused: bool = False,
     dtype: DTypeLike | None = None,
 ) -> Straw:
     """Compose an encoder, a generator and an executor.
@@ -195,9 +194,6 @@ def make_straw(
         scale: of the low-rank updates (LoRA's alpha / r).
         allow_materialise: form a sample's whole kernel for unsupported operations, as in
             `modulate`.
-        fused: apply generated factors with the Pallas kernel of `straw_jax.fused`; off by default
-            since it made only forward passes faster on a GPU. `save_exported` cannot export such a
-            model.
         dtype: in which the modulator computes, as in Flax: of style vectors (by the default
             encoder; another has its own), of hidden vectors, factors and whole leaves. Parameters
             stay float32, sums are in float32. The executor gets weights of its parameters' dtype,
@@ -249,9 +245,7 @@ def make_straw(
             "Add patterns for them, or use base 'trained'."
         )
     generator = linen(Generator(spec, hidden, start_at_base=base != "none", dtype=dtype))
-    executor_apply = modulate(
-        executor.apply, scale=scale, allow_materialise=allow_materialise, fused=fused
-    )
+    executor_apply = modulate(executor.apply, scale=scale, allow_materialise=allow_materialise)
     modulator = "encoder", "generator"
 
     def init(key: Array) -> Params:

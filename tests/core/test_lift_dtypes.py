@@ -133,15 +133,13 @@ def test_a_posed_kernel_promotes_as_the_dense_one(dtype):
     assert_close(got, dense(LAYERS["matmul"], params, factors, x), TOLERANCE["float32"])
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_generated_factors_are_of_the_dtype_of_the_model(fused):
+def test_generated_factors_are_of_the_dtype_of_the_model():
     params, _ = model("bfloat16", "float32")
     hidden = random_array(3, (SAMPLES, 8))
     B = Generated(hidden, 0.2 * random_array(4, (6, 2, 8)), random_array(5, (6, 2)))
     A = Generated(hidden, 0.2 * random_array(6, (2, 4, 8)), random_array(7, (2, 4)))
     x = random_array(2, (SAMPLES, 5, 6), "bfloat16")
-    call = modulate(LAYERS["matmul"], fused=fused)
-    got = jax.jit(call)(params, {"W": Factors(B, A)}, x)
+    got = jax.jit(modulate(LAYERS["matmul"]))(params, {"W": Factors(B, A)}, x)
     formed = {"W": Factors(form(B), form(A))}
     assert got.dtype == jnp.bfloat16
     assert_close(got, dense(LAYERS["matmul"], params, formed, x), TOLERANCE["bfloat16"])
