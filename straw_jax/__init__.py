@@ -16,10 +16,21 @@ if TYPE_CHECKING:
     from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
     from straw_jax.functional import hyperlora, hyperlora_conv
     from straw_jax.generator import Generator
-    from straw_jax.geometry import Posed, affine, invert, resample
+    from straw_jax.geometry import affine, invert, resample
     from straw_jax.inference import load_exported, predictor, save_exported
+    from straw_jax.kinds import (
+        DoRA,
+        Factors,
+        Gain,
+        LowRank,
+        Mixture,
+        Pose,
+        Posed,
+        SharedLowRank,
+        Whole,
+    )
     from straw_jax.lift import materialize, modulate
-    from straw_jax.lowrank import Factors, Generated, form
+    from straw_jax.lowrank import Generated, form
     from straw_jax.models import CNN, CompactCNN, ResNet34, ViT
     from straw_jax.pose import Geometric, PoseEncoder, PoseEstimate, PoseRange, make_geometric
     from straw_jax.straw import Network, Straw, linen, make_straw
@@ -28,14 +39,19 @@ __all__ = [
     "CNN",
     "CompactCNN",
     "ConvEncoder",
+    "DoRA",
     "FactorSpec",
     "Factors",
+    "Gain",
     "Generated",
     "GeneratedLeaf",
     "Generator",
     "Geometric",
+    "LowRank",
+    "Mixture",
     "Network",
     "NormEncoder",
+    "Pose",
     "PoseEncoder",
     "PoseEstimate",
     "PoseRange",
@@ -43,8 +59,10 @@ __all__ = [
     "RecursiveEncoder",
     "ResNet34",
     "SetEncoder",
+    "SharedLowRank",
     "Straw",
     "ViT",
+    "Whole",
     "affine",
     "factor_spec",
     "form",
@@ -69,10 +87,21 @@ _MODULES = {
     "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],
     "functional": ["hyperlora", "hyperlora_conv"],
     "generator": ["Generator"],
-    "geometry": ["Posed", "affine", "invert", "resample"],
+    "geometry": ["affine", "invert", "resample"],
     "inference": ["load_exported", "predictor", "save_exported"],
     "lift": ["materialize", "modulate"],
-    "lowrank": ["Factors", "Generated", "form"],
+    "kinds": [
+        "DoRA",
+        "Factors",
+        "Gain",
+        "LowRank",
+        "Mixture",
+        "Pose",
+        "Posed",
+        "SharedLowRank",
+        "Whole",
+    ],
+    "lowrank": ["Generated", "form"],
     "models": ["CNN", "CompactCNN", "ResNet34", "ViT"],
     "pose": ["Geometric", "PoseEncoder", "PoseEstimate", "PoseRange", "make_geometric"],
     "straw": ["Network", "Straw", "linen", "make_straw"],

@@ -22,9 +22,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from straw_jax import expect
-from straw_jax.factors import FactorSpec, FactorTree, Update
-from straw_jax.geometry import Posed
-from straw_jax.lowrank import Factors, form
+from straw_jax.factors import Entry, FactorSpec, FactorTree
+from straw_jax.kinds import Factors, Posed
+from straw_jax.lowrank import form
 
 
 class _Pair(NamedTuple):
@@ -66,7 +66,7 @@ class Variance(NamedTuple):
     corrected: float
 
 
-def by_layer(spec: FactorSpec, updates: FactorTree) -> dict[str, Update]:
+def by_layer(spec: FactorSpec, updates: FactorTree) -> dict[str, Entry]:
     """Split the updates of stacked layers: one entry per layer.
 
     Args:
@@ -89,7 +89,7 @@ def by_layer(spec: FactorSpec, updates: FactorTree) -> dict[str, Update]:
         {'W[0]': (8, 4, 5), 'W[1]': (8, 4, 5)}
     """
     spec.check(updates)
-    apart: dict[str, Update] = {}
+    apart: dict[str, Entry] = {}
     for leaf in spec:
         factor = updates[leaf.path]
         if not isinstance(factor, Factors) or "s" not in leaf.axes:

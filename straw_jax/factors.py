@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
@@ -12,12 +12,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from straw_jax import expect
-from straw_jax.geometry import Posed
-from straw_jax.lowrank import Factor, Factors, factor_shape, form
+from straw_jax.kinds import Kind, LowRank, Pose, Shared, Update, Whole, Written
+from straw_jax.kinds.whole import WholeLeaf
+from straw_jax.lowrank import Generated, factor_shape, form
+from straw_jax.readings import all_axes, matrix_shape
 
-Rank: TypeAlias = int | Literal["whole", "pose"]
-Update: TypeAlias = Factors | Posed | Array
-FactorTree: TypeAlias = Mapping[str, Update]
+Rank: TypeAlias = int | Literal["whole", "pose"] | Kind | Sequence["Rank"]
+"""What is generated for a leaf: a rank, a word, a kind, or several of them."""
+
+Entry: TypeAlias = Update | Array | tuple["Entry", ...]
+FactorTree: TypeAlias = Mapping[str, Entry]
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -38,66 +42,6 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def all_axes(ndim: int) -> list[str]:
-    """Return every way to read a kernel as a matrix, the default first.
-
-    Args:
-        ndim: number of the kernel's axes.
-
-    Returns:
-        One letter per axis, as for the argument `axes` of `factor_spec`.
-
-    Example:
-        >>> from straw_jax.factors import all_axes
-        >>> all_axes(3)
-        ['rrc', 'rcc', 'src']
-    """
-    return [
-        "s" * stacked + "r" * rows + "c" * (ndim - stacked - rows)
-        for stacked in range(ndim - 1)
-        for rows in range(ndim - stacked - 1, 0, -1)
-    ]
-
-
-def matrix_axes(axes: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return which of a kernel's axes belong to factor B, and which to A.
-
-    Args:
-        axes: one letter per axis, as in `factor_spec`.
-
-    Returns:
-        Two tuples of axes. A stacked axis ("s") belongs to both.
-
-    Example:
-        >>> from straw_jax.factors import matrix_axes
-        >>> matrix_axes("src")
-        ((0, 1), (0, 2))
-    """
-    rows, columns = (
-        tuple(i for i, letter in enumerate(axes) if letter in kind) for kind in ("sr", "sc")
-    )
-    return rows, columns
-
-
-def matrix_shape(shape: Sequence[int], axes: str) -> tuple[int, int]:
-    """Return the number of rows of a kernel's factor B, and of columns of A.
-
-    Args:
-        shape: of the kernel.
-        axes: one letter per axis, as in `factor_spec`.
-
-    Returns:
-        Rows and columns.
-
-    Example:
-        >>> from straw_jax.factors import matrix_shape
-        >>> matrix_shape((3, 3, 8, 16), "rrrc")
-        (72, 16)
-    """
-    rows, columns = (math.prod(shape[i] for i in part) for part in matrix_axes(axes))
-    return rows, columns
-
-
 @dataclass(frozen=True)
 class GeneratedLeaf:
     """One generated leaf of a parameter tree.
@@ -106,7 +50,8 @@ class GeneratedLeaf:
         path: its name in the tree.
         shape: of the leaf.
         rank: of the update `B @ A`; or "whole", where every number of the leaf is generated; or
-            "pose", where the kernel is composed with a resampling of its layer's input images.
+            "pose", where the kernel is composed with a resampling of its layer's input images; or
+            a kind of `straw_jax.kinds`; or several, applied in their order.
         axes: how the leaf is read as a matrix, as in `factor_spec`; if empty, all axes but the last
             are rows.
 
@@ -125,18 +70,34 @@ class GeneratedLeaf:
     axes: str = ""
 
     @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of its updates, in the order in which they are applied."""
+        return _kinds(self.rank, self.path)
+
+    @property
+    def label(self) -> str:
+        """The kinds in words."""
+        return " + ".join(kind.label for kind in self.kinds)
+
+    @property
+    def reading(self) -> str:
+        """How the leaf is read as a matrix, one letter per axis."""
+        return self.axes or next(iter(all_axes(len(self.shape))), "")
+
+    @property
     def rows(self) -> int:
         """Rows of the leaf read as a matrix, `in`."""
-        return self._matrix_shape[0]
+        return matrix_shape(self.shape, self.reading)[0]
 
     @property
     def columns(self) -> int:
         """Columns of the leaf read as a matrix, `out`."""
-        return self._matrix_shape[1]
+        return matrix_shape(self.shape, self.reading)[1]
 
     @property
-    def _matrix_shape(self) -> tuple[int, int]:
-        return matrix_shape(self.shape, self.axes or all_axes(len(self.shape))[0])
+    def summed(self) -> int:
+        """Numbers over which a product with the leaf sums."""
+        return self.rows // math.prod(self.shape[: self.axes.count("s")])
 
     @property
     def dense_size(self) -> int:
@@ -144,13 +105,19 @@ class GeneratedLeaf:
         return math.prod(self.shape)
 
     @property
+    def written(self) -> dict[str, Written]:
+        """The arrays that are generated for each sample, by name."""
+        return self._named(lambda kind: kind.written(self))
+
+    @property
+    def shared(self) -> dict[str, Shared]:
+        """The arrays that all samples share and the generator owns, by name."""
+        return self._named(lambda kind: kind.shared(self))
+
+    @property
     def parts(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the generated arrays: `B` and `A`, the whole leaf, or the pose."""
-        if self.rank == "whole":
-            return {"whole": self.shape}
-        if self.rank == "pose":
-            return {"pose": (2, 3)}
-        return {"B": (self.rows, self.rank), "A": (self.rank, self.columns)}
+        """Names and shapes of the arrays that are generated for each sample."""
+        return {name: part.shape for name, part in self.written.items()}
 
     @property
     def generated_size(self) -> int:
@@ -161,14 +128,54 @@ class GeneratedLeaf:
         """Return this leaf's entry in a tree of factors.
 
         Args:
-            parts: the generated arrays by name, as in `parts`; leading axes are kept.
+            parts: arrays by name, as in `parts` and `shared`; leading axes are kept.
 
         Returns:
-            `Factors`, `Posed`, or the whole leaf.
+            `Factors`, `Posed`, another update, the whole leaf, or a tuple of them.
         """
-        if self.rank == "pose":
-            return Posed(parts["pose"])
-        return parts["whole"] if self.rank == "whole" else Factors(**parts)
+        updates = tuple(
+            kind.update(self, {own: parts[name] for own, name in names.items()})
+            for kind, names in self._names()
+        )
+        return updates if len(updates) > 1 else updates[0]
+
+    def disassemble(self, entry: Any) -> dict[str, Any]:
+        """Return the arrays of this leaf's entry by name: the inverse of `assemble`."""
+        updates = entry if len(self.kinds) > 1 else (entry,)
+        parts = {}
+        for (kind, names), update in zip(self._names(), updates, strict=True):
+            parts |= {names[own]: array for own, array in kind.parts(update).items()}
+        return parts
+
+    def _names(self) -> list[tuple[Kind, dict[str, str]]]:
+        """Return each kind with its own names of arrays, and those in this leaf."""
+        taken: set[str] = set()
+        named = []
+        for i, kind in enumerate(self.kinds):
+            own = [*kind.written(self), *kind.shared(self)]
+            names = {name: f"{name}{i + 1}" if name in taken else name for name in own}
+            taken |= set(names.values())
+            named.append((kind, names))
+        return named
+
+    def _named(self, arrays: Callable[[Kind], dict[str, Any]]) -> dict[str, Any]:
+        return {
+            names[own]: array
+            for kind, names in self._names()
+            for own, array in arrays(kind).items()
+        }
+
+
+def _kinds(rank: Any, path: str) -> tuple[Kind, ...]:
+    """Return the kinds that a rank, a word, a kind or a list of them stand for."""
+    if isinstance(rank, (tuple, list)):
+        return tuple(kind for each in rank for kind in _kinds(each, path))
+    if isinstance(rank, Kind):
+        return (rank,)
+    words = {"whole": Whole(), "pose": Pose()}
+    if isinstance(rank, str) and rank in words:
+        return (words[rank],)
+    return (LowRank(rank),)
 
 
 @dataclass(frozen=True)
@@ -176,8 +183,9 @@ class FactorSpec:
     """The generated leaves of a parameter tree, in the tree's order.
 
     A tree of factors is a plain dict by path. It holds `Factors` for a low-rank leaf, an array of
-    the leaf's shape for one generated whole, and `Posed` for one of rank "pose"; per-sample ones
-    have a sample axis in front. `str(spec)` is a table.
+    the leaf's shape for one generated whole, `Posed` for one of rank "pose", the update of another
+    kind (`straw_jax.kinds`), or a tuple of them; what is per sample has a sample axis in front.
+    `str(spec)` is a table.
 
     Attributes:
         leaves: the generated leaves.
@@ -208,23 +216,37 @@ class FactorSpec:
         """Numbers generated per sample."""
         return sum(leaf.generated_size for leaf in self)
 
-    def unpack(self, vector: Array) -> dict[str, Update]:
+    @property
+    def shared_size(self) -> int:
+        """Numbers that all samples share and the generator owns."""
+        return sum(math.prod(part.shape) for leaf in self for part in leaf.shared.values())
+
+    def unpack(self, vector: Array, shared: Mapping[str, Array] | None = None) -> dict[str, Entry]:
         """Cut a generator's flat output into factors.
 
         Args:
             vector: `[..., size]`, of any dtype; leading axes, such as a sample axis, are kept.
+            shared: what all samples share, by path and name, `"W/templates"`; needed for kinds such
+                as `Mixture` only.
 
         Returns:
             A tree of factors, of the same dtype.
 
         Raises:
-            ValueError: if the last axis is not `size` long.
+            ValueError: if the last axis is not `size` long, or a shared array is missing.
         """
         expect.arrays("FactorSpec.unpack", "the vector", vector)
         if vector.ndim < 1 or vector.shape[-1] != self.size:
             raise ValueError(
                 f"FactorSpec.unpack: expected a last axis of {self.size} numbers, got shape "
                 f"{vector.shape}. A generator's output must be FactorSpec.size wide."
+            )
+        given = shared or {}
+        needed = [f"{leaf.path}/{name}" for leaf in self for name in leaf.shared]
+        if missing := [name for name in needed if name not in given]:
+            raise ValueError(
+                f"FactorSpec.unpack: expected the arrays that all samples share, got none for"
+                f" {missing}. Give shared={{name: array}}."
             )
         ends = itertools.accumulate(
             math.prod(shape) for leaf in self for shape in leaf.parts.values()
@@ -236,7 +258,10 @@ class FactorSpec:
             return part.reshape((*vector.shape[:-1], *shape))
 
         return {
-            leaf.path: leaf.assemble({name: cut(shape) for name, shape in leaf.parts.items()})
+            leaf.path: leaf.assemble(
+                {name: cut(shape) for name, shape in leaf.parts.items()}
+                | {name: given[f"{leaf.path}/{name}"] for name in leaf.shared}
+            )
             for leaf in self
         }
 
@@ -247,16 +272,17 @@ class FactorSpec:
             factors: a tree of factors, of one dtype, all with the same leading axes or none.
 
         Returns:
-            `[..., size]`, of the same dtype.
+            `[..., size]`, of the same dtype; what all samples share is left out.
 
         Raises:
             ValueError: if a factor is missing, unknown, or does not fit, or leading axes differ.
         """
         self.check(factors)
         flat = [
-            _flat(form(part), len(shape))
+            _flat(form(arrays[name]), len(shape))
             for leaf in self
-            for part, shape in zip(_parts(factors[leaf.path]), leaf.parts.values(), strict=True)
+            for arrays in (leaf.disassemble(factors[leaf.path]),)
+            for name, shape in leaf.parts.items()
         ]
         leading = {part.shape[:-1] for part in flat}
         if len(leading) > 1:
@@ -284,11 +310,15 @@ class FactorSpec:
                 f"got none for {missing} and unknown {unknown}. Make both from one specification."
             )
         for leaf in self:
-            shapes = [factor_shape(part) for part in _parts(factors[leaf.path])]
-            expected = list(leaf.parts.values())
-            posed = isinstance(factors[leaf.path], Posed) == (leaf.rank == "pose")
+            arrays = {**leaf.written, **leaf.shared}
+            like = leaf.assemble(
+                {name: jax.ShapeDtypeStruct(part.shape, jnp.float32) for name, part in
+                 arrays.items()}
+            )  # fmt: skip
+            entry = factors[leaf.path]
+            expected, shapes = _shapes(like), _shapes(entry)
             fits = (
-                posed
+                _types(entry) == _types(like)
                 and len(shapes) == len(expected)
                 and all(
                     got[max(len(got) - len(want), 0) :] == want
@@ -298,7 +328,8 @@ class FactorSpec:
             if not fits:
                 raise ValueError(
                     f"FactorSpec: expected {leaf.path} to end in shapes {expected} "
-                    f"(rank {leaf.rank}), got {shapes}. Was it generated for another layer or rank?"
+                    f"(rank {leaf.label}), got {shapes}. Was it generated for another layer or "
+                    "rank?"
                 )
 
     def __str__(self) -> str:
@@ -309,7 +340,7 @@ class FactorSpec:
                 note = f"above full rank {full}"
             shape = "x".join(map(str, leaf.shape)) or "scalar"
             counts = _counts(leaf.dense_size, leaf.generated_size)
-            rows.append((leaf.path, shape, str(leaf.rank), *counts, note))
+            rows.append((leaf.path, shape, leaf.label, *counts, note))
         dense = sum(leaf.dense_size for leaf in self)
         rows.append(("total", "", "", *_counts(dense, self.size), ""))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -338,9 +369,10 @@ def factor_spec(
         ranks: one rank for all kernels (leaves of at least two axes that are not called "bias");
             all other leaves are then generated whole. Or a mapping from path patterns, as in
             `fnmatch` (`"*/kernel"`, `"Dense_?/bias"`), to a rank, to "whole", or, for the kernel
-            of a convolution over two axes, to "pose". The first pattern that matches a leaf
-            counts; a leaf that no pattern matches is not generated. A leaf at the top, `"kernel"`,
-            matches `"*/kernel"` too.
+            of a convolution over two axes, to "pose", to a kind of `straw_jax.kinds`, or to a list
+            of them, applied in its order. The first pattern that matches a leaf counts; a leaf that
+            no pattern matches is not generated. A leaf at the top, `"kernel"`, matches
+            `"*/kernel"` too.
         axes: path patterns to how a kernel is read as a matrix: one letter per axis, "r" for rows,
             then "c" for columns. The default `"r...rc"` takes all axes but the last as rows. Any
             reading computes the right result; the one that separates summed axes (rows) from the
@@ -386,9 +418,11 @@ def factor_spec(
         chosen |= dict.fromkeys(whole, "whole")
     if not chosen:
         raise ValueError("factor_spec: nothing would be generated. Name at least one leaf.")
-    lowrank = [path for path, rank in chosen.items() if str(rank) not in ("whole", "pose")]
-    _check_patterns(axes, lowrank, "low-rank leaves")
-    letters = {path: _first_match(path, axes) or "" for path in lowrank}
+    kinds = {path: _kinds(rank, path) for path, rank in chosen.items()}
+    read = [path for path in chosen if any(not isinstance(kind, (Whole, Pose))
+                                           for kind in kinds[path])]  # fmt: skip
+    _check_patterns(axes, read, "low-rank leaves")
+    letters = {path: _first_match(path, axes) or "" for path in read}
     spec = FactorSpec(
         tuple(
             GeneratedLeaf(path, tuple(leaves[path].shape), rank, letters.get(path, ""))
@@ -396,14 +430,13 @@ def factor_spec(
         )
     )
     for leaf in spec:
-        if leaf.path in lowrank:
-            _check_lowrank(leaf)
-        elif leaf.rank == "pose" and len(leaf.shape) != 4:
+        if not leaf.kinds:
             raise ValueError(
-                f"factor_spec: expected a leaf of rank 'pose' to be a convolution's kernel of four"
-                f" axes, got {leaf.path} of shape {leaf.shape}. Choose a convolution of images, or"
-                " give `modulate` a `Posed` with a grid."
+                f"factor_spec: expected at least one kind of update for {leaf.path}, got none."
+                " Leave it out to keep the leaf as it is."
             )
+        for kind in leaf.kinds:
+            kind.check(leaf)
     return spec
 
 
@@ -458,28 +491,39 @@ def _check_patterns(patterns: Iterable[str], paths: Iterable[str], what: str) ->
             )
 
 
-def _check_lowrank(leaf: GeneratedLeaf) -> None:
-    if not isinstance(leaf.rank, int) or leaf.rank < 1 or isinstance(leaf.rank, bool):
-        raise ValueError(
-            f"factor_spec: expected the rank of {leaf.path} to be a whole number of at least "
-            f"1, or 'whole', or 'pose', got {leaf.rank!r}."
-        )
-    if len(leaf.shape) < 2:
-        raise ValueError(
-            f"factor_spec: expected a low-rank leaf to have at least two axes, got {leaf.path} "
-            f"of shape {leaf.shape}. Generate it whole."
-        )
-    if leaf.axes and leaf.axes not in (readings := all_axes(len(leaf.shape))):
-        raise ValueError(
-            f"factor_spec: expected the axes of {leaf.path}, of shape {leaf.shape}, to be one of "
-            f"{readings}, got {leaf.axes!r}."
-        )
+def _types(entry: Any) -> Any:
+    """Return the types of an entry and, of a tuple, of its parts."""
+    if isinstance(entry, tuple) and not isinstance(entry, Generated):
+        return tuple(map(_types, entry))
+    return type(entry) if isinstance(entry, Update) else None
 
 
-def _parts(factor: Update) -> list[Factor]:
-    if isinstance(factor, Posed):  # an update adds parts, which no specification has
-        return [factor.matrix, *([] if factor.update is None else _parts(factor.update))]
-    return list(factor) if isinstance(factor, Factors) else [factor]
+def _shapes(entry: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of an entry's arrays, once they are formed."""
+    leaves = jax.tree.leaves(entry, is_leaf=lambda leaf: isinstance(leaf, Generated))
+    return [factor_shape(leaf) for leaf in leaves]
+
+
+def as_updates(entry: Entry) -> tuple[Update, ...]:
+    """Return an entry of a tree of factors as updates, in their order.
+
+    Args:
+        entry: an update, a whole leaf, or a tuple of them.
+
+    Returns:
+        Updates.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Factors
+        >>> from straw_jax.factors import as_updates
+        >>> factors = Factors(jnp.ones((3, 2)), jnp.ones((2, 4)))
+        >>> [type(update).__name__ for update in as_updates((factors, jnp.ones((3, 4))))]
+        ['Factors', 'WholeLeaf']
+    """
+    if isinstance(entry, (tuple, list)) and not isinstance(entry, Generated):
+        return tuple(update for each in entry for update in as_updates(each))
+    return entry.flat() if isinstance(entry, Update) else (WholeLeaf(entry),)
 
 
 def _flat(part: Array, axes: int) -> Array:

@@ -3,13 +3,16 @@
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
 from straw_jax import expect
 from straw_jax.factors import FactorSpec
+from straw_jax.kinds import Shared, Written
 from straw_jax.layers import bias_init, dense, kernel_init
 from straw_jax.lowrank import Generated, accumulator_dtype
 
@@ -66,31 +69,46 @@ class Generator(nn.Module):
         return {
             leaf.path: leaf.assemble(
                 {
-                    part: self._head(f"{leaf.path}/{part}", part, shape, hidden)
-                    for part, shape in leaf.parts.items()
+                    name: self._head(f"{leaf.path}/{name}", part, hidden)
+                    for name, part in leaf.written.items()
+                }
+                | {
+                    name: self._shared(f"{leaf.path}/{name}", part)
+                    for name, part in leaf.shared.items()
                 }
             )
             for leaf in self.spec
         }
 
-    def _head(self, path: str, part: str, shape: tuple[int, ...], hidden: Array) -> Any:
-        zero = self.start_at_base and part != "B"
-        name = path.replace("/", ".")
-        if part in ("B", "A"):
-            return _FactorHead(shape, zero, self.dtype, name=name)(hidden)
-        zero, dtype = zero or part == "pose", self.dtype
-        if part == "pose" and dtype is not None:
+    def _head(self, path: str, part: Written, hidden: Array) -> Any:
+        zero = part.always_zero or (self.start_at_base and part.zero)
+        name, dtype = path.replace("/", "."), self.dtype
+        if part.factor:
+            return _FactorHead(part.shape, zero, dtype, name=name)(hidden)
+        if part.exact and dtype is not None:
             dtype = accumulator_dtype(dtype)
         whole = nn.Dense(
-            math.prod(shape),
+            math.prod(part.shape),
             kernel_init=nn.initializers.zeros if zero else kernel_init,
             bias_init=nn.initializers.zeros if zero else bias_init(self.hidden),
             dtype=dtype,
             name=name,
         )(hidden)
-        if part == "pose":
-            whole = whole + jnp.eye(2, 3, dtype=whole.dtype).reshape(1, -1)
-        return whole.reshape(*hidden.shape[:-1], *shape)
+        if np.any(part.offset):
+            offset = jnp.broadcast_to(jnp.asarray(part.offset, whole.dtype), part.shape)
+            whole = whole + offset.reshape(1, -1)
+        return whole.reshape(*hidden.shape[:-1], *part.shape)
+
+    def _shared(self, path: str, part: Shared) -> Array:
+        zero = self.start_at_base and part.zero
+        bound = part.fan_in**-0.5
+
+        def uniform(key: Array, shape: tuple[int, ...]) -> Array:
+            return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+        init = nn.initializers.zeros if zero else uniform
+        array: Array = self.param(path.replace("/", "."), init, part.shape)
+        return array if self.dtype is None else array.astype(self.dtype)
 
 
 class _FactorHead(nn.Module):

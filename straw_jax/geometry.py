@@ -1,6 +1,5 @@
 """Affine maps of the image plane, and kernels composed with them."""
 
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,43 +11,6 @@ from jax.typing import ArrayLike
 from straw_jax import expect
 
 _SHARP = 1e6  # stands for infinity, whose product with 0 is not a number
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Posed:
-    """A geometric update: compose a kernel with a resampling of its layer's input.
-
-    The layer computes `kernel(R x)`, where `R` is `resample` with a matrix, linear in `x`. The
-    composition, which differs from position to position, is never formed. `x` is the operand of the
-    convolution itself: where a model pads images before it (as the paddings "CIRCULAR" and
-    "REFLECT" do), the padded images are resampled.
-
-    Attributes:
-        matrix: `[2, 3]`, as from `affine`, or from `invert` to undo it; or `[batch, 2, 3]` with one
-            per sample.
-        update: added to the kernel: `Factors`, an array of its shape, or None.
-        grid: height and width of the image for a dense layer whose input vector is a flat image
-            `[h, w, c]`; None for a convolution. `materialize` can form the composition of such a
-            dense kernel, `[h * w * c, out]`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from straw_jax import Posed, affine, modulate
-        >>> layer = modulate(lambda params, x: x @ params["W"])
-        >>> images = jnp.arange(8.0).reshape(2, 4)  # 2 x 2 pixels each
-        >>> posed = Posed(affine(jnp.array([0.0, 90.0])), grid=(2, 2))  # one per sample
-        >>> layer({"W": jnp.eye(4)}, {"W": posed}, images).round().astype(int).tolist()
-        [[0, 1, 2, 3], [5, 7, 4, 6]]
-    """
-
-    matrix: Array
-    update: Any = None
-    grid: tuple[int, int] | None = field(default=None, metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        if self.grid is not None:
-            object.__setattr__(self, "grid", _grid("Posed", self.grid))
 
 
 def affine(
@@ -262,7 +224,7 @@ def composed(kernel: Array, matrix: Array, grid: tuple[int, int]) -> Array:
         >>> kernel.round().astype(int).ravel().tolist()
         [2, 0, 3, 1]
     """
-    grid = _grid("composed", grid)
+    grid = check_grid("composed", grid)
     expect.arrays("composed", "the kernel", kernel)
     rows = kernel.shape[0] if kernel.ndim == 2 else -1
     if rows < 0 or rows % (grid[0] * grid[1]):
@@ -278,7 +240,7 @@ def composed(kernel: Array, matrix: Array, grid: tuple[int, int]) -> Array:
     return jax.vmap(lambda column: transposed(column)[0], in_axes=1, out_axes=1)(kernel)
 
 
-def _grid(where: str, grid: Any) -> tuple[int, int]:
+def check_grid(where: str, grid: Any) -> tuple[int, int]:
     """Return height and width as a tuple of whole numbers."""
     if not isinstance(grid, tuple | list) or len(grid) != 2:
         raise ValueError(

@@ -23,9 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, export
 
-from straw_jax import expect
-from straw_jax.geometry import Posed
-from straw_jax.lowrank import Factors
+from straw_jax import expect, kinds
 
 BATCH_SIZES = (1, 8, 32, 128, 512)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -41,14 +39,23 @@ _MOST_HEADER = 2**23  # bytes; a header has a hundred for each parameter
 _MOST_PARTS = 100_000
 _FIELDS = {"jax": str, "platforms": list, "inputs": list, "outputs": list, "parameters": list}
 
-# Factors are inputs and outputs like others: their types are written into programs by these names.
-export.register_namedtuple_serialization(Factors, serialized_name="straw_jax.Factors")
-export.register_pytree_node_serialization(
-    Posed,
-    serialized_name="straw_jax.Posed",
-    serialize_auxdata=lambda static: json.dumps(static).encode(),
-    deserialize_auxdata=lambda raw: tuple(grid and tuple(grid) for grid in json.loads(raw)),
-)
+
+def _register(update: type[kinds.Update]) -> None:
+    """Let updates be inputs and outputs of a program, which writes their type by this name."""
+
+    def tuples(value: Any) -> Any:
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    export.register_pytree_node_serialization(
+        update,
+        serialized_name=f"straw_jax.kinds.{update.__name__}",
+        serialize_auxdata=lambda static: json.dumps(static).encode(),
+        deserialize_auxdata=lambda raw: tuples(json.loads(raw)),
+    )
+
+
+for _update in kinds.UPDATES:
+    _register(_update)
 
 
 def predictor(

@@ -1,25 +1,20 @@
 """Per-sample weights for unmodified model code: `modulate`, and their dense form, `materialize`."""
 
-import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from straw_jax import expect
-from straw_jax.factors import FactorTree, all_axes, matrix_axes, matrix_shape, named_leaves
-from straw_jax.geometry import Posed
-from straw_jax.lowrank import Factor, Factors, Generated, factor_shape
-from straw_jax.program import SAMPLES, SHARED, Origin
-from straw_jax.rules import (
-    LowRank,
-    PosedKernel,
-    apply_generated_kernels,
-    is_generated,
-    is_linear_cast,
-)
+from straw_jax.factors import Entry, FactorTree, as_updates, named_leaves
+from straw_jax.interpreter import apply_kernels
+from straw_jax.kinds import Update
+from straw_jax.lowrank import Generated, factor_shape
+from straw_jax.operations import is_linear_cast
+from straw_jax.operators import Contraction, Kernel
 
 
 def modulate(
@@ -34,8 +29,8 @@ def modulate(
     The model code does not change: where it computes `x @ W` with a generated kernel, the result is
     `x @ W0 + scale * (x @ B) @ A` with the factors of that sample. No array of a kernel's size is
     formed per sample. Where a kernel is `Posed`, the layer's input is resampled first. The function
-    is traced, as by `jax.jit`; `straw_jax.rules` lists the supported operations. Weights keep the
-    dtypes of `params`, to which factors are cast; integers and 8-bit floats get the factors' dtype.
+    is traced, as by `jax.jit`; `straw_jax.operations` lists the supported operations. Weights keep
+    the dtypes of `params`, to which factors are cast; integers and 8-bit floats get the factors'.
 
     Args:
         apply: `(params, x, **kwargs) -> y`, any JAX function that maps a batch to a batch, sample
@@ -80,21 +75,26 @@ def modulate(
     def modulated(params: Any, factors: FactorTree, x: Any, /, **kwargs: Any) -> Any:
         mapped = {name: kwargs.pop(name) for name in names if name in kwargs}
         batch = _batch_size({"x": x, **mapped})
-        axes = _sample_axes(params, factors, batch)
+        updates, axes = _checked(params, factors, batch)
         options, treedef = jax.tree.flatten(kwargs)
         keys = _keys_of_samples(kwargs, batch)
 
         paths = list(named_leaves(params))
-        places = [i for i, path in enumerate(paths) if path in factors]
 
-        def one_sample(factors: FactorTree, samples: Any, keys: dict[int, Array]) -> Any:
-            weights = _substitute(params, factors, scale, allow_materialise)
-            leaves, structure = jax.tree.flatten(weights, is_leaf=is_generated)
-            generated = [leaves[i] for i in places]
+        def one_sample(updates: _Updates, samples: Any, keys: dict[int, Array]) -> Any:
+            weights = _substitute(params, updates, scale, allow_materialise)
+            leaves, structure = jax.tree.flatten(weights, is_leaf=_is_kernel)
+            # A whole leaf that all samples have in common is a weight like others.
+            shared = [not jax.tree.leaves(axes.get(path, ())) for path in paths]
+            leaves = [
+                leaf.materialise() if of_all and _is_kernel(leaf) and leaf.is_array else leaf
+                for leaf, of_all in zip(leaves, shared, strict=True)
+            ]
+            places = [i for i, leaf in enumerate(leaves) if _is_kernel(leaf)]
             drawn = [keys.get(i, leaf) for i, leaf in enumerate(options)]
 
-            def model(generated: list[Array], samples: Any) -> Any:
-                every = dict(enumerate(leaves)) | dict(zip(places, generated, strict=True))
+            def model(kernels: list[Array], samples: Any) -> Any:
+                every = dict(enumerate(leaves)) | dict(zip(places, kernels, strict=True))
                 x, own = samples
                 return apply(
                     jax.tree.unflatten(structure, every.values()),
@@ -103,18 +103,11 @@ def modulate(
                     **own,
                 )
 
-            origins = [
-                Origin(path=paths[i], size=math.prod(leaf.shape))
-                if jax.tree.leaves(axes[paths[i]]) and not allow_materialise
-                else SHARED
-                for i, leaf in zip(places, generated, strict=True)
-            ]
-            origins += [SAMPLES] * len(jax.tree.leaves(samples))
             batch_of_one = jax.tree.map(lambda leaf: leaf[None], samples)
-            y = apply_generated_kernels(model, generated, batch_of_one, origins)
+            y = apply_kernels(model, [leaves[i] for i in places], batch_of_one)
             return jax.tree.map_with_path(_only_row, y)
 
-        return jax.vmap(one_sample, in_axes=(axes, 0, 0))(dict(factors), (x, mapped), keys)
+        return jax.vmap(one_sample, in_axes=(axes, 0, 0))(updates, (x, mapped), keys)
 
     return modulated
 
@@ -143,21 +136,72 @@ def materialize(params: Any, factors: FactorTree, *, scale: float = 1.0) -> Any:
         >>> materialize({"W": jnp.ones((3, 4))}, factors)["W"][0].tolist()
         [3.0, 3.0, 3.0, 3.0]
     """
-    if jax.tree.leaves(_sample_axes(params, factors)):
+    updates, axes = _checked(params, factors)
+    if jax.tree.leaves(axes):
         raise ValueError(
             "materialize: expected the factors of one sample, got factors with a sample axis. "
             "Take one sample of each, or map this function over the axis with jax.vmap."
         )
-    weights = _substitute(params, factors, scale, allow_materialise=True)
+    weights = _substitute(params, updates, scale, allow_materialise=True)
     return jax.tree.map(
-        lambda leaf: leaf.materialise() if is_generated(leaf) else leaf,
-        weights,
-        is_leaf=is_generated,
+        lambda leaf: leaf.materialise() if _is_kernel(leaf) else leaf, weights, is_leaf=_is_kernel
     )
 
 
-def _substitute(params: Any, factors: FactorTree, scale: float, allow_materialise: bool) -> Any:
-    """Return `params` with generated kernels in place of leaves; factors have no sample axis."""
+def take(params: Any, factors: FactorTree, index: Any) -> dict[str, Entry]:
+    """Return the factors of one sample, or of some.
+
+    What all samples share, such as the templates of a mixture, stays as it is.
+
+    Args:
+        params: as for `modulate`.
+        factors: as for `modulate`.
+        index: of the sample axis, as of an array: a number, a slice, or indices.
+
+    Returns:
+        A tree of factors.
+
+    Raises:
+        ValueError: if factors do not fit the parameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Factors
+        >>> from straw_jax.lift import take
+        >>> factors = {"W": Factors(B=jnp.ones((8, 3, 2)), A=jnp.ones((2, 4)))}
+        >>> one = take({"W": jnp.ones((3, 4))}, factors, 0)["W"]
+        >>> one.B.shape, one.A.shape
+        ((3, 2), (2, 4))
+    """
+    updates, axes = _checked(params, factors)
+
+    def of_entry(update: Any, axis: Any) -> Any:
+        taken = jax.tree.map(
+            lambda leaf, axis: leaf if axis is None else leaf[index],
+            *(jax.tree.flatten(each, is_leaf=lambda leaf: leaf is None)[0] for each in
+              (update, axis)),
+        )  # fmt: skip
+        return jax.tree.unflatten(jax.tree.structure(update), taken)
+
+    taken = {
+        path: tuple(of_entry(update, axis) for update, axis in zip(each, axes[path], strict=True))
+        for path, each in updates.items()
+    }
+    return {
+        path: each if len(each) > 1 else getattr(each[0], "whole", each[0])
+        for path, each in taken.items()
+    }
+
+
+_Updates: TypeAlias = dict[str, tuple[Update, ...]]
+
+
+def _is_kernel(value: Any) -> bool:
+    return isinstance(value, Kernel)
+
+
+def _substitute(params: Any, updates: _Updates, scale: float, allow_materialise: bool) -> Any:
+    """Return `params` with generated kernels in place of leaves; updates have no sample axis."""
     if jnp.ndim(scale):
         raise ValueError(
             f"modulate: expected a scalar scale, got shape {jnp.shape(scale)}. For a scale of each "
@@ -165,27 +209,17 @@ def _substitute(params: Any, factors: FactorTree, scale: float, allow_materialis
         )
 
     def weight(path: str, leaf: Any) -> Any:
-        factor = factors.get(path)
-        if isinstance(factor, Posed):
-            kernel = updated(path, leaf, factor.update)
-            return PosedKernel(kernel, factor.matrix, factor.grid, path, allow_materialise)
-        return updated(path, leaf, factor)
-
-    def updated(path: str, leaf: Any, factor: Factors | Array | None) -> Any:
-        if factor is None:
+        if path not in updates:
             return leaf
-        base = None if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-        if base is not None:
-            parts = jax.tree.leaves(factor)
-            dtype = base.dtype if is_linear_cast(base.dtype) else jnp.result_type(*parts)
-            base, factor = jax.tree.map(lambda part: part.astype(dtype), (base, factor))
-        if not isinstance(factor, Factors):
-            return _add(base, factor)
-        rows, columns = matrix_axes(_axes_of_factors(leaf.shape, factor))
-        return LowRank(
-            base, factor.B, factor.A, leaf.shape, rows, columns,
-            scale, path, allow_materialise,
-        )  # fmt: skip
+        parts = [part.dtype for part in jax.tree.leaves(updates[path])]
+        given = not isinstance(leaf, jax.ShapeDtypeStruct)
+        linear = given and is_linear_cast(leaf.dtype)
+        dtype = leaf.dtype if linear else jnp.result_type(*parts)
+        terms = (Contraction.of(leaf.astype(dtype)),) if given else ()
+        kernel = Kernel(terms, leaf.shape, jnp.dtype(dtype), path, allow_materialise)
+        for update in updates[path]:
+            kernel = update.change(kernel, scale)
+        return kernel
 
     leaves = [weight(path, leaf) for path, leaf in named_leaves(params).items()]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
@@ -247,10 +281,12 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _sample_axes(params: Any, factors: FactorTree, batch: int | None = None) -> dict[str, Any]:
-    """Return vmap's in_axes for a tree of factors; raise a ValueError unless it fits `params`.
+def _checked(
+    params: Any, factors: FactorTree, batch: int | None = None
+) -> tuple[_Updates, dict[str, Any]]:
+    """Return updates, and vmap's in_axes for them; raise a ValueError unless they fit `params`.
 
-    And unless it is for `batch` samples, if that is given.
+    And unless they are for `batch` samples, if that is given.
     """
     leaves = named_leaves(params)
     expect.factors("modulate", factors)
@@ -259,22 +295,23 @@ def _sample_axes(params: Any, factors: FactorTree, batch: int | None = None) -> 
             f"modulate: expected factors for leaves of the parameters, {list(leaves)}, got also "
             f"{unknown}. Was the specification computed from another tree?"
         )
+    updates = {path: as_updates(entry) for path, entry in factors.items()}
     for path, leaf in leaves.items():
-        factor = factors.get(path)
-        written = factor.update if isinstance(factor, Posed) else factor
-        if isinstance(leaf, jax.ShapeDtypeStruct) and written is None:
+        if isinstance(leaf, jax.ShapeDtypeStruct) and not any(
+            update.stands_alone for update in updates.get(path, ())
+        ):
             raise ValueError(
                 f"modulate: {path} has neither weights nor factors. Generate it, or give weights."
             )
-    return {
-        path: _axes_of(path, leaves[path].shape, factor, batch) for path, factor in factors.items()
+    axes = {
+        path: tuple(_axes_of(path, leaves[path].shape, update, batch) for update in each)
+        for path, each in updates.items()
     }
+    return updates, axes
 
 
-def _axes_of(
-    path: str, shape: tuple[int, ...], factor: Factors | Posed | Array, batch: int | None
-) -> Any:
-    def axis(name: str, part: Factor, *expected: int) -> Any:
+def _axes_of(path: str, shape: tuple[int, ...], update: Update, batch: int | None) -> Any:
+    def axis(name: str, part: Any, expected: tuple[int, ...]) -> Any:
         got = factor_shape(part)
         extra = len(got) - len(expected)
         if extra not in (0, 1) or got[extra:] != expected:
@@ -293,23 +330,11 @@ def _axes_of(
             Generated(sample_axis, shared, shared) if isinstance(part, Generated) else sample_axis
         )
 
-    if isinstance(factor, Posed):
-        update = None if factor.update is None else _axes_of(path, shape, factor.update, batch)
-        return Posed(axis("the pose", factor.matrix, 2, 3), update, factor.grid)
-    if not isinstance(factor, Factors):
-        return axis("the whole", factor, *shape)
-    rank = factor_shape(factor.A)[-2]
-    rows, columns = matrix_shape(shape, _axes_of_factors(shape, factor))
-    return Factors(axis("B", factor.B, rows, rank), axis("A", factor.A, rank, columns))
-
-
-def _axes_of_factors(shape: tuple[int, ...], factors: Factors) -> str:
-    """Return how a kernel is read as a matrix, inferred from the sizes of its factors."""
-    sizes = factor_shape(factors.B)[-2], factor_shape(factors.A)[-1]
-    readings = all_axes(len(shape))
-    fitting = (axes for axes in readings if matrix_shape(shape, axes) == sizes)
-    return next(fitting, readings[0])
-
-
-def _add(base: Array | None, update: Array) -> Array:
-    return update if base is None else base + update
+    fields = {
+        name: (update.labels.get(name, name), getattr(update, name), expected)
+        for name, expected in update.shapes(shape).items()
+    }
+    return replace(
+        update,
+        **{name: axis(*field) for name, field in fields.items() if field[1] is not None},
+    )

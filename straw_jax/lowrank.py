@@ -49,25 +49,6 @@ class Generated(NamedTuple):
 Factor: TypeAlias = Array | Generated
 
 
-class Factors(NamedTuple):
-    """The low-rank update `B @ A` of one kernel.
-
-    Attributes:
-        B: `[in, r]`, or `[batch, in, r]` with one update per sample.
-        A: `[r, out]`, or `[batch, r, out]`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from straw_jax import Factors, materialize
-        >>> update = Factors(B=jnp.ones((3, 2)), A=jnp.ones((2, 4)))
-        >>> materialize({"W": jnp.zeros((3, 4))}, {"W": update})["W"][0].tolist()
-        [2.0, 2.0, 2.0, 2.0]
-    """
-
-    B: Factor
-    A: Factor
-
-
 def factor_shape(factor: Factor) -> tuple[int, ...]:
     """Return the shape of a factor once it is formed.
 
@@ -158,17 +139,17 @@ def apply_factor(x: Array, factor: Factor, precision: lax.PrecisionLike = None) 
         (5, 2)
     """
     if not isinstance(factor, Generated):
-        return _dot(x, factor, precision)
+        return dot(x, factor, precision)
     m, n, h = factor.kernel.shape
     one_vector = math.prod(x.shape[:-1]) == 1
     if not one_vector or h >= m:
-        return _dot(x, form(factor), precision)
+        return dot(x, form(factor), precision)
     # As many operations as forming the factor, but `[n, h]` numbers per sample, not `[m, n]`.
     # As plain vector and matrix: XLA's CPU compiler copies arrays of other shapes.
     vector = x.reshape(m)
-    xk = _dot(vector, factor.kernel.reshape(m, n * h), precision).reshape(n, h)
+    xk = dot(vector, factor.kernel.reshape(m, n * h), precision).reshape(n, h)
     hidden = jnp.broadcast_to(factor.hidden.astype(xk.dtype), xk.shape)
-    xf = jnp.sum(xk * hidden, axis=1) + _dot(vector, factor.bias, precision)
+    xf = jnp.sum(xk * hidden, axis=1) + dot(vector, factor.bias, precision)
     return xf.reshape(*x.shape[:-1], n)
 
 
@@ -203,7 +184,7 @@ def lowrank_dot(
     """
     xB = apply_factor(x, B, precision)
     update = _update(xB, A, scale, precision, x.dtype)
-    return update if kernel is None else _dot(x, kernel, precision) + update
+    return update if kernel is None else dot(x, kernel, precision) + update
 
 
 def lowrank_conv(
@@ -240,11 +221,28 @@ def lowrank_conv(
     """
     xB = _apply_to_windows(x, B, geometry, precision)
     update = _update(xB, A, scale, precision, x.dtype)
-    return update if kernel is None else _conv(x, kernel, geometry, precision) + update
+    return update if kernel is None else conv(x, kernel, geometry, precision) + update
 
 
-def _conv(x: Array, kernel: Array, geometry: ConvGeometry, precision: lax.PrecisionLike) -> Array:
-    """Compute `conv(x, kernel)` with a shared kernel."""
+def conv(x: Array, kernel: Array, geometry: ConvGeometry, precision: lax.PrecisionLike) -> Array:
+    """Compute `conv(x, kernel)`.
+
+    Args:
+        x: `[n, *spatial, in]`.
+        kernel: `[*window, in, out]`.
+        geometry: of the convolution.
+        precision: as in `jax.lax.dot_general`.
+
+    Returns:
+        `[n, *spatial_out, out]`, of dtype `accumulator_dtype(x.dtype)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.lowrank import ConvGeometry, conv
+        >>> geometry = ConvGeometry((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1))
+        >>> conv(jnp.ones((1, 6, 6, 3)), jnp.ones((3, 3, 3, 4)), geometry, None).shape
+        (1, 4, 4, 4)
+    """
     if jax.default_backend() == "cpu":  # where the gradient of XLA's convolution is slow
         return _apply_to_windows(x, kernel.reshape(-1, kernel.shape[-1]), geometry, precision)
     spatial = "".join(chr(ord("0") + axis) for axis in range(x.ndim - 2))
@@ -281,7 +279,7 @@ def _apply_to_windows(
     # window are then some rows apart; shift and add them.
     row = geometry._replace(window=(1, *geometry.window[1:]), strides=(1, *geometry.strides[1:]))
     matrix = form(B).reshape(size, rest, r).swapaxes(0, 1).reshape(rest, size * r)
-    products = _dot(patches(x, row), matrix, precision)
+    products = dot(patches(x, row), matrix, precision)
     span = products.shape[1] - dilation * (size - 1)
     shifted = (
         lax.slice_in_dim(part, i * dilation, i * dilation + span, stride, axis=1)
@@ -332,7 +330,23 @@ def patches(x: Array, geometry: ConvGeometry) -> Array:
     return jnp.concatenate(views, axis=-1)
 
 
-def _dot(x: Array, matrix: Array, precision: lax.PrecisionLike) -> Array:
+def dot(x: Array, matrix: Array, precision: lax.PrecisionLike) -> Array:
+    """Compute `x @ matrix`.
+
+    Args:
+        x: `[..., in]`.
+        matrix: `[in, out]`.
+        precision: as in `jax.lax.dot_general`.
+
+    Returns:
+        `[..., out]`, of dtype `accumulator_dtype(x.dtype)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.lowrank import dot
+        >>> dot(jnp.ones((5, 2, 3)), jnp.ones((3, 4)), None).shape
+        (5, 2, 4)
+    """
     # As plain matrices: XLA would transpose `x` to join several axes over which a gradient sums.
     rows = x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x
     y = multiply(functools.partial(jnp.matmul, precision=precision), rows, matrix)

@@ -20,8 +20,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from straw_jax import expect
-from straw_jax.factors import FactorSpec, Update, factor_spec, named_leaves
-from straw_jax.geometry import Posed, affine, compose, invert, resample
+from straw_jax.factors import Entry, FactorSpec, factor_spec, named_leaves
+from straw_jax.geometry import affine, compose, invert, resample
+from straw_jax.kinds import Posed
 from straw_jax.layers import max_pool
 from straw_jax.lift import modulate
 from straw_jax.lowrank import accumulator_dtype
@@ -389,7 +390,7 @@ def make_geometric(
         expect.like("Straw", "x", x, sample)
         return apply_styles(params, styles(params, x if context is None else context), x, **kwargs)
 
-    def factors(params: Params, context: Any) -> dict[str, Update]:
+    def factors(params: Params, context: Any) -> dict[str, Entry]:
         return {kernel: Posed(matrices(styles(params, context))[:, 0])}
 
     def merge(params: Params, context: Any) -> Params:

@@ -1,9 +1,8 @@
 """A check of a model's program, before it runs with each sample as a batch of one.
 
-Statistics over such a batch are those of the sample, and a weight times a generated vector is a
-whole kernel for each sample: neither fails by itself. Each value of the program is followed from
-what it is computed from to the results. Not seen: a sum over the batch to a single number, or
-within a product, and what a `while` loop does inside.
+Statistics over such a batch are those of the sample, which does not fail by itself. Each value of
+the program is followed from the samples to the results. Not seen: a sum over the batch to a single
+number, or within a product, and what a `while` loop does inside.
 """
 
 import math
@@ -21,37 +20,29 @@ class Origin:
     """What a value of a program is computed from.
 
     Attributes:
-        sample: whether from the samples.
-        batch: which of its axes is their batch axis, where that is known.
-        path: name of the generated leaf it is computed from, if any.
-        size: number of that leaf's entries.
-        formed: where it became as large as a weight, if it is generated and did.
+        batch: which of its axes is the samples' batch axis, where it is known to have one.
         fault: why it must not be among the results.
     """
 
-    sample: bool = False
     batch: int | None = None
-    path: str = ""
-    size: int = 0
-    formed: str = ""
     fault: str = ""
 
 
 SHARED = Origin()
-SAMPLES = Origin(sample=True, batch=0)
+SAMPLES = Origin(batch=0)
 
 
-def check_program(jaxpr: Any, origins: Sequence[Origin]) -> None:
-    """Raise a ValueError unless every result is that of its own sample, without whole kernels.
+def check_program(jaxpr: Any, data: Sequence[bool]) -> None:
+    """Raise a ValueError unless every result is that of its own sample.
 
     Args:
         jaxpr: of the model, closed.
-        origins: of its arguments.
+        data: which of its arguments are samples, each a batch of one.
 
     Raises:
-        ValueError: if a result depends on a sum (or mean, maximum, ...) over the batch axis, or on
-            the product of a sample and a kernel formed from a smaller generated array.
+        ValueError: if a result depends on a sum (or mean, maximum, ...) over the batch axis.
     """
+    origins = [SAMPLES if is_data else SHARED for is_data in data]
     for result in _follow(jaxpr.jaxpr, origins, ""):
         if result.fault:
             raise ValueError(result.fault)
@@ -109,23 +100,15 @@ def _scanned(origins: list[Origin], atoms: Sequence[Any], others: Sequence[Any])
 
 def _joined(origins: Iterable[Origin]) -> Origin:
     origins = list(origins)
-    largest = max(origins, key=lambda origin: origin.size)
     return Origin(
-        any(origin.sample for origin in origins),
         next((origin.batch for origin in origins if origin.batch is not None), None),
-        largest.path,
-        largest.size,
-        next((origin.formed for origin in origins if origin.formed), ""),
         next((origin.fault for origin in origins if origin.fault), ""),
     )
 
 
 def _follow_operation(equation: Any, operands: list[Origin], where: str) -> list[Origin]:
-    joined = _joined(operands)
-    fault = joined.fault or _statistics(equation, operands, where) or _product(equation, operands)
-    formed = "" if joined.sample else joined.formed or _grown(equation, operands, joined, where)
-    origin = replace(joined, formed=formed, fault=fault)
-    return [replace(origin, batch=_batch_axis(equation, operands, out)) for out in equation.outvars]
+    fault = _joined(operands).fault or _statistics(equation, operands, where)
+    return [Origin(_batch_axis(equation, operands, out), fault) for out in equation.outvars]
 
 
 def _batch_axis(equation: Any, operands: list[Origin], out: Any) -> int | None:
@@ -190,29 +173,4 @@ def _statistics(equation: Any, operands: list[Origin], where: str) -> str:
         f"'{equation.primitive}' over the batch axis (in {where}): with own weights each sample is "
         "a batch of one, and statistics over the batch would be its own. Use running averages, or "
         "a normalisation within the sample, such as GroupNorm for BatchNorm."
-    )
-
-
-def _grown(equation: Any, operands: list[Origin], joined: Origin, where: str) -> str:
-    """Return where a generated array is combined with a weight larger than itself."""
-    shape = equation.outvars[0].aval.shape
-    if joined.size == 0 or len(shape) < 2 or not all(isinstance(size, int) for size in shape):
-        return ""  # of activations, where sizes are symbolic
-    whole = (
-        origin == SHARED and atom.aval.shape == shape
-        for origin, atom in zip(operands, equation.invars, strict=True)
-    )
-    return (where or "the model") if math.prod(shape) > joined.size and any(whole) else ""
-
-
-def _product(equation: Any, operands: list[Origin]) -> str:
-    formed = next((origin for origin in operands if origin.formed), None)
-    is_product = equation.primitive in (lax.dot_general_p, lax.conv_general_dilated_p)
-    if not is_product or formed is None or not any(origin.sample for origin in operands):
-        return ""
-    return (
-        f"{formed.path}: expected a generated array that stays smaller than a kernel, got it "
-        f"combined with a larger weight (in {formed.formed}) and used in a product: a whole kernel "
-        "of every sample. Scale the layer's input or output in place of its kernel, or call "
-        "modulate(..., allow_materialise=True)."
     )

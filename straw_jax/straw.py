@@ -13,12 +13,12 @@ from jax.typing import DTypeLike
 
 from straw_jax import expect
 from straw_jax.encoders import ConvEncoder
-from straw_jax.factors import FactorSpec, Rank, Update, factor_spec, is_kernel, named_leaves
+from straw_jax.factors import Entry, FactorSpec, Rank, factor_spec, is_kernel, named_leaves
 from straw_jax.generator import Generator
 from straw_jax.kernels import added_leaves
-from straw_jax.lift import materialize, modulate
-from straw_jax.lowrank import Factors, form
-from straw_jax.rules import is_linear_cast
+from straw_jax.lift import materialize, modulate, take
+from straw_jax.lowrank import Generated, form
+from straw_jax.operations import is_linear_cast
 
 Params: TypeAlias = Any
 Base: TypeAlias = Literal["none", "trained", "frozen"]
@@ -88,7 +88,7 @@ class Straw:
     apply: Callable[..., Any]
     styles: Callable[[Params, Any], Array]
     apply_styles: Callable[..., Any]
-    factors: Callable[[Params, Any], dict[str, Update]]
+    factors: Callable[[Params, Any], dict[str, Entry]]
     merge: Callable[[Params, Any], Params]
 
 
@@ -237,7 +237,8 @@ def make_straw(
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
     added = [] if isinstance(rank, Mapping) else _added(executor, shapes, sample)
     spec = factor_spec(shapes, rank, axes=axes, added=added)
-    generated = {leaf.path for leaf in spec if leaf.rank != "pose"}  # a pose needs base weights
+    # A gain or a pose changes weights, and needs some.
+    generated = {leaf.path for leaf in spec if any(kind.stands_alone for kind in leaf.kinds)}
     kept = [path for path in named_leaves(shapes) if path not in generated]
     if base == "none" and kept:
         raise ValueError(
@@ -266,15 +267,12 @@ def make_straw(
         expect.like("Straw", "the context", context, seen)
         return encoder.apply(params["encoder"], context)
 
-    def factors(params: Params, context: Any) -> dict[str, Update]:
+    def factors(params: Params, context: Any) -> dict[str, Entry]:
         expect.parts("Straw", params, modulator)
         generated = generator.apply(params["generator"], styles(params, context))
-        return {
-            path: Factors(form(factor.B), form(factor.A)) if isinstance(factor, Factors) else factor
-            for path, factor in generated.items()
-        }
+        return jax.tree.map(form, generated, is_leaf=lambda leaf: isinstance(leaf, Generated))
 
-    def in_parameters_dtype(written: dict[str, Update]) -> dict[str, Update]:
+    def in_parameters_dtype(written: dict[str, Entry]) -> dict[str, Entry]:
         """Cast factors to the dtypes of the leaves that they are; `modulate` does, given a base."""
         if base != "none" or dtype is None:
             return written
@@ -320,7 +318,7 @@ def make_straw(
                 f"Straw.merge: expected one context, like one of {expect.describe(seen)}, got"
                 f" {expect.describe(context)}. Take one of a batch, as context[0]."
             )
-        own = jax.tree.map(lambda leaf: leaf[0], factors(params, batch_of_one))
+        own = take(shapes, factors(params, batch_of_one), 0)
         return materialize(weights_of(params), in_parameters_dtype(own), scale=scale)
 
     return Straw(spec, init, apply, styles, apply_styles, factors, merge)

@@ -27,7 +27,7 @@ from straw_experiments.runner.state import Variables
 from straw_experiments.runner.tables import over_seeds
 from straw_jax import analysis
 from straw_jax.costs import multiply_adds
-from straw_jax.factors import FactorSpec, FactorTree, GeneratedLeaf, Update, named_leaves
+from straw_jax.factors import Entry, FactorSpec, FactorTree, GeneratedLeaf, named_leaves
 from straw_jax.lift import modulate
 from straw_jax.lowrank import Generated
 from straw_jax.straw import Base, Network, Straw, linen
@@ -444,7 +444,7 @@ def _changed(rotated: Mapping[int, np.ndarray]) -> dict[str, Mapping[Any, np.nda
 
 def _factors_of(straw: Straw) -> Callable[[Variables, Any], FactorTree]:
     @jax.jit
-    def factors_of(variables: Variables, images: Any) -> dict[str, Update]:
+    def factors_of(variables: Variables, images: Any) -> dict[str, Entry]:
         return straw.factors(variables["params"], as_input(images))
 
     return factors_of

@@ -15,7 +15,8 @@ from straw_experiments.image_classification.evaluate import in_batches, predict,
 from straw_experiments.image_classification.step import as_input
 from straw_experiments.image_classification.study import Study
 from straw_experiments.runner.tables import over_seeds, statistic
-from straw_jax.geometry import Posed, affine, composed, resample
+from straw_jax.geometry import affine, composed, resample
+from straw_jax.kinds import Posed
 from straw_jax.pose import NUMBERS
 from straw_jax.straw import Straw
 

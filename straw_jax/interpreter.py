@@ -1,0 +1,375 @@
+"""Model code with structured kernels in place of arrays: an interpreter of its program.
+
+A model function is traced with ordinary kernels, and the resulting program is evaluated with
+`Kernel` values in their place. Loops, branches and other nested programs are evaluated in the same
+way; `straw_jax.operations` has what single operations do. An operation that needs a whole kernel is
+an error, unless allowed.
+
+Three sorts of values are told apart: data, computed from samples; kernels, computed from generated
+leaves; and what all samples share.
+
+Arrays here have no sample axis; `jax.vmap` adds it.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core, source_info_util
+
+from straw_jax.costs import nested_jaxprs
+from straw_jax.operations import RULES, Operation
+from straw_jax.operators import Contraction, Kernel, Part, refusal
+from straw_jax.program import check_program
+
+
+def apply_kernels(function: Callable[..., Any], kernels: Sequence[Kernel], samples: Any) -> Any:
+    """Call a function of kernels and samples with structured kernels in place of arrays.
+
+    Args:
+        function: `(list of arrays, samples) -> y`, traced once.
+        kernels: its first argument.
+        samples: any tree of arrays.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        ValueError: if an operation needs a whole kernel, or a result mixes samples.
+    """
+    avals = [jax.ShapeDtypeStruct(kernel.shape, kernel.dtype) for kernel in kernels]
+    jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(avals, samples)
+    leaves = jax.tree.leaves(samples)
+    data = [False] * len(kernels) + [True] * len(leaves)
+    check_program(jaxpr, data)
+    values, _ = _run(jaxpr, [*kernels, *leaves], data)
+    out = [_array(value, "returning it", "the model's results") for value in values]
+    return jax.tree.unflatten(jax.tree.structure(shapes), out)
+
+
+def _run(
+    jaxpr: Any, arguments: Sequence[Any], data: Sequence[bool]
+) -> tuple[list[Any], list[bool]]:
+    """Evaluate a jaxpr, closed or open without constants; return results, and which are data."""
+    constants = getattr(jaxpr, "consts", ())
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
+    of_data = {atom for atom, is_data in zip(jaxpr.invars, data, strict=True) if is_data}
+    spread: dict[Any, Part] = {}  # of arrays repeated along axes, the small one
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    def is_data(atom: Any) -> bool:
+        return not isinstance(atom, core.Literal) and atom in of_data
+
+    around = source_info_util.current()
+    for equation in jaxpr.eqns:
+        operands = [read(atom) for atom in equation.invars]
+        flags = [is_data(atom) for atom in equation.invars]
+        source = equation.source_info
+        if not source_info_util.summarize(source):  # within a function of JAX, such as jnp.pad
+            source = source.replace(traceback=around.traceback)
+        names = source_info_util.current_name_stack() + source.name_stack
+        # As when the model was traced: source lines for errors, names, and settings by `with`.
+        with (
+            source_info_util.user_context(source.traceback, name_stack=names),
+            equation.ctx.manager,
+        ):
+            if any(isinstance(operand, Kernel) for operand in operands):
+                where = source_info_util.summarize(source)
+                small = [
+                    None if isinstance(atom, core.Literal) else spread.get(atom)
+                    for atom in equation.invars
+                ]
+                out, out_flags = _evaluate(equation, operands, flags, small, where)
+            else:
+                out = _bind(equation, operands)
+                out_flags = [any(flags)] * len(out)
+                if equation.primitive is lax.broadcast_in_dim_p and not any(flags):
+                    spread[equation.outvars[0]] = _spread(
+                        operands,
+                        equation.params,
+                        None
+                        if isinstance(equation.invars[0], core.Literal)
+                        else spread.get(equation.invars[0]),
+                    )
+        values.update(zip(equation.outvars, out, strict=True))
+        of_data.update(atom for atom, flag in zip(equation.outvars, out_flags, strict=True) if flag)
+    return [read(atom) for atom in jaxpr.outvars], [is_data(atom) for atom in jaxpr.outvars]
+
+
+def _spread(operands: Sequence[Any], params: Mapping[str, Any], small: Part | None) -> Part:
+    """Return the small array of one that `broadcast_in_dim` repeats along axes."""
+    array, places, shape = operands[0], params["broadcast_dimensions"], params["shape"]
+    sizes = jnp.shape(array)
+    kept = [axis for axis, place in enumerate(places) if sizes[axis] == shape[place] != 1]
+    if small is None:
+        small = Part(jnp.asarray(array), tuple(range(len(sizes))), sizes)
+    small = small.without([axis for axis in small.axes if axis not in kept])
+    return small.renamed(dict(enumerate(places)))
+
+
+def _bind(equation: Any, operands: Sequence[Any]) -> list[Any]:
+    primitive = equation.primitive
+    params = primitive.get_bind_params(equation.params)
+    known = not isinstance(operands[0], jax.core.Tracer) if operands else False
+    if primitive is lax.convert_element_type_p and known and not jnp.ndim(operands[0]):
+        with jax.ensure_compile_time_eval():  # so that a padding's zero is known to be one
+            return [primitive.bind(*operands, **params)]
+    out = primitive.bind(*operands, **params)
+    return list(out) if primitive.multiple_results else [out]
+
+
+def _evaluate(
+    equation: Any,
+    operands: Sequence[Any],
+    data: Sequence[bool],
+    spread: Sequence[Part | None],
+    where: str,
+) -> tuple[list[Any], list[bool]]:
+    """Run an operation on kernels."""
+    name = equation.primitive.name
+    kernels = [operand for operand in operands if isinstance(operand, Kernel)]
+    out_avals = [atom.aval for atom in equation.outvars]
+    if name in _PROGRAMS:
+        out, flags = _PROGRAMS[name](Nested(equation.params, operands, data, where))
+        return [
+            each if flag or isinstance(each, Kernel) else _generated(each, kernels[0])
+            for each, flag in zip(out, flags, strict=True)
+        ], flags
+    if any(data) and name in _ELEMENTWISE and _of_one_shape(operands, data, out_avals[0]):
+        # As large as what is computed from the sample here anyway.
+        kernels = [replace(kernel, allow_materialise=True) for kernel in kernels]
+        given = iter(kernels)
+        operands = [next(given) if isinstance(each, Kernel) else each for each in operands]
+    elif name in RULES and not _is_free(kernels, any(data), out_avals):
+        operation = Operation(name, operands, equation.params, data, spread, out_avals)
+        out = RULES[name](operation)
+        if out is not None:
+            out = out if isinstance(out, list) else [out]
+            return out, [any(data) and not isinstance(each, Kernel) for each in out]
+    whole = [
+        _array(operand, f"the operation '{name}'", where)
+        if isinstance(operand, Kernel)
+        else operand
+        for operand in operands
+    ]
+    out = _bind(equation, whole)
+    if any(data):
+        return out, [True] * len(out)
+    return [_generated(each, kernels[0]) for each in out], [False] * len(out)
+
+
+def _of_one_shape(operands: Sequence[Any], data: Sequence[bool], out: Any) -> bool:
+    """Return whether an operand that is data has the shape of the result."""
+    return any(
+        flag and not isinstance(each, Kernel) and jnp.shape(each) == out.shape
+        for each, flag in zip(operands, data, strict=True)
+    )
+
+
+def _is_free(kernels: Sequence[Kernel], with_data: bool, out: Sequence[Any]) -> bool:
+    """Return whether kernels are arrays, and stay as small: the operation is that of the model."""
+    if not all(kernel.is_array for kernel in kernels):
+        return False
+    stored = sum(math.prod(kernel.terms[0].parts[0].shape) for kernel in kernels)
+    return with_data or all(math.prod(aval.shape) <= stored for aval in out)
+
+
+def _array(value: Any, operation: str, where: str) -> Any:
+    """Return a kernel as an array if it is one, or may be formed."""
+    if not isinstance(value, Kernel):
+        return value
+    if not value.is_array and not value.allow_materialise:
+        raise refusal(value, operation, where)
+    return value.materialise()
+
+
+def _generated(array: Any, source: Kernel) -> Any:
+    """Return an array computed from generated leaves alone, so that a product may not form it."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):
+        return array  # random keys
+    return Kernel(
+        (Contraction.of(array),), array.shape, array.dtype, source.path, source.allow_materialise
+    )
+
+
+# Nested programs.
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A nested program's parameters, operands, which of them are data, and where it is."""
+
+    params: Mapping[str, Any]
+    operands: Sequence[Any]
+    data: Sequence[bool]
+    where: str
+
+
+def _jit(nested: Nested) -> tuple[list[Any], list[bool]]:
+    return _run(nested.params["jaxpr"], nested.operands, nested.data)
+
+
+def _remat(nested: Nested) -> tuple[list[Any], list[bool]]:
+    jaxpr, flags = nested.params["jaxpr"], []
+
+    def run(*operands: Any) -> list[Any]:
+        out, flags[:] = _run(jaxpr, operands, nested.data)
+        return out
+
+    options = {name: nested.params[name] for name in ("prevent_cse", "policy")}
+    return jax.checkpoint(run, **options)(*nested.operands), flags
+
+
+def _cond(nested: Nested) -> tuple[list[Any], list[bool]]:
+    index, *operands = nested.operands
+    flags: list[bool] = [nested.data[0]] * len(nested.params["branches"][0].out_avals)
+
+    def branch(jaxpr: Any) -> Callable[..., list[Any]]:
+        def run(*operands: Any) -> list[Any]:
+            out, of_branch = _run(jaxpr, operands, nested.data[1:])
+            flags[:] = [a or b for a, b in zip(flags, of_branch, strict=True)]
+            return [_array(each, "returning it from a branch", nested.where) for each in out]
+
+        return run
+
+    out = lax.switch(index, [branch(jaxpr) for jaxpr in nested.params["branches"]], *operands)
+    return out, flags
+
+
+def _while(nested: Nested) -> tuple[list[Any], list[bool]]:
+    params = nested.params
+    of_condition, of_body = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    condition, body = nested.operands[:of_condition], nested.operands[of_condition:of_body]
+    initial = [_array(each, "carrying it through a loop", nested.where)
+               for each in nested.operands[of_body:]]  # fmt: skip
+    of_consts = list(nested.data[of_condition:of_body])
+    flags = _carried(params["body_jaxpr"], of_consts, list(nested.data[of_body:]), [])
+
+    def run(jaxpr: Any, consts: Sequence[Any], data: Sequence[bool], carry: Any) -> list[Any]:
+        out, _ = _run(jaxpr, [*consts, *carry], [*data, *flags])
+        return [_array(each, "carrying it through a loop", nested.where) for each in out]
+
+    out = lax.while_loop(
+        lambda carry: run(params["cond_jaxpr"], condition, nested.data[:of_condition], carry)[0],
+        lambda carry: run(params["body_jaxpr"], body, of_consts, carry),
+        initial,
+    )
+    return out, flags
+
+
+def _scan(nested: Nested) -> tuple[list[Any], list[bool]]:
+    params, operands, jaxpr = nested.params, nested.operands, nested.params["jaxpr"]
+    avals, length = jaxpr.in_avals, params["length"]
+    layered = [jnp.ndim(each) > aval.ndim if not isinstance(each, Kernel) else each.ndim > aval.ndim
+               for each, aval in zip(operands, avals, strict=True)]  # fmt: skip
+    # The parameter with the number of carried results differs between versions of JAX; use shapes.
+    whole = [
+        jax.ShapeDtypeStruct((length, *aval.shape) if each else aval.shape, aval.dtype)
+        for each, aval in zip(layered, avals, strict=True)
+    ]
+    results = jax.eval_shape(lambda *arrays: lax.scan_p.bind(*arrays, **params), *whole)
+    carried = sum(
+        result.ndim == aval.ndim for result, aval in zip(results, jaxpr.out_avals, strict=True)
+    )
+    first = len(operands) - sum(layered)  # of those that a step takes one layer of
+    start = first - carried
+    layers = [_layers(each, nested.where) for each in operands[first:]]
+    consts, initial = operands[:start], operands[start:first]
+    initial = [_array(each, "carrying it through a loop", nested.where) for each in initial]
+    flags = _carried(jaxpr, list(nested.data[:start]), list(nested.data[start:first]),
+                     list(nested.data[first:]))  # fmt: skip
+    data = [*nested.data[:start], *flags, *nested.data[first:]]
+    out_flags: list[bool] = []
+
+    def step(carry: list[Any], arrays: list[Any]) -> tuple[list[Any], list[Any]]:
+        own = [rebuild(each) for (_, rebuild), each in zip(layers, arrays, strict=True)]
+        out, out_flags[:] = _run(jaxpr, [*consts, *carry, *own], data)
+        out = [_array(each, "returning it from a loop", nested.where) for each in out]
+        return out[:carried], out[carried:]
+
+    arrays = [arrays for arrays, _ in layers]
+    carry, out = lax.scan(
+        step, initial, arrays, length, params["reverse"], params["unroll"],
+    )  # fmt: skip
+    return [*carry, *out], [*flags, *out_flags[carried:]]
+
+
+def _layers(value: Any, where: str) -> tuple[Any, Callable[[Any], Any]]:
+    """Return arrays with the axis of layers in front, and a function from one layer's to a value.
+
+    Of a kernel, parts that all layers have in common stay outside.
+    """
+    if not isinstance(value, Kernel):
+        return value, lambda array: array
+    if not all(isinstance(term, Contraction) for term in value.terms):
+        raise refusal(value, "a loop over its layers", where)
+    parts = [part.ordered(lambda axis: axis != 0) for term in value.terms for part in term.parts]
+    arrays = [part.array for part in parts if 0 in part.axes]
+
+    def one_layer(arrays: Sequence[Any]) -> Kernel:
+        given = iter(arrays)
+        inner = iter(
+            Part(next(given), part.axes[1:], part.shape[1:]) if 0 in part.axes else part
+            for part in parts
+        )
+        names = {axis: axis - 1 for axis in range(1, value.ndim)}
+        terms = tuple(
+            Contraction(
+                tuple(next(inner).renamed(names) for _ in term.parts), term.scale, term.may_form
+            )
+            for term in value.terms
+        )
+        return Kernel(terms, value.shape[1:], value.dtype, value.path, value.allow_materialise)
+
+    return arrays, one_layer
+
+
+def _carried(jaxpr: Any, consts: list[bool], carry: list[bool], layers: list[bool]) -> list[bool]:
+    """Return which carried values of a loop are data."""
+    while True:
+        after = _data_of(jaxpr, [*consts, *carry, *layers])[: len(carry)]
+        joined = [a or b for a, b in zip(carry, after, strict=True)]
+        if joined == carry:
+            return carry
+        carry = joined
+
+
+def _data_of(jaxpr: Any, data: Sequence[bool]) -> list[bool]:
+    """Return which results of a program are computed from data."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    known = {atom for atom, flag in zip(jaxpr.invars, data, strict=True) if flag}
+
+    def is_data(atom: Any) -> bool:
+        return not isinstance(atom, core.Literal) and atom in known
+
+    for equation in jaxpr.eqns:
+        flags = [is_data(atom) for atom in equation.invars]
+        inner = list(nested_jaxprs(equation.params))
+        out = [any(flags)] * len(equation.outvars)
+        if equation.primitive.name in ("jit", "pjit", "checkpoint", "remat2") and len(inner) == 1:
+            out = _data_of(inner[0], flags)
+        known.update(atom for atom, flag in zip(equation.outvars, out, strict=True) if flag)
+    return [is_data(atom) for atom in jaxpr.outvars]
+
+
+_ELEMENTWISE = {
+    "add", "add_any", "sub", "mul", "div", "max", "min", "select_n", "rem", "pow", "atan2", "eq",
+    "ne", "lt", "le", "gt", "ge", "nextafter", "clamp",
+}  # fmt: skip
+
+_PROGRAMS: dict[str, Callable[[Nested], tuple[list[Any], list[bool]]]] = {
+    "jit": _jit,
+    "pjit": _jit,
+    "checkpoint": _remat,
+    "remat2": _remat,
+    "cond": _cond,
+    "while": _while,
+    "scan": _scan,
+}

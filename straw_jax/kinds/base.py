@@ -1,0 +1,144 @@
+"""What a kind of update has to say."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jax.typing import ArrayLike
+
+from straw_jax.operators import Kernel
+
+
+@dataclass(frozen=True)
+class Written:
+    """One array that is generated for each sample.
+
+    Attributes:
+        shape: without a sample axis.
+        zero: whether the generator starts at 0 where an untrained one must not change the executor.
+        always_zero: whether it starts at 0 in any case.
+        offset: added to what the generator writes: a number, or an array of this shape.
+        factor: whether it may be applied without being formed, as `Generated`; it has two axes.
+        exact: whether it is float32 or wider, whatever the generator's dtype.
+    """
+
+    shape: tuple[int, ...]
+    zero: bool = True
+    always_zero: bool = False
+    offset: ArrayLike = 0.0
+    factor: bool = False
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One array that all samples share and the generator owns.
+
+    Attributes:
+        shape: of the array.
+        fan_in: number of inputs of one of its outputs, for its initial values.
+        zero: whether it starts at 0 where an untrained generator must not change the executor.
+    """
+
+    shape: tuple[int, ...]
+    fan_in: int
+    zero: bool = False
+
+
+class Update:
+    """The arrays that change one leaf, of one sample or with a sample axis in front.
+
+    A subclass is a dataclass registered with `jax.tree_util.register_dataclass`; its arrays are
+    its fields.
+    """
+
+    #: What a field is called in errors, where it is not by its own name.
+    labels: ClassVar[Mapping[str, str]] = {}
+    #: Whether it is a weight without a base, too.
+    stands_alone: ClassVar[bool] = True
+
+    def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes that the fields have for a leaf, without a sample axis."""
+        raise NotImplementedError
+
+    def flat(self) -> "tuple[Update, ...]":
+        """Return the updates of which it consists, in their order."""
+        return (self,)
+
+    def change(self, kernel: Kernel, scale: ArrayLike) -> Kernel:
+        """Return a kernel with this update; arrays have no sample axis.
+
+        Args:
+            kernel: the base with the updates before this one; without terms if there is no base.
+            scale: of low-rank updates.
+
+        Returns:
+            The kernel with more terms, or with changed ones.
+        """
+        raise NotImplementedError
+
+
+class Kind:
+    """A kind of update. A leaf here is a `GeneratedLeaf`.
+
+    Example:
+        A kind of one's own: all outputs of a kernel are shifted by one number.
+
+        >>> from dataclasses import dataclass
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import factor_spec, modulate
+        >>> from straw_jax.kinds import Kind, Update, Written
+        >>> from straw_jax.operators import Contraction, Part
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclass(frozen=True)
+        ... class Shifted(Update):
+        ...     shift: jax.Array
+        ...     def shapes(self, shape):
+        ...         return {"shift": ()}
+        ...     def change(self, kernel, scale):
+        ...         return kernel.plus(Contraction((Part(self.shift, (), ()),)))
+        >>> class Shift(Kind):
+        ...     def written(self, leaf):
+        ...         return {"shift": Written(())}
+        ...     def update(self, leaf, parts):
+        ...         return Shifted(**parts)
+        >>> spec = factor_spec({"W": jnp.zeros((3, 2))}, {"W": Shift()})
+        >>> layer = modulate(lambda params, x: x @ params["W"])
+        >>> layer({"W": jnp.zeros((3, 2))}, spec.unpack(jnp.ones((4, 1))), jnp.ones((4, 3)))[0]
+        Array([3., 3.], dtype=float32)
+    """
+
+    #: Whether its update is a weight without a base, too.
+    stands_alone: ClassVar[bool] = True
+
+    @property
+    def label(self) -> str:
+        """What a table calls it."""
+        return type(self).__name__
+
+    def check(self, leaf: Any) -> None:
+        """Raise a ValueError unless the kind fits a leaf."""
+
+    def written(self, leaf: Any) -> dict[str, Written]:
+        """Return what is generated for each sample, by name."""
+        raise NotImplementedError
+
+    def shared(self, leaf: Any) -> dict[str, Shared]:
+        """Return what all samples share, by name."""
+        return {}
+
+    def update(self, leaf: Any, parts: Mapping[str, Any]) -> Any:
+        """Return the update made of arrays by name, written and shared."""
+        raise NotImplementedError
+
+    def parts(self, update: Any) -> dict[str, Any]:
+        """Return an update's arrays by name."""
+        return dict(vars(update))
+
+
+def misfit(where: str, leaf: Any, expected: str, hint: str) -> ValueError:
+    """Return the error for a leaf that a kind does not fit."""
+    return ValueError(
+        f"factor_spec: expected {where} to be of {expected}, got {leaf.path} of shape {leaf.shape}."
+        f" {hint}"
+    )

@@ -1,0 +1,128 @@
+"""Weight-decomposed low-rank updates: directions and norms of a kernel's columns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from straw_jax.kinds.base import Kind, Update, Written
+from straw_jax.kinds.lowrank import Factors, check_matrix, check_rank
+from straw_jax.lowrank import Factor
+from straw_jax.operations import combine
+from straw_jax.operators import Kernel
+from straw_jax.readings import all_axes
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Decomposed(Update):
+    """The update `gains * |W| * (W + B @ A) / |W + B @ A|`, norms of columns.
+
+    Norms are computed from the factors; `W + B @ A` is never formed. Without a base, `|W|` is 1.
+
+    Attributes:
+        B: `[in, r]`, or `[batch, in, r]`.
+        A: `[r, out]`, or `[batch, r, out]`.
+        gains: of the sizes of the columns, or with a sample axis in front.
+        axes: how the kernel is read as a matrix, as in `factor_spec`.
+    """
+
+    B: Factor
+    A: Factor
+    gains: Array
+    axes: str = field(default="", metadata={"static": True})
+
+    def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        factors = Factors(self.B, self.A, self.axes)
+        reading = factors.reading(shape)
+        columns = tuple(shape[i] for i, letter in enumerate(reading) if letter in "sc")
+        return {**factors.shapes(shape), "gains": columns}
+
+    def change(self, kernel: Kernel, scale: ArrayLike) -> Kernel:
+        factors = Factors(self.B, self.A, self.axes)
+        columns = tuple(
+            i for i, letter in enumerate(factors.reading(kernel.shape)) if letter in "sc"
+        )
+        changed = factors.change(kernel, scale)
+        ratio = self.gains.astype(jnp.float32)
+        if kernel.terms:
+            ratio = ratio * jnp.sqrt(_squares(kernel, columns))
+        ratio = ratio * lax.rsqrt(_squares(changed, columns))
+        gained = changed.times(ratio.astype(kernel.dtype), columns)
+        if gained is None:
+            raise _no_norms(kernel)
+        return gained
+
+
+def _squares(kernel: Kernel, columns: tuple[int, ...]) -> Array:
+    """Return the squared norms of columns, from products of parts."""
+    names = {axis: place for place, axis in enumerate(columns)}
+    axes = tuple(names.get(axis, -1 - axis) for axis in range(kernel.ndim))
+    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    shape = tuple(kernel.shape[axis] for axis in columns)
+    out = jax.ShapeDtypeStruct(shape, wide.dtype)
+    squares = combine(wide, axes, wide, axes, tuple(range(len(columns))), out)
+    if squares is None:
+        raise _no_norms(kernel)
+    # Rounding may leave less than nothing of a column that is almost zero.
+    tiny = jnp.finfo(wide.dtype).tiny
+    return jnp.maximum(replace(squares, shape=shape).materialise(), tiny)
+
+
+def _no_norms(kernel: Kernel) -> ValueError:
+    return ValueError(
+        f"{kernel.path}: expected DoRA on a kernel whose columns have norms, got one after a pose."
+        " Put DoRA first."
+    )
+
+
+@dataclass(frozen=True)
+class DoRA(Kind):
+    """Low-rank changes of a kernel's directions, and a gain of the norms of its columns.
+
+    Attributes:
+        rank: of the change.
+
+    References:
+        Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation" (2024), equation 5; the gain is
+        relative to the base's norms, and the norm is differentiated.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import factor_spec
+        >>> from straw_jax.kinds import DoRA
+        >>> print(factor_spec({"W": jnp.zeros((64, 32))}, {"W": DoRA(4)}))
+        leaf   shape    rank  dense  generated  ratio
+        W      64x32  DoRA 4  2,048        416  0.203
+        total                 2,048        416  0.203
+    """
+
+    rank: int
+
+    @property
+    def label(self) -> str:
+        """The rank."""
+        return f"DoRA {self.rank}"
+
+    def check(self, leaf: Any) -> None:
+        check_rank(self.rank, leaf)
+        check_matrix(leaf)
+
+    def written(self, leaf: Any) -> dict[str, Written]:
+        reading = leaf.axes or all_axes(len(leaf.shape))[0]
+        columns = tuple(leaf.shape[i] for i, letter in enumerate(reading) if letter in "sc")
+        return {
+            "B": Written((leaf.rows, self.rank), zero=False, factor=True),
+            "A": Written((self.rank, leaf.columns), factor=True),
+            "gains": Written(columns, offset=1.0),
+        }
+
+    def update(self, leaf: Any, parts: Mapping[str, Any]) -> Decomposed:
+        return Decomposed(parts["B"], parts["A"], parts["gains"], leaf.reading)
+
+    def parts(self, update: Decomposed) -> dict[str, Any]:
+        return {"B": update.B, "A": update.A, "gains": update.gains}

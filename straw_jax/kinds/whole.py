@@ -1,0 +1,63 @@
+"""Whole updates: every number of a leaf is generated."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+from jax.typing import ArrayLike
+
+from straw_jax.kinds.base import Kind, Update, Written
+from straw_jax.lowrank import Factor, form
+from straw_jax.operators import Contraction, Kernel
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class WholeLeaf(Update):
+    """An array of a leaf's shape, added to it. A tree of factors has the array itself.
+
+    Attributes:
+        whole: of the leaf's shape, or with a sample axis in front.
+    """
+
+    whole: Factor
+
+    labels: ClassVar[Mapping[str, str]] = {"whole": "the whole"}
+
+    def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        return {"whole": shape}
+
+    def change(self, kernel: Kernel, scale: ArrayLike) -> Kernel:
+        return kernel.plus(Contraction.of(form(self.whole).astype(kernel.dtype)))
+
+
+@dataclass(frozen=True)
+class Whole(Kind):
+    """Every number of a leaf is generated: biases, norms, and small kernels.
+
+    References:
+        Ha et al., "HyperNetworks" (2017), for whole kernels.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import factor_spec
+        >>> from straw_jax.kinds import Whole
+        >>> spec = factor_spec({"norm": {"scale": jnp.ones(8)}}, {"norm/*": Whole()})
+        >>> spec.unpack(jnp.zeros((2, spec.size)))["norm/scale"].shape
+        (2, 8)
+    """
+
+    @property
+    def label(self) -> str:
+        """The word whole."""
+        return "whole"
+
+    def written(self, leaf: Any) -> dict[str, Written]:
+        return {"whole": Written(leaf.shape)}
+
+    def update(self, leaf: Any, parts: Mapping[str, Any]) -> Any:
+        return parts["whole"]
+
+    def parts(self, update: Any) -> dict[str, Any]:
+        return {"whole": update}

@@ -1,0 +1,649 @@
+"""Structured kernels: sums of products of small arrays, applied without being formed.
+
+A generated kernel is `sum_t W_t`, and each term `W_t` is a product of arrays with named axes,
+summed over the axes that the kernel does not have: a base is one array `[in, out]`, a low-rank update is
+`B [in, r]` times `A [r, out]`, a gain of outputs is one more array `[out]`. An axis that no array
+has is constant. Kinds of updates (`straw_jax.kinds`) make terms; `straw_jax.operations` says what
+model code may do with them.
+
+Arrays here have no sample axis; `jax.vmap` adds it.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from straw_jax.lowrank import (
+    ConvGeometry,
+    Factor,
+    Generated,
+    conv,
+    dot,
+    form,
+    lowrank_conv,
+    lowrank_dot,
+    multiply,
+    patches,
+)
+
+# Axes are named by numbers: those of a kernel 0, 1, ...; those that a term sums over -1, -2, ....
+Axes: TypeAlias = tuple[int, ...]
+
+_static: Any = {"static": True}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Part:
+    """One array of a term.
+
+    Attributes:
+        value: of `shape`, or with neighbouring axes joined, such as a factor `[in, r]` of a kernel
+            `[*window, in, out]`.
+        axes: the names of its axes.
+        shape: their sizes.
+    """
+
+    value: Factor
+    axes: Axes = field(metadata=_static)
+    shape: Axes = field(metadata=_static)
+
+    @property
+    def array(self) -> Array:
+        """The array, formed, `shape`."""
+        return form(self.value).reshape(self.shape)
+
+    def size(self, axis: int) -> int:
+        """Return the size of an axis, 1 if it has none of this name."""
+        return self.shape[self.axes.index(axis)] if axis in self.axes else 1
+
+    def renamed(self, names: Mapping[int, int]) -> "Part":
+        """Return the same array with other names of axes."""
+        return replace(self, axes=tuple(names.get(axis, axis) for axis in self.axes))
+
+    def ordered(self, order: Callable[[int], Any]) -> "Part":
+        """Return the part with its axes sorted by a key."""
+        axes = tuple(sorted(self.axes, key=order))
+        if axes == self.axes:
+            return self
+        places = [self.axes.index(axis) for axis in axes]
+        array = self.array.transpose(places)
+        return Part(array, axes, array.shape)
+
+    def without(self, axes: Iterable[int]) -> "Part":
+        """Return the part without some axes, of size one."""
+        removed = set(axes)
+        kept = [place for place, axis in enumerate(self.axes) if axis not in removed]
+        return replace(
+            self,
+            axes=tuple(self.axes[place] for place in kept),
+            shape=tuple(self.shape[place] for place in kept),
+        )
+
+    def changed(self, function: Callable[[Array, Axes], Array], axes: Iterable[int]) -> "Part":
+        """Return the part after a function `(array, axes) -> array`, if it has any of some axes."""
+        if not set(axes) & set(self.axes):
+            return self
+        array = function(self.array, self.axes)
+        return Part(array, self.axes, array.shape)
+
+
+class Term:
+    """One term of a structured kernel; subclasses say what they can do.
+
+    Methods that return None leave an operation to whoever may form the kernel.
+    """
+
+    def each_array(self, function: Callable[[Array], Array]) -> "Term":
+        """Return the term after a function that is linear and keeps shapes, such as a cast."""
+        return jax.tree.map(function, self)
+
+    def scaled(self, factor: ArrayLike) -> "Term | None":
+        """Return the term times a scalar."""
+        raise NotImplementedError
+
+    def times(self, part: Part) -> "Term | None":
+        """Return the term times an array along some of its axes."""
+        raise NotImplementedError
+
+    def each_part(self, function: Callable[[Part], Part | None]) -> "Term | None":
+        """Return the term with each of its arrays rearranged."""
+        raise NotImplementedError
+
+    def product(
+        self, x: Array, x_axes: Axes, out_axes: Axes, sizes: Axes, precision: Any
+    ) -> Array | None:
+        """Multiply `x` by the term; see `Kernel.product`."""
+        raise NotImplementedError
+
+    def convolve(
+        self, x: Array, sizes: Axes, geometry: ConvGeometry, groups: int, precision: Any
+    ) -> Array | None:
+        """Convolve `x` with the term; see `Kernel.convolve`."""
+        raise NotImplementedError
+
+    def materialise(self, sizes: Axes) -> Array | None:
+        """Return the term as an ordinary array."""
+        raise NotImplementedError
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Contraction(Term):
+    """A product of arrays with named axes, summed over those with negative names.
+
+    Attributes:
+        parts: the arrays.
+        scale: of the product.
+        may_form: whether products may sum the arrays of a mixture first, where this costs fewer
+            multiply-adds and no more memory.
+    """
+
+    parts: tuple[Part, ...]
+    scale: float = field(default=1.0, metadata=_static)
+    may_form: bool = field(default=False, metadata=_static)
+
+    @staticmethod
+    def of(array: Array) -> "Contraction":
+        """Return a term that is one array."""
+        return Contraction((Part(array, tuple(range(array.ndim)), array.shape),))
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it is one array, which need not be multiplied to be formed."""
+        return (
+            len(self.parts) == 1
+            and self.scale == 1.0
+            and not isinstance(self.parts[0].value, Generated)
+            and all(axis >= 0 for axis in self.parts[0].axes)
+        )
+
+    def scaled(self, factor: ArrayLike) -> "Contraction":
+        if isinstance(factor, (int, float)):
+            return replace(self, scale=self.scale * float(factor))
+        if self.is_array:  # not one more operation on activations
+            (part,) = self.parts
+            return replace(self, parts=(replace(part, value=part.value * factor),))
+        return self.times(Part(jnp.asarray(factor), (), ()))
+
+    def times(self, part: Part) -> "Contraction":
+        if self.is_array and set(part.axes) == set(self.parts[0].axes):
+            whole = self.parts[0].array * part.ordered(self.parts[0].axes.index).array
+            return Contraction((replace(self.parts[0], value=whole),))
+        return replace(self, parts=(*self.parts, part))
+
+    def each_part(self, function: Callable[[Part], Part | None]) -> "Contraction | None":
+        parts = tuple(function(part) for part in self.parts)
+        return None if None in parts else replace(self, parts=parts)
+
+    def axes(self) -> set[int]:
+        """Return the names of all axes."""
+        return {axis for part in self.parts for axis in part.axes}
+
+    def materialise(self, sizes: Axes) -> Array:
+        axes = tuple(axis for axis in range(len(sizes)) if axis in self.axes())
+        array = contract(self.parts, axes)
+        if self.scale != 1.0:
+            array = array * jnp.asarray(self.scale, array.dtype)
+        return lax.broadcast_in_dim(array, sizes, axes) if array.shape != sizes else array
+
+    def product(self, x: Array, x_axes: Axes, out_axes: Axes, sizes: Axes, precision: Any) -> Array:
+        summed = set(x_axes) - set(out_axes)
+        core, before, after = self._gains(summed, set(out_axes))
+        for part in before:
+            x = x * _along(part, x_axes, x.dtype)
+        y = self._core_product(core, x, x_axes, out_axes, sizes, precision)
+        for part in after:
+            y = y * _along(part, out_axes, y.dtype)
+        return y
+
+    def _gains(
+        self, inputs: set[int], outputs: set[int]
+    ) -> tuple[tuple[Part, ...], list[Part], list[Part]]:
+        """Return the parts but for those that only scale inputs or outputs, and these."""
+        core: list[Part] = []
+        before: list[Part] = []
+        after: list[Part] = []
+        shared = {part.axes for part in self.parts}
+        for part in self.parts:
+            others = shared - {part.axes}
+            inside = any(set(part.axes) < set(axes) for axes in others) or not part.axes
+            if inside and set(part.axes) <= inputs and part.axes:
+                before.append(part)
+            elif inside and set(part.axes) <= outputs:
+                after.append(part)
+            else:
+                core.append(part)
+        return tuple(core), before, after
+
+    def _core_product(
+        self, parts: tuple[Part, ...], x: Array, x_axes: Axes, out_axes: Axes, sizes: Axes,
+        precision: Any,
+    ) -> Array:  # fmt: skip
+        rows = tuple(axis for axis in x_axes if axis < len(sizes) and axis >= 0)
+        if not set(rows) & set(out_axes):
+            if len(parts) == 1 and set(rows) <= set(parts[0].axes) and self.scale == 1.0:
+                return _dense(x, x_axes, parts[0], out_axes, precision)
+            if pair := _factor_pair(parts, rows):
+                (B, A), rows, columns = pair
+                free = [axis for axis in x_axes if axis not in rows]
+                size = math.prod(B.size(axis) for axis in rows)
+                x = x.transpose([x_axes.index(axis) for axis in (*free, *rows)])
+                y = lowrank_dot(
+                    x.reshape(*x.shape[: len(free)], size),
+                    _matrix(B, size),
+                    _matrix(A, A.shape[0]),
+                    None,
+                    scale=self.scale,
+                    precision=precision,
+                )
+                y = y.reshape(*y.shape[:-1], *A.shape[1:])
+                return y.transpose([[*free, *columns].index(axis) for axis in out_axes])
+        return self._general(parts, x, x_axes, out_axes, sizes, precision)
+
+    def _general(
+        self, parts: tuple[Part, ...], x: Array, x_axes: Axes, out_axes: Axes, sizes: Axes,
+        precision: Any,
+    ) -> Array:  # fmt: skip
+        """Multiply `x` by one part after the other, in the cheapest order."""
+        x_part = Part(x, x_axes, x.shape)
+        constant = [axis for axis in out_axes if axis not in (*x_axes, *self.axes())]
+        wanted = tuple(axis for axis in out_axes if axis not in constant)
+        if self.may_form and (formed := _formed_first(parts, x_part, wanted)):
+            parts = formed
+        order = min(
+            itertools.permutations(parts) if len(parts) < 6 else [parts],
+            key=lambda parts: _cost(x_part, parts, wanted),
+        )
+        scaled = self.scale == 1.0
+        for i, part in enumerate(order):
+            later = {axis for other in order[i + 1 :] for axis in other.axes}
+            between = tuple(
+                axis
+                for axis in dict.fromkeys([*x_axes, *part.axes])
+                if axis in later or axis in wanted
+            )
+            last = i == len(order) - 1
+            y = _einsum(x, x_axes, part.array, part.axes, wanted if last else between, precision)
+            if not scaled:
+                y, scaled = y * jnp.asarray(self.scale, y.dtype), True
+            x, x_axes = (y if last else y.astype(x.dtype)), between
+        if not parts:
+            x = jnp.einsum(x, list(x_axes), list(wanted)) * self.scale
+        if constant:
+            shape = [*x.shape, *(sizes[axis] for axis in constant)]
+            x = jnp.broadcast_to(x[(..., *[None] * len(constant))], shape)
+            x = x.transpose([[*wanted, *constant].index(axis) for axis in out_axes])
+        return x
+
+    def convolve(
+        self, x: Array, sizes: Axes, geometry: ConvGeometry, groups: int, precision: Any
+    ) -> Array | None:
+        *window, rows, out = range(len(sizes))
+        if groups == 1:
+            core, before, after = self._gains({rows}, {out})
+            scaled = x
+            for part in before:
+                scaled = scaled * _along(part, (*[-1] * (x.ndim - 1), rows), x.dtype)
+            y = self._core_convolution(core, scaled, geometry, precision, (*window, rows), out)
+            if y is not None:
+                for part in after:
+                    y = y * _along(part, (*[-1] * (y.ndim - 1), out), y.dtype)
+                return y
+        return self._by_patches(x, sizes, geometry, groups, precision)
+
+    def _core_convolution(
+        self, parts: tuple[Part, ...], x: Array, geometry: ConvGeometry, precision: Any,
+        rows: Axes, out: int,
+    ) -> Array | None:  # fmt: skip
+        if len(parts) == 1 and parts[0].axes == (*rows, out) and self.scale == 1.0:
+            return conv(x, parts[0].array, geometry, precision)
+        pair = _factor_pair(parts, rows)
+        if pair is None or pair[1:] != (rows, (out,)):
+            return None
+        B, A = pair[0]
+        size = math.prod(B.size(axis) for axis in rows)
+        return lowrank_conv(
+            x, _matrix(B, size), _matrix(A, A.shape[0]), None, geometry,
+            scale=self.scale, precision=precision,
+        )  # fmt: skip
+
+    def _by_patches(
+        self, x: Array, sizes: Axes, geometry: ConvGeometry, groups: int, precision: Any
+    ) -> Array | None:
+        """Multiply each group of channels of each patch by its part of the kernel's columns."""
+        *window, rows, out = sizes
+        split = reshaped(self, sizes, (*window, rows, groups, out // groups))
+        if split is None:
+            return None
+        x = patches(x, geometry)
+        positions = x.shape[:-1]
+        ndim = len(sizes) + 1
+        x = x.reshape(*positions, *window, groups, rows)
+        free = tuple(range(ndim + 1, ndim + 1 + len(positions)))
+        group, kernel = ndim - 2, tuple(range(ndim - 2))
+        x_axes = (*free, *kernel[:-1], group, kernel[-1])
+        split_sizes = (*window, rows, groups, out // groups)
+        y = split.product(x, x_axes, (*free, group, group + 1), split_sizes, precision)
+        return y.reshape(*positions, out)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel in model code that depends on the sample: a sum of terms, never formed.
+
+    Attributes:
+        terms: the sum's; none for zero.
+        shape: of the kernel.
+        dtype: of the kernel in model code.
+        path: the leaf's name, for errors.
+        allow_materialise: whether an operation without a rule may form the kernel.
+    """
+
+    terms: tuple[Term, ...]
+    shape: tuple[int, ...] = field(metadata=_static)
+    dtype: Any = field(metadata=_static)
+    path: str = field(metadata=_static)
+    allow_materialise: bool = field(default=False, metadata=_static)
+
+    @property
+    def ndim(self) -> int:
+        """Number of the kernel's axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of the kernel's entries."""
+        return math.prod(self.shape)
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it is one array: generated whole, so that forming it costs nothing."""
+        return len(self.terms) == 1 and getattr(self.terms[0], "is_array", False)
+
+    def astype(self, dtype: Any) -> "Kernel":
+        """Return the kernel in another floating dtype."""
+        cast = self.each_array(lambda array: array.astype(dtype))
+        return replace(cast, dtype=jnp.dtype(dtype))
+
+    def each_array(self, function: Callable[[Array], Array]) -> "Kernel":
+        """Return the kernel after a linear function of each of its arrays."""
+        return replace(self, terms=tuple(term.each_array(function) for term in self.terms))
+
+    def each_term(
+        self, function: Callable[[Any], Term | None], shape: Sequence[int] | None = None
+    ) -> "Kernel | None":
+        """Return the kernel after a linear function of each of its terms; None if one cannot."""
+        terms = tuple(function(term) for term in self.terms)
+        if None in terms:
+            return None
+        return replace(self, terms=terms, shape=self.shape if shape is None else tuple(shape))
+
+    def each_part(
+        self, function: Callable[[Part], Part | None], shape: Sequence[int] | None = None
+    ) -> "Kernel | None":
+        """Return the kernel after a function that rearranges each array."""
+        return self.each_term(lambda term: term.each_part(function), shape)
+
+    def times(self, array: Array, axes: Axes) -> "Kernel | None":
+        """Return the kernel times an array along some of its axes."""
+        part = Part(array, axes, array.shape)
+        return self.each_term(lambda term: term.times(part))
+
+    def scaled(self, factor: ArrayLike) -> "Kernel | None":
+        """Return the kernel times a scalar."""
+        return self.each_term(lambda term: term.scaled(factor))
+
+    def plus(self, *terms: Term) -> "Kernel":
+        """Return the kernel with more terms; whole arrays become one."""
+        kernel = self
+        for term in terms:
+            kernel = kernel._plus(term)
+        return kernel
+
+    def _plus(self, term: Term) -> "Kernel":
+        axes = tuple(range(self.ndim))
+
+        def is_whole(term: Term) -> bool:
+            return isinstance(term, Contraction) and term.is_array and term.parts[0].axes == axes
+
+        place = next((i for i, each in enumerate(self.terms) if is_whole(each)), None)
+        if place is None or not is_whole(term):
+            return replace(self, terms=(*self.terms, term))
+        total = Contraction.of(self.terms[place].parts[0].array + term.parts[0].array)
+        return replace(self, terms=(*self.terms[:place], total, *self.terms[place + 1 :]))
+
+    def materialise(self) -> Array:
+        """Return the kernel as an ordinary array."""
+        arrays = [term.materialise(self.shape) for term in self.terms]
+        if not arrays:
+            return jnp.zeros(self.shape, self.dtype)
+        return reduce(jnp.add, arrays).astype(self.dtype)
+
+    def product(
+        self, x: Array, x_axes: Axes, out_axes: Axes, *, precision: Any, dtype: Any
+    ) -> Array | None:
+        """Multiply `x` by the kernel, both with named axes, and sum over axes not in `out_axes`.
+
+        Args:
+            x: with axes `x_axes`; names from the kernel's `ndim` are of its own axes.
+            x_axes: names of its axes.
+            out_axes: names of the result's axes.
+            precision: as in `jax.lax.dot_general`.
+            dtype: of the result.
+
+        Returns:
+            The product; None if a term cannot.
+        """
+        products = [term.product(x, x_axes, out_axes, self.shape, precision) for term in self.terms]
+        if not products:
+            sizes = {**dict(enumerate(self.shape)), **dict(zip(x_axes, x.shape, strict=True))}
+            return jnp.zeros([sizes[axis] for axis in out_axes], dtype)
+        if any(product is None for product in products):
+            return None
+        return reduce(jnp.add, products).astype(dtype)
+
+    def convolve(
+        self, x: Array, geometry: ConvGeometry, groups: int, *, precision: Any, dtype: Any
+    ) -> Array | None:
+        """Convolve `x [n, *spatial, in]` with the kernel `[*window, in / groups, out]`."""
+        products = [
+            term.convolve(x, self.shape, geometry, groups, precision) for term in self.terms
+        ]
+        if not products or any(product is None for product in products):
+            return None
+        return reduce(jnp.add, products).astype(dtype)
+
+
+def refusal(kernel: Kernel, operation: str, where: str) -> ValueError:
+    """Return the error for an operation that needs the whole kernel."""
+    return ValueError(
+        f"{kernel.path}: expected operations that are linear in a generated kernel, got {operation}"
+        f" (in {where}), which needs the whole kernel {kernel.shape} of every sample. Use the"
+        " kernel in a matrix product, a convolution or a look-up of rows, generate this leaf whole"
+        " or not at all, or call modulate(..., allow_materialise=True)."
+    )
+
+
+def contract(parts: Sequence[Part], out_axes: Axes, precision: Any = None) -> Array:
+    """Multiply arrays with named axes, and sum over axes not in `out_axes`.
+
+    Two at a time, those first that make the smallest array, so that a kernel is formed last.
+    """
+    left = list(parts)
+
+    def kept(pair: tuple[Part, Part]) -> tuple[Axes, int, int]:
+        """Return the axes of the product of two parts, its size, and its cost."""
+        others = {axis for part in left if not any(part is each for each in pair)
+                  for axis in part.axes}  # fmt: skip
+        sizes = dict(zip(pair[0].axes + pair[1].axes, pair[0].shape + pair[1].shape, strict=True))
+        axes = tuple(axis for axis in sizes if axis in others or axis in out_axes)
+        return axes, math.prod(sizes[axis] for axis in axes), math.prod(sizes.values())
+
+    while len(left) > 1:
+        first, second = min(itertools.combinations(left, 2), key=lambda pair: kept(pair)[1:])
+        axes = kept((first, second))[0]
+        array = jnp.einsum(
+            first.array, list(first.axes), second.array, list(second.axes), list(axes),
+            precision=precision,
+        )  # fmt: skip
+        left = [part for part in left if part is not first and part is not second]
+        left.append(Part(array, axes, array.shape))
+    (last,) = left
+    if last.axes == out_axes:
+        return last.array
+    return jnp.einsum(last.array, list(last.axes), list(out_axes))
+
+
+def reshaped(term: Term, old: Sequence[int], new: Sequence[int]) -> Any:
+    """Return a term with axes split, or neighbouring axes joined; None if it cannot be."""
+    groups = _groups(old, new)
+
+    def of_part(part: Part) -> Part | None:
+        axes: list[int] = []
+        shape: list[int] = []
+        first = part.axes[:1]  # an axis that is summed over stays where B and A have it
+        part = part.ordered(lambda axis: axis if axis >= 0 else -1 if axis in first else len(old))
+        place = 0
+        while place < len(part.axes):
+            axis = part.axes[place]
+            olds, news = ([axis], [axis]) if axis < 0 else next(g for g in groups if axis in g[0])
+            has = tuple(part.axes[place : place + len(olds)])
+            if has != tuple(olds):
+                if (grown := _grown(part, olds, old)) is None:
+                    return None
+                return of_part(grown)
+            axes += news
+            shape += [new[each] for each in news] if axis >= 0 else [part.shape[place]]
+            place += len(olds)
+        return Part(part.value, tuple(axes), tuple(shape))
+
+    return term.each_part(of_part)
+
+
+def _grown(part: Part, olds: Sequence[int], sizes: Sequence[int]) -> Part | None:
+    """Return a small array along some of the axes that are joined along all of them."""
+    missing = [axis for axis in olds if axis not in part.axes]
+    size = math.prod(part.shape) * math.prod(sizes[axis] for axis in missing)
+    whole = math.prod(sizes[axis] for axis in missing) > 1 and size >= math.prod(sizes)
+    if not missing or whole or any(axis < 0 for axis in part.axes):
+        return None
+    array = part.array.reshape(*part.shape, *[1] * len(missing))
+    shape = (*part.shape, *(sizes[axis] for axis in missing))
+    grown = Part(jnp.broadcast_to(array, shape), (*part.axes, *missing), shape)
+    return grown.ordered(lambda axis: axis)
+
+
+def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Return which neighbouring axes of a shape become which axes of another, in groups."""
+    groups, i, j = [], 0, 0
+    while i < len(old):
+        olds, news = [i], []
+        size, reached = old[i], 1
+        i += 1
+        while reached != size:
+            if reached < size:
+                news.append(j)
+                reached *= new[j]
+                j += 1
+            else:
+                olds.append(i)
+                size *= old[i]
+                i += 1
+        groups.append((olds, news))
+    if groups:
+        groups[-1][1].extend(range(j, len(new)))  # of size one
+    return groups
+
+
+def _factor_pair(parts: Sequence[Part], rows: Axes) -> tuple[tuple[Part, Part], Axes, Axes] | None:
+    """Return `B [rows, r]` and `A [r, columns]` with these axes, if the parts are these two."""
+    if len(parts) != 2:
+        return None
+    B, A = parts
+    fits = (
+        len(B.axes) > 1
+        and len(A.axes) > 1
+        and B.axes[-1] == A.axes[0] < 0
+        and set(B.axes[:-1]) == set(rows)
+        and not set(B.axes[:-1]) & set(A.axes)
+        and all(axis >= 0 for axis in (*B.axes[:-1], *A.axes[1:]))
+    )
+    return ((B, A), B.axes[:-1], A.axes[1:]) if fits else None
+
+
+def _matrix(part: Part, rows: int) -> Factor:
+    value = part.value
+    return value if isinstance(value, Generated) else value.reshape(rows, -1)
+
+
+def _along(part: Part, axes: Axes, dtype: Any) -> Array:
+    """Return a part with an axis of size one for each axis that it lacks."""
+    part = part.ordered(axes.index)
+    array = part.array.astype(dtype)
+    return array.reshape([part.size(axis) for axis in axes])
+
+
+def _dense(x: Array, x_axes: Axes, part: Part, out_axes: Axes, precision: Any) -> Array:
+    """Multiply by one array, as a plain matrix."""
+    rows = [axis for axis in part.axes if axis in x_axes]
+    columns = [axis for axis in part.axes if axis not in x_axes]
+    free = [axis for axis in x_axes if axis not in rows]
+    matrix = part.array.transpose([part.axes.index(axis) for axis in (*rows, *columns)])
+    size = math.prod(part.size(axis) for axis in rows)
+    x = x.transpose([x_axes.index(axis) for axis in (*free, *rows)])
+    y = dot(x.reshape(*x.shape[: len(free)], size), matrix.reshape(size, -1), precision)
+    y = y.reshape(*y.shape[:-1], *(part.size(axis) for axis in columns))
+    return y.transpose([[*free, *columns].index(axis) for axis in out_axes])
+
+
+def _einsum(
+    x: Array, x_axes: Axes, y: Array, y_axes: Axes, out_axes: Axes, precision: Any
+) -> Array:
+    def product(x: Array, y: Array, **options: Any) -> Array:
+        return jnp.einsum(
+            x, list(x_axes), y, list(y_axes), list(out_axes), precision=precision, **options
+        )
+
+    return multiply(product, x, y.astype(x.dtype))
+
+
+def _cost(x: Part, parts: Sequence[Part], out_axes: Axes) -> int:
+    """Return the multiply-adds of multiplying by some parts, one after the other."""
+    sizes = dict(zip(x.axes, x.shape, strict=True))
+    current, total = set(x.axes), 0
+    for i, part in enumerate(parts):
+        sizes |= dict(zip(part.axes, part.shape, strict=True))
+        current |= set(part.axes)
+        total += math.prod(sizes[axis] for axis in current)
+        later = {axis for other in parts[i + 1 :] for axis in other.axes}
+        current &= later | set(out_axes)
+    return total
+
+
+def _formed_first(parts: tuple[Part, ...], x: Part, out_axes: Axes) -> tuple[Part, ...] | None:
+    """Return a mixture's parts after their sum, if this costs and stores less than products do."""
+    (weights, templates), rest = sorted(parts, key=lambda part: len(part.axes))[:2], parts[2:]
+    if rest or not set(weights.axes) <= set(templates.axes):
+        return None
+    axes = tuple(axis for axis in templates.axes if axis not in weights.axes)
+    shape = tuple(templates.size(axis) for axis in axes)
+    formed = Part(templates.value, axes, shape)  # of this size
+    first = math.prod(templates.shape) + _cost(x, [formed], out_axes)
+    between = math.prod(x.size(axis) for axis in x.axes if axis in out_axes) * math.prod(
+        templates.size(axis) for axis in templates.axes if axis not in x.axes
+    )
+    lazily = min(_cost(x, order, out_axes) for order in itertools.permutations(parts))
+    if first >= lazily or math.prod(shape) > between:
+        return None
+    array = contract((weights, templates), axes)
+    return (Part(array, axes, shape),)
