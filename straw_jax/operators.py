@@ -229,7 +229,8 @@ class Contraction(Term):
         precision: Any,
     ) -> Array:  # fmt: skip
         rows = tuple(axis for axis in x_axes if axis < len(sizes) and axis >= 0)
-        if not set(rows) & set(out_axes):
+        has = {axis for part in parts for axis in part.axes} | set(x_axes)
+        if not set(rows) & set(out_axes) and set(out_axes) <= has:
             if len(parts) == 1 and set(rows) <= set(parts[0].axes) and self.scale == 1.0:
                 return _dense(x, x_axes, parts[0], out_axes, precision)
             if pair := _factor_pair(parts, rows):
@@ -535,12 +536,11 @@ def _grown(part: Part, olds: Sequence[int], sizes: Sequence[int]) -> Part | None
     missing = [axis for axis in olds if axis not in part.axes]
     size = math.prod(part.shape) * math.prod(sizes[axis] for axis in missing)
     whole = math.prod(sizes[axis] for axis in missing) > 1 and size >= math.prod(sizes)
-    if not missing or whole or any(axis < 0 for axis in part.axes):
+    if not missing or whole:
         return None
     array = part.array.reshape(*part.shape, *[1] * len(missing))
     shape = (*part.shape, *(sizes[axis] for axis in missing))
-    grown = Part(jnp.broadcast_to(array, shape), (*part.axes, *missing), shape)
-    return grown.ordered(lambda axis: axis)
+    return Part(jnp.broadcast_to(array, shape), (*part.axes, *missing), shape)
 
 
 def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:

@@ -447,15 +447,12 @@ reversed_product.defvjp(
         (lambda params, x: product(x, params["W"]), "the operation 'custom_jvp_call'"),
         (lambda params, x: reversed_product(x, params["W"]), "the operation 'custom_vjp_call'"),
         (lambda params, x: x @ jnp.tanh(params["W"]), "the operation 'tanh'"),
-        (lambda params, x: x @ (params["W"] + params["W"]), "the operation '(add_any|add)'"),
-        (lambda params, x: params["W"][:, jnp.arange(2)].sum() + x, "the operation 'gather'"),
-        (lambda params, x: x @ (params["W"] @ params["W"].T), "the operation 'dot_general'"),
         (lambda params, x: x @ params["W"].reshape(3, 8).reshape(6, 4), "the operation 'reshape'"),
         (
             lambda params, x: lax.scan(lambda x, W: (x @ jnp.exp(W), None), x, params["L"])[0],
             "the operation 'exp'",
         ),
-        (lambda params, x: params["W"][None] + x[..., None], "the operation '"),
+        (lambda params, x: jnp.sin(params["W"][None] + x[..., None]), "the operation 'sin'"),
         (lambda params, x: params["L"], "returning it"),
     ],
 )  # fmt: skip
@@ -463,7 +460,7 @@ def test_unsupported_operations_are_refused_or_materialised(apply, operation):
     params = {"W": random_array(0, (6, 4)), "L": random_array(1, (1, 6, 6))}
     x = random_array(2, (2, 6))
     factors = random_factors(params, 2, (2,))
-    with pytest.raises(ValueError, match=f"(W|L): expected .* kernels, got ({operation})") as error:
+    with pytest.raises(ValueError, match=f"(W|L): expected .* kernel, got ({operation})") as error:
         modulate(apply)(params, factors, x)
     assert "test_lift_models.py" in str(error.value) or "results" in str(error.value)
 

@@ -259,7 +259,9 @@ def test_whole_kernels_are_formed_where_that_is_allowed():
     merge = jax.jit(allowed.merge)
     own = np.stack([merge(params, row)["W"] for row in x])
     assert_close(jax.jit(allowed.apply)(params, x), np.einsum("bi,bio->bo", x, np.tanh(own)), 1e-5)
-    with pytest.raises(ValueError, match="W: expected operations that support low-rank kernels"):
+    with pytest.raises(
+        ValueError, match="W: expected operations that are linear in a generated kernel"
+    ):
         straw().apply(params, x)
 
 
