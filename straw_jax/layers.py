@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
@@ -48,3 +48,12 @@ def max_pool(x: Array) -> Array:
     """
     x = jnp.maximum(x[:, :-1:2], x[:, 1::2])
     return jnp.maximum(x[:, :, :-1:2], x[:, :, 1::2])
+
+
+def pooled_conv(*operands: Any, **options: Any) -> Array:
+    """Convolve, then `max_pool`: give it to `nn.Conv` as `conv_general_dilated`.
+
+    The layer adds its bias to what this returns. max(x) + b = max(x + b), also once rounded, but
+    the bias and its gradient, a sum over positions, then have a quarter of the positions.
+    """
+    return max_pool(lax.conv_general_dilated(*operands, **options))

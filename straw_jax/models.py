@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from straw_jax import expect
-from straw_jax.layers import conv, dense, max_pool
+from straw_jax.layers import conv, dense, max_pool, pooled_conv
 
 
 class CNN(nn.Module):
@@ -49,10 +49,12 @@ class CNN(nn.Module):
         """
         expect.compute_dtype("CNN", self.dtype)
         expect.images("CNN", x, least=6)  # two windows of 3, then a max-pool
-        for i, features in enumerate(self.channels, start=1):
-            x = conv(features, x.shape[-1], f"conv{i}", padding="VALID", dtype=self.dtype)(x)
-            x = nn.relu(x) if i == 1 else x
-        x = nn.relu(max_pool(x))  # in this order ReLU is on a quarter of the numbers
+        convolution = partial(conv, padding="VALID", dtype=self.dtype)
+        first, second = self.channels
+        x = nn.relu(convolution(first, x.shape[-1], "conv1")(x))
+        # Bias and ReLU come after the pool, where they have a quarter of the numbers.
+        x = convolution(second, first, "conv2", conv_general_dilated=pooled_conv)(x)
+        x = nn.relu(x)
         x = nn.Dropout(0.25, deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(dense(self.hidden, x.shape[-1], "fc1", self.dtype)(x))
@@ -304,9 +306,15 @@ class Conv7(nn.Module):
         expect.compute_dtype("Conv7", self.dtype)
         expect.images("Conv7", x, least=4)
         for i, features in enumerate(self.channels, start=1):
-            init = nn.initializers.he_normal()
-            x = nn.Conv(features, (7, 7), kernel_init=init, dtype=self.dtype, name=f"conv{i}")(x)
-            x = nn.relu(max_pool(x))
+            convolution = nn.Conv(
+                features,
+                (7, 7),
+                kernel_init=nn.initializers.he_normal(),
+                dtype=self.dtype,
+                conv_general_dilated=pooled_conv,
+                name=f"conv{i}",
+            )
+            x = nn.relu(convolution(x))
         x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         return nn.Dense(self.classes, dtype=self.dtype, name="fc")(x)
 

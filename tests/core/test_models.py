@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from reference import assert_close, random_array, random_params, to_numpy
+from reference import TOLERANCE, assert_close, random_array, random_params, to_numpy
 
 from straw_jax import CNN, CompactCNN, NormEncoder, ResNet34, ViT, factor_spec, make_straw
+from straw_jax.layers import max_pool, pooled_conv
 from straw_jax.models import Conv7, WideResNet
 
 
@@ -77,6 +78,36 @@ def test_dropout_only_while_training(module):
     one, two = (to_numpy(train(jax.random.key(seed))) for seed in (1, 2))
     assert not np.allclose(one, still)
     assert not np.allclose(one, two)
+
+
+@pytest.mark.accelerator
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_bias_after_the_pool_is_a_bias_before_it(dtype):
+    conv = partial(nn.Conv, 5, (3, 3), padding="VALID", dtype=dtype)
+    params = random_params(conv().init, np.zeros((1, 9, 7, 2)))
+    # Of whole numbers every sum is exact, so that both orders have the same ties.
+    params = jax.tree.map(lambda leaf: np.round(3 * leaf), params)
+    images = np.round(random_array(0, (4, 9, 7, 2)))  # 7 x 5 positions: the last ones are left out
+    weights = np.round(3 * random_array(1, (4, 3, 2, 5)))
+
+    def before(params, images):
+        return max_pool(nn.relu(conv().apply(params, images)))
+
+    def after(params, images):
+        return nn.relu(conv(conv_general_dilated=pooled_conv).apply(params, images))
+
+    def value_and_gradient(layer):
+        def loss(params, images):
+            y = layer(params, images)
+            return jnp.sum(y.astype("float32") * weights), y
+
+        return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, images)
+
+    got, y = value_and_gradient(after)
+    want, expected = value_and_gradient(before)
+    assert y.dtype == dtype
+    assert np.array_equal(y, expected)
+    assert_close(got, want, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("side", [8, 15])  # an odd row or column is left out by the pools
