@@ -532,11 +532,15 @@ def reshaped(term: Term, old: Sequence[int], new: Sequence[int]) -> Any:
 
 
 def _grown(part: Part, olds: Sequence[int], sizes: Sequence[int]) -> Part | None:
-    """Return a small array along some of the axes that are joined along all of them."""
+    """Return an array along some of the axes that are joined along all of them.
+
+    It is repeated if it stays smaller than a kernel, or is a whole kernel but for these axes.
+    """
     missing = [axis for axis in olds if axis not in part.axes]
-    size = math.prod(part.shape) * math.prod(sizes[axis] for axis in missing)
-    whole = math.prod(sizes[axis] for axis in missing) > 1 and size >= math.prod(sizes)
-    if not missing or whole:
+    repeats = math.prod(sizes[axis] for axis in missing)
+    too_large = repeats > 1 and math.prod(part.shape) * repeats >= math.prod(sizes)
+    whole = len(part.axes) > 1 and all(axis >= 0 for axis in part.axes)
+    if not missing or (too_large and not whole):
         return None
     array = part.array.reshape(*part.shape, *[1] * len(missing))
     shape = (*part.shape, *(sizes[axis] for axis in missing))
