@@ -6,7 +6,7 @@ import optax
 
 from straw_jax import Network, SetEncoder, make_straw
 
-SETS, GIVEN, ASKED = 64, 12, 16
+SETS, GIVEN, ASKED = 32, 12, 16
 
 
 def init(key, x):

@@ -1,5 +1,6 @@
 """Strictness for every test: no silent dtype or rank promotion, no warning, no flaky deadline."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -20,6 +21,10 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if jax.__version_info__ < (0, 11):
     quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+# Tracing makes many objects, and few cycles of dead ones: to look for them takes 4 % of the time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 # Compilation makes the first example slow: a deadline would measure the compiler.
 hypothesis.settings.register_profile("straw", deadline=None, max_examples=20, derandomize=True)

@@ -5,6 +5,7 @@ process costs seconds, most of which go into imports.
 """
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -75,4 +76,5 @@ def _main(files: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(50_000, 20, 50)  # as in conftest.py
     _main(sys.argv[1:])

@@ -5,6 +5,7 @@ Only the standard library is imported, so that a mistake is answered at once.
 
 import contextlib
 import errno
+import gc
 import importlib
 import os
 import platform
@@ -158,9 +159,15 @@ def _file(subcommand: str) -> str:
 
 
 def prepare() -> None:
-    """Show warnings as blocks, and let JAX keep compiled programs; call before JAX is imported."""
+    """Make a process ready for a study, so that JAX keeps its programs; call before its import."""
     show_warnings()
+    collect_rarely()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache_dir()))  # Read on JAX's import.
+
+
+def collect_rarely() -> None:
+    """Let Python look for cycles of dead objects rarely: tracing makes many objects, few cycles."""
+    gc.set_threshold(50_000, 20, 50)
 
 
 def show_warnings() -> None:

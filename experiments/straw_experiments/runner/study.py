@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from jax.sharding import Mesh
 
 from straw_experiments.runner import metrics, records, settings
-from straw_experiments.runner.command import show_warnings
+from straw_experiments.runner.command import collect_rarely, show_warnings
 from straw_experiments.runner.environment import commit, device, versions
 from straw_experiments.runner.hosts import is_first
 from straw_experiments.runner.processes import in_processes, jobs_for
@@ -174,6 +174,7 @@ def _executor(
     kind: type[Study[Any]], arguments: tuple[Any, ...]
 ) -> Callable[[tuple[str, int]], None]:
     show_warnings()
+    collect_rarely()
     study = kind(*arguments)
 
     def execute(task: tuple[str, int]) -> None:
