@@ -361,6 +361,7 @@ def factor_spec(
     *,
     axes: Mapping[str, str] | None = None,
     added: Collection[str] = (),
+    kernels_alone: bool = False,
 ) -> FactorSpec:
     """Specify which leaves of a parameter tree are generated, and with which rank.
 
@@ -384,6 +385,7 @@ def factor_spec(
             diagonal of `B @ A`.
         added: paths of leaves that are no kernels although they have two axes or more, such as
             embeddings of positions, which a model adds. `make_straw` finds them.
+        kernels_alone: with one rank for all kernels, leave all other leaves as they are.
 
     Returns:
         The specification, in the order of the tree's leaves.
@@ -416,6 +418,8 @@ def factor_spec(
     if not isinstance(ranks, Mapping):
         whole = [path for path in chosen if path in added or not is_kernel(path, leaves[path])]
         chosen |= dict.fromkeys(whole, "whole")
+        if kernels_alone:
+            chosen = {path: rank for path, rank in chosen.items() if path not in whole}
     if not chosen:
         raise ValueError("factor_spec: nothing would be generated. Name at least one leaf.")
     kinds = {path: _kinds(rank, path) for path, rank in chosen.items()}

@@ -175,16 +175,18 @@ def take(params: Any, factors: FactorTree, index: Any) -> dict[str, Entry]:
     """
     updates, axes = _checked(params, factors)
 
-    def of_entry(update: Any, axis: Any) -> Any:
-        taken = jax.tree.map(
-            lambda leaf, axis: leaf if axis is None else leaf[index],
-            *(jax.tree.flatten(each, is_leaf=lambda leaf: leaf is None)[0] for each in
-              (update, axis)),
-        )  # fmt: skip
-        return jax.tree.unflatten(jax.tree.structure(update), taken)
+    def of_update(update: Update, axes: Update) -> Update:
+        fields = {}
+        for name in vars(axes):
+            part, axis = getattr(update, name), getattr(axes, name)
+            if isinstance(part, Generated) and axis.hidden == 0:
+                fields[name] = part._replace(hidden=part.hidden[index])
+            elif axis == 0 and not isinstance(axis, bool):
+                fields[name] = part[index]
+        return replace(update, **fields)
 
     taken = {
-        path: tuple(of_entry(update, axis) for update, axis in zip(each, axes[path], strict=True))
+        path: tuple(of_update(*pair) for pair in zip(each, axes[path], strict=True))
         for path, each in updates.items()
     }
     return {

@@ -1,10 +1,10 @@
 """Structured kernels: sums of products of small arrays, applied without being formed.
 
 A generated kernel is `sum_t W_t`, and each term `W_t` is a product of arrays with named axes,
-summed over the axes that the kernel does not have: a base is one array `[in, out]`, a low-rank update is
-`B [in, r]` times `A [r, out]`, a gain of outputs is one more array `[out]`. An axis that no array
-has is constant. Kinds of updates (`straw_jax.kinds`) make terms; `straw_jax.operations` says what
-model code may do with them.
+summed over the axes that the kernel does not have: a base is one array `[in, out]`, a low-rank
+update is `B [in, r]` times `A [r, out]`, a gain of outputs is one more array `[out]`. An axis that
+no array has is constant. Kinds of updates (`straw_jax.kinds`) make terms; `straw_jax.operations`
+says what model code may do with them.
 
 Arrays here have no sample axis; `jax.vmap` adds it.
 """
@@ -507,7 +507,7 @@ def contract(parts: Sequence[Part], out_axes: Axes, precision: Any = None) -> Ar
 
 def reshaped(term: Term, old: Sequence[int], new: Sequence[int]) -> Any:
     """Return a term with axes split, or neighbouring axes joined; None if it cannot be."""
-    groups = _groups(old, new)
+    groups = groups_of_axes(old, new)
 
     def of_part(part: Part) -> Part | None:
         axes: list[int] = []
@@ -547,7 +547,7 @@ def _grown(part: Part, olds: Sequence[int], sizes: Sequence[int]) -> Part | None
     return Part(jnp.broadcast_to(array, shape), (*part.axes, *missing), shape)
 
 
-def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+def groups_of_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Return which neighbouring axes of a shape become which axes of another, in groups."""
     groups, i, j = [], 0, 0
     while i < len(old):

@@ -15,7 +15,7 @@ from straw_jax import expect
 from straw_jax.encoders import ConvEncoder
 from straw_jax.factors import Entry, FactorSpec, Rank, factor_spec, is_kernel, named_leaves
 from straw_jax.generator import Generator
-from straw_jax.kernels import added_leaves
+from straw_jax.kernels import Use, uses_of_leaves
 from straw_jax.lift import materialize, modulate, take
 from straw_jax.lowrank import Generated, form
 from straw_jax.operations import is_linear_cast
@@ -162,6 +162,7 @@ def make_straw(
     sample: Any,
     *,
     rank: int | Mapping[str, Rank] = 16,
+    updates: Mapping[str, Rank] | None = None,
     axes: Mapping[str, str] | None = None,
     base: Base = "none",
     encoder: nn.Module | Network | None = None,
@@ -181,7 +182,10 @@ def make_straw(
         sample: an input of the executor, `[n, ...]`; only shapes and dtypes are used.
         rank: of all kernels, or path patterns to ranks, as in `factor_spec`. One rank is for the
             kernels of products, convolutions and look-ups: what the executor only adds to its data,
-            such as embeddings of positions, is generated whole.
+            such as embeddings of positions, is generated whole. With a frozen base it is for these
+            kernels alone: biases and norms stay as they are.
+        updates: in place of `rank`: path patterns to kinds of `straw_jax.kinds`, such as
+            `{"conv*/kernel": LowRank(4), "fc/kernel": [LowRank(8), Gain()], "norm*/*": Whole()}`.
         axes: path patterns to how kernels are read as matrices, as in `factor_spec`.
         base: "none": the generated weights alone, `W = B @ A`, as in the article's released code;
             all of the executor's leaves must be generated. "trained": `W = W0 + B @ A` with `W0`
@@ -235,8 +239,17 @@ def make_straw(
     seen = sample if context is None else zeros_like(context, "make_straw", "the context")
     style = _style(encoder, seen)
     shapes = jax.eval_shape(lambda: executor.init(jax.random.key(0), sample))
-    added = [] if isinstance(rank, Mapping) else _added(executor, shapes, sample)
-    spec = factor_spec(shapes, rank, axes=axes, added=added)
+    chosen = rank if updates is None else updates
+    if isinstance(chosen, Mapping):
+        spec = factor_spec(shapes, chosen, axes=axes)
+    else:
+        uses = _uses(executor, shapes, sample)
+        added = [path for path, use in uses.items() if use.added]
+        economical = {path: use.axes for path, use in uses.items() if use.axes}
+        spec = factor_spec(
+            shapes, chosen, axes={**(axes or {}), **economical}, added=added,
+            kernels_alone=base == "frozen",
+        )  # fmt: skip
     # A gain or a pose changes weights, and needs some.
     generated = {leaf.path for leaf in spec if any(kind.stands_alone for kind in leaf.kinds)}
     kept = [path for path in named_leaves(shapes) if path not in generated]
@@ -318,7 +331,7 @@ def make_straw(
                 f"Straw.merge: expected one context, like one of {expect.describe(seen)}, got"
                 f" {expect.describe(context)}. Take one of a batch, as context[0]."
             )
-        own = take(shapes, factors(params, batch_of_one), 0)
+        own = take(weights_of(params), factors(params, batch_of_one), 0)
         return materialize(weights_of(params), in_parameters_dtype(own), scale=scale)
 
     return Straw(spec, init, apply, styles, apply_styles, factors, merge)
@@ -340,19 +353,20 @@ def _style(encoder: Network, context: Any) -> jax.ShapeDtypeStruct:
     return styles
 
 
-def _added(executor: Network, shapes: Params, sample: Any) -> list[str]:
-    """Return the paths of leaves that an executor only adds to its data."""
+def _uses(executor: Network, shapes: Params, sample: Any) -> dict[str, Use]:
+    """Return how an executor uses its leaves, by path."""
     leaves = named_leaves(shapes)
-    kernels = [path for path, leaf in leaves.items() if is_kernel(path, leaf)]
-    if all(path.split("/")[-1] == "kernel" for path in kernels):
-        return []  # as in most Linen modules: no need to trace them
+    kernels = {path: leaf for path, leaf in leaves.items() if is_kernel(path, leaf)}
+    matrices = all(len(leaf.shape) in (2, 4) for leaf in kernels.values())
+    if matrices and all(path.split("/")[-1] == "kernel" for path in kernels):
+        return {}  # as in most Linen modules: no need to trace them
     try:
-        added = added_leaves(executor.apply, shapes, sample)
+        uses = uses_of_leaves(executor.apply, shapes, sample)
     except Exception:
         # A model may need arguments that only its calls have, and then raises anything. Its kernels
         # are those of `factor_spec`, by name and axes; the call tells what does not fit.
-        return []
-    return [path for path, is_added in zip(leaves, added, strict=True) if is_added]
+        return {}
+    return dict(zip(leaves, uses, strict=True))
 
 
 def for_each_sample(styles: Array, count: Any) -> Array:

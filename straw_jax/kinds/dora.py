@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from straw_jax.kinds.base import Kind, Update, Written
 from straw_jax.kinds.lowrank import Factors, check_matrix, check_rank
-from straw_jax.lowrank import Factor
+from straw_jax.lowrank import Factor, accumulator_dtype
 from straw_jax.operations import combine
 from straw_jax.operators import Kernel
 from straw_jax.readings import all_axes
@@ -62,7 +62,7 @@ def _squares(kernel: Kernel, columns: tuple[int, ...]) -> Array:
     """Return the squared norms of columns, from products of parts."""
     names = {axis: place for place, axis in enumerate(columns)}
     axes = tuple(names.get(axis, -1 - axis) for axis in range(kernel.ndim))
-    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    wide = kernel.astype(accumulator_dtype(kernel.dtype))
     shape = tuple(kernel.shape[axis] for axis in columns)
     out = jax.ShapeDtypeStruct(shape, wide.dtype)
     squares = combine(wide, axes, wide, axes, tuple(range(len(columns))), out)

@@ -4,7 +4,7 @@ import pytest
 from flax import linen as nn
 
 from straw_jax import Network, NormEncoder, ViT, make_straw
-from straw_jax.kernels import added_leaves
+from straw_jax.kernels import uses_of_leaves
 
 X, W = jnp.ones((2, 3, 4)), jnp.ones((4, 4))
 
@@ -43,12 +43,12 @@ USED = {
 
 @pytest.mark.parametrize("model", ADDED.values(), ids=ADDED)
 def test_what_meets_data_element_by_element_is_added(model):
-    assert added_leaves(model, W, X) == [True]
+    assert [use.added for use in uses_of_leaves(model, W, X)] == [True]
 
 
 @pytest.mark.parametrize("model", USED.values(), ids=USED)
 def test_all_else_counts_as_a_kernel(model):
-    assert added_leaves(model, W, X) == [False]
+    assert [use.added for use in uses_of_leaves(model, W, X)] == [False]
 
 
 def test_a_convolution_and_a_stack_of_layers_are_kernels():
@@ -64,7 +64,7 @@ def test_a_convolution_and_a_stack_of_layers_are_kernels():
         "conv": jnp.ones((3, 3, 1, 4)),
         "layers": jnp.ones((2, 4, 4)),
     }
-    added = added_leaves(model, params, jnp.ones((2, 3, 3, 1)))
+    added = [use.added for use in uses_of_leaves(model, params, jnp.ones((2, 3, 3, 1)))]
     assert dict(zip(sorted(params), added, strict=True)) == {
         "bias": True, "conv": False, "layers": False,
     }  # fmt: skip
