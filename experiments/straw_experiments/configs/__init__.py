@@ -8,6 +8,7 @@ _FILES = (  # in the order in which they run: the quick ones first
     "set2",
     "set2_trained",
     "preset2",
+    "kinds2",
     "set3",
     "set3_trained",
     "preset3",

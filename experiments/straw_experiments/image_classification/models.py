@@ -174,6 +174,23 @@ MODELS: Registry[ImageModel] = Registry(
             weights_a_rank=_A_COMPACT_RANK,
         ),
         ImageModel(
+            name="compact_shared",
+            build=_network("compact_shared"),
+            colour="#EE99AA",
+            help="compact with low-rank updates in bases that all samples share",
+            straw=_network("straw_of_compact_shared"),
+            executor=_network("compact_executor"),
+            weights_a_rank=_A_COMPACT_RANK,
+        ),
+        ImageModel(
+            name="compact_gain",
+            build=_network("compact_gain"),
+            colour="#997700",
+            help="compact with gains of outputs in place of low-rank updates",
+            straw=_network("straw_of_compact_gain"),
+            executor=_network("compact_executor"),
+        ),
+        ImageModel(
             name="compact_augmented",
             build=_network("compact_augmented"),
             colour="#AA4499",

@@ -19,6 +19,7 @@ from straw_jax.costs import multiply_adds
 from straw_jax.encoders import NormEncoder, RecursiveEncoder
 from straw_jax.geometry import affine, resample
 from straw_jax.hypernetwork import make_hypernetwork
+from straw_jax.kinds import Gain, Kind, SharedLowRank, Whole
 from straw_jax.models import CNN, CompactCNN, Conv7, ResNet34, ViT, WideResNet
 from straw_jax.pose import ANGLES as POSES
 from straw_jax.pose import (
@@ -80,6 +81,28 @@ def straw_of_compact(sizes: Sizes) -> Straw:
     return compact_straw(**_options(sizes))
 
 
+def straw_of_compact_shared(sizes: Sizes) -> Straw:
+    """Return the compact STRAW whose kernels are updated in bases that all samples share."""
+    return _compact_of_kind(sizes, SharedLowRank(sizes.rank))
+
+
+def straw_of_compact_gain(sizes: Sizes) -> Straw:
+    """Return the compact STRAW whose kernels are updated by gains of their outputs."""
+    return _compact_of_kind(sizes, Gain())
+
+
+def _compact_of_kind(sizes: Sizes, kind: Kind) -> Straw:
+    return make_straw(
+        compact_executor(sizes),
+        _images(sizes.image),
+        updates={"*kernel": kind, "*": Whole()},
+        base="trained",
+        encoder=NormEncoder(dtype=_dtype(sizes)),
+        hidden=16,
+        dtype=_dtype(sizes),
+    )
+
+
 def straw(sizes: Sizes) -> Model:
     """Return `straw_of_executor` as a model."""
     return straw_model(straw_of_executor(sizes))
@@ -88,6 +111,16 @@ def straw(sizes: Sizes) -> Model:
 def compact(sizes: Sizes) -> Model:
     """Return `straw_of_compact` as a model."""
     return straw_model(straw_of_compact(sizes))
+
+
+def compact_shared(sizes: Sizes) -> Model:
+    """Return `straw_of_compact_shared` as a model."""
+    return straw_model(straw_of_compact_shared(sizes))
+
+
+def compact_gain(sizes: Sizes) -> Model:
+    """Return `straw_of_compact_gain` as a model."""
+    return straw_model(straw_of_compact_gain(sizes))
 
 
 def _options(sizes: Sizes) -> dict[str, Any]:
