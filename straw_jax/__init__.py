@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from straw_jax.costs import multiply_adds
     from straw_jax.encoders import ConvEncoder, NormEncoder, RecursiveEncoder, SetEncoder
     from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
+    from straw_jax.fast_weights import delta_rule, delta_rule_outputs, hebb
     from straw_jax.functional import hyperlora, hyperlora_conv
     from straw_jax.generator import Generator
     from straw_jax.geometry import affine, invert, resample
@@ -64,8 +65,11 @@ __all__ = [
     "ViT",
     "Whole",
     "affine",
+    "delta_rule",
+    "delta_rule_outputs",
     "factor_spec",
     "form",
+    "hebb",
     "hyperlora",
     "hyperlora_conv",
     "invert",
@@ -85,6 +89,7 @@ _MODULES = {
     "costs": ["multiply_adds"],
     "encoders": ["ConvEncoder", "NormEncoder", "RecursiveEncoder", "SetEncoder"],
     "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],
+    "fast_weights": ["delta_rule", "delta_rule_outputs", "hebb"],
     "functional": ["hyperlora", "hyperlora_conv"],
     "generator": ["Generator"],
     "geometry": ["affine", "invert", "resample"],
