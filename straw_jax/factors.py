@@ -142,7 +142,7 @@ class GeneratedLeaf:
     def disassemble(self, entry: Any) -> dict[str, Any]:
         """Return the arrays of this leaf's entry by name: the inverse of `assemble`."""
         updates = entry if len(self.kinds) > 1 else (entry,)
-        parts = {}
+        parts: dict[str, Any] = {}
         for (kind, names), update in zip(self._names(), updates, strict=True):
             parts |= {names[own]: array for own, array in kind.parts(update).items()}
         return parts
@@ -310,7 +310,7 @@ class FactorSpec:
                 f"got none for {missing} and unknown {unknown}. Make both from one specification."
             )
         for leaf in self:
-            arrays = {**leaf.written, **leaf.shared}
+            arrays: dict[str, Written | Shared] = {**leaf.written, **leaf.shared}
             like = leaf.assemble(
                 {name: jax.ShapeDtypeStruct(part.shape, jnp.float32) for name, part in
                  arrays.items()}

@@ -177,8 +177,8 @@ def _is_free(kernels: Sequence[Kernel], with_data: bool, out: Sequence[Any]) -> 
     """Return whether kernels are arrays, and stay as small: the operation is that of the model."""
     if not all(kernel.is_array for kernel in kernels):
         return False
-    stored = sum(math.prod(kernel.terms[0].parts[0].shape) for kernel in kernels)
-    return with_data or all(math.prod(aval.shape) <= stored for aval in out)
+    stored = sum(math.prod(kernel.part.shape) for kernel in kernels)
+    return with_data or all(bool(math.prod(aval.shape) <= stored) for aval in out)
 
 
 def _array(value: Any, operation: str, where: str) -> Any:
@@ -217,7 +217,8 @@ def _jit(nested: Nested) -> tuple[list[Any], list[bool]]:
 
 
 def _remat(nested: Nested) -> tuple[list[Any], list[bool]]:
-    jaxpr, flags = nested.params["jaxpr"], []
+    jaxpr = nested.params["jaxpr"]
+    flags: list[bool] = []
 
     def run(*operands: Any) -> list[Any]:
         out, flags[:] = _run(jaxpr, operands, nested.data)
@@ -308,9 +309,10 @@ def _layers(value: Any, where: str) -> tuple[Any, Callable[[Any], Any]]:
     """
     if not isinstance(value, Kernel):
         return value, lambda array: array
-    if not all(isinstance(term, Contraction) for term in value.terms):
+    layered = [term for term in value.terms if isinstance(term, Contraction)]
+    if len(layered) < len(value.terms):
         raise refusal(value, "a loop over its layers", where)
-    parts = [part.ordered(lambda axis: axis != 0) for term in value.terms for part in term.parts]
+    parts = [part.ordered(lambda axis: axis != 0) for term in layered for part in term.parts]
     arrays = [part.array for part in parts if 0 in part.axes]
 
     def one_layer(arrays: Sequence[Any]) -> Kernel:
@@ -324,7 +326,7 @@ def _layers(value: Any, where: str) -> tuple[Any, Callable[[Any], Any]]:
             Contraction(
                 tuple(next(inner).renamed(names) for _ in term.parts), term.scale, term.may_form
             )
-            for term in value.terms
+            for term in layered
         )
         return Kernel(terms, value.shape[1:], value.dtype, value.path, value.allow_materialise)
 

@@ -200,11 +200,15 @@ def _nested(
     given = [
         # A loop over layers takes off the first axis.
         _Value(value.leaves, value.leaf, value.axes[1:])
-        if value.leaf is not None and len(inner.aval.shape) == len(value.axes) - 1
+        if value.leaf is not None and inner == len(value.axes) - 1
         else value
-        for value, inner in zip(operands[start:], jaxpr.invars, strict=True)
+        for value, inner in zip(operands[start:], _ndims(jaxpr), strict=True)
     ]
     return _follow(jaxpr, given, seen)
+
+
+def _ndims(jaxpr: Any) -> list[int]:
+    return [len(getattr(atom.aval, "shape", ())) for atom in jaxpr.invars]
 
 
 def _joined(values: Sequence[_Value]) -> _Value:

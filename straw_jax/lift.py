@@ -183,7 +183,7 @@ def take(params: Any, factors: FactorTree, index: Any) -> dict[str, Entry]:
                 fields[name] = part._replace(hidden=part.hidden[index])
             elif axis == 0 and not isinstance(axis, bool):
                 fields[name] = part[index]
-        return replace(update, **fields)
+        return _replaced(update, fields)
 
     taken = {
         path: tuple(of_update(*pair) for pair in zip(each, axes[path], strict=True))
@@ -336,7 +336,10 @@ def _axes_of(path: str, shape: tuple[int, ...], update: Update, batch: int | Non
         name: (update.labels.get(name, name), getattr(update, name), expected)
         for name, expected in update.shapes(shape).items()
     }
-    return replace(
-        update,
-        **{name: axis(*field) for name, field in fields.items() if field[1] is not None},
+    return _replaced(
+        update, {name: axis(*field) for name, field in fields.items() if field[1] is not None}
     )
+
+
+def _replaced(update: Any, fields: dict[str, Any]) -> Any:
+    return replace(update, **fields)

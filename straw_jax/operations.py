@@ -202,7 +202,7 @@ def _divide(operation: Operation) -> Result:
         spread = operation.spread_kernel(1)
         if spread is None or not spread.is_array:
             return None
-        part = spread.terms[0].parts[0]
+        part = spread.part
     else:
         part = operation.along(1)
     return None if kernel is None else _times(kernel, replace(part, value=1 / part.array))
@@ -211,7 +211,7 @@ def _divide(operation: Operation) -> Result:
 def _times(kernel: Kernel, part: Part) -> Result:
     if part.axes:
         return kernel.each_term(lambda term: term.times(part))
-    return kernel.scaled(part.value)
+    return kernel.scaled(part.array)
 
 
 @_rule("square", "integer_pow")
@@ -232,7 +232,7 @@ def _select(operation: Operation) -> Result:
         spread = operation.spread_kernel(0)
         if spread is None or not spread.is_array:
             return None
-        part = spread.terms[0].parts[0]
+        part = spread.part
     else:
         part = operation.along(0)
     total: Kernel | None = None

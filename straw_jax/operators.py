@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ from straw_jax.lowrank import (
 
 # Axes are named by numbers: those of a kernel 0, 1, ...; those that a term sums over -1, -2, ....
 Axes: TypeAlias = tuple[int, ...]
+
+_T = TypeVar("_T")
 
 _static: Any = {"static": True}
 
@@ -130,7 +132,7 @@ class Term:
         """Convolve `x` with the term; see `Kernel.convolve`."""
         raise NotImplementedError
 
-    def materialise(self, sizes: Axes) -> Array | None:
+    def materialise(self, sizes: Axes) -> Array:
         """Return the term as an ordinary array."""
         raise NotImplementedError
 
@@ -171,7 +173,7 @@ class Contraction(Term):
             return replace(self, scale=self.scale * float(factor))
         if self.is_array:  # not one more operation on activations
             (part,) = self.parts
-            return replace(self, parts=(replace(part, value=part.value * factor),))
+            return replace(self, parts=(replace(part, value=part.array * factor),))
         return self.times(Part(jnp.asarray(factor), (), ()))
 
     def times(self, part: Part) -> "Contraction":
@@ -181,8 +183,8 @@ class Contraction(Term):
         return replace(self, parts=(*self.parts, part))
 
     def each_part(self, function: Callable[[Part], Part | None]) -> "Contraction | None":
-        parts = tuple(function(part) for part in self.parts)
-        return None if None in parts else replace(self, parts=parts)
+        parts = every(function(part) for part in self.parts)
+        return None if parts is None else replace(self, parts=parts)
 
     def axes(self) -> set[int]:
         """Return the names of all axes."""
@@ -369,7 +371,15 @@ class Kernel:
     @property
     def is_array(self) -> bool:
         """Whether it is one array: generated whole, so that forming it costs nothing."""
-        return len(self.terms) == 1 and getattr(self.terms[0], "is_array", False)
+        return len(self.terms) == 1 and _is_array(self.terms[0])
+
+    @property
+    def part(self) -> Part:
+        """The array of a kernel that is one."""
+        (term,) = self.terms
+        assert isinstance(term, Contraction)
+        (part,) = term.parts
+        return part
 
     def astype(self, dtype: Any) -> "Kernel":
         """Return the kernel in another floating dtype."""
@@ -384,8 +394,8 @@ class Kernel:
         self, function: Callable[[Any], Term | None], shape: Sequence[int] | None = None
     ) -> "Kernel | None":
         """Return the kernel after a linear function of each of its terms; None if one cannot."""
-        terms = tuple(function(term) for term in self.terms)
-        if None in terms:
+        terms = every(function(term) for term in self.terms)
+        if terms is None:
             return None
         return replace(self, terms=terms, shape=self.shape if shape is None else tuple(shape))
 
@@ -414,21 +424,23 @@ class Kernel:
     def _plus(self, term: Term) -> "Kernel":
         axes = tuple(range(self.ndim))
 
-        def is_whole(term: Term) -> bool:
-            return isinstance(term, Contraction) and term.is_array and term.parts[0].axes == axes
+        def whole(term: Term) -> Array | None:
+            if _is_array(term) and term.parts[0].axes == axes:
+                return term.parts[0].array
+            return None
 
-        place = next((i for i, each in enumerate(self.terms) if is_whole(each)), None)
-        if place is None or not is_whole(term):
-            return replace(self, terms=(*self.terms, term))
-        total = Contraction.of(self.terms[place].parts[0].array + term.parts[0].array)
-        return replace(self, terms=(*self.terms[:place], total, *self.terms[place + 1 :]))
+        array = whole(term)
+        for place, each in enumerate(self.terms):
+            if array is not None and (other := whole(each)) is not None:
+                total = Contraction.of(other + array)
+                return replace(self, terms=(*self.terms[:place], total, *self.terms[place + 1 :]))
+        return replace(self, terms=(*self.terms, term))
 
     def materialise(self) -> Array:
         """Return the kernel as an ordinary array."""
-        arrays = [term.materialise(self.shape) for term in self.terms]
-        if not arrays:
+        if not self.terms:
             return jnp.zeros(self.shape, self.dtype)
-        return reduce(jnp.add, arrays).astype(self.dtype)
+        return _sum(term.materialise(self.shape) for term in self.terms).astype(self.dtype)
 
     def product(
         self, x: Array, x_axes: Axes, out_axes: Axes, *, precision: Any, dtype: Any
@@ -445,24 +457,40 @@ class Kernel:
         Returns:
             The product; None if a term cannot.
         """
-        products = [term.product(x, x_axes, out_axes, self.shape, precision) for term in self.terms]
-        if not products:
+        products = every(
+            term.product(x, x_axes, out_axes, self.shape, precision) for term in self.terms
+        )
+        if products == ():
             sizes = {**dict(enumerate(self.shape)), **dict(zip(x_axes, x.shape, strict=True))}
             return jnp.zeros([sizes[axis] for axis in out_axes], dtype)
-        if any(product is None for product in products):
-            return None
-        return reduce(jnp.add, products).astype(dtype)
+        return None if products is None else _sum(products).astype(dtype)
 
     def convolve(
         self, x: Array, geometry: ConvGeometry, groups: int, *, precision: Any, dtype: Any
     ) -> Array | None:
         """Convolve `x [n, *spatial, in]` with the kernel `[*window, in / groups, out]`."""
-        products = [
+        products = every(
             term.convolve(x, self.shape, geometry, groups, precision) for term in self.terms
-        ]
-        if not products or any(product is None for product in products):
+        )
+        return _sum(products).astype(dtype) if products else None
+
+
+def _is_array(term: Term) -> TypeGuard[Contraction]:
+    return isinstance(term, Contraction) and term.is_array
+
+
+def _sum(arrays: Iterable[Array]) -> Array:
+    return reduce(lambda left, right: left + right, arrays)
+
+
+def every(values: Iterable[_T | None]) -> tuple[_T, ...] | None:
+    """Return values as a tuple; None if one of them is None."""
+    found = []
+    for value in values:
+        if value is None:
             return None
-        return reduce(jnp.add, products).astype(dtype)
+        found.append(value)
+    return tuple(found)
 
 
 def refusal(kernel: Kernel, operation: str, where: str) -> ValueError:

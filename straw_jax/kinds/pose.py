@@ -13,7 +13,7 @@ from straw_jax.geometry import check_grid, composed, resample
 from straw_jax.kinds.base import Kind, Update, Written, misfit
 from straw_jax.kinds.whole import WholeLeaf
 from straw_jax.lowrank import ConvGeometry
-from straw_jax.operators import Axes, Kernel, Part, Term
+from straw_jax.operators import Axes, Kernel, Part, Term, every
 
 
 @jax.tree_util.register_dataclass
@@ -88,8 +88,8 @@ class Resampled(Term):
     path: str = field(metadata={"static": True})
 
     def _each(self, function: Callable[[Term], Term | None]) -> "Resampled | None":
-        terms = tuple(function(term) for term in self.terms)
-        return None if None in terms else replace(self, terms=terms)
+        terms = every(function(term) for term in self.terms)
+        return None if terms is None else replace(self, terms=terms)
 
     def each_array(self, function: Callable[[Array], Array]) -> "Resampled":
         # Not the matrix: coordinates need more than 8 bits.
@@ -106,7 +106,8 @@ class Resampled(Term):
         return None  # the resampling knows where its axes are
 
     def _kernel(self, sizes: Axes) -> Kernel:
-        return Kernel(self.terms, sizes, jnp.float32, self.path)
+        dtype = jax.tree.leaves(self.terms)[0].dtype
+        return Kernel(self.terms, sizes, dtype, self.path)
 
     def product(
         self, x: Array, x_axes: Axes, out_axes: Axes, sizes: Axes, precision: Any
@@ -147,8 +148,7 @@ class Resampled(Term):
                 f"shape {sizes}, grid {self.grid}: a convolution composed with a pose has no "
                 "kernel of its own. Resample the input instead."
             )
-        parts = [term.materialise(sizes) for term in self.terms]
-        return composed(sum(parts[1:], parts[0]), self.matrix, self.grid)
+        return composed(self._kernel(sizes).materialise(), self.matrix, self.grid)
 
 
 @dataclass(frozen=True)
