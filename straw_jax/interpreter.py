@@ -12,7 +12,7 @@ Arrays here have no sample axis; `jax.vmap` adds it.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend import core, source_info_util
+from jax.sharding import PartitionSpec
 
 from straw_jax.costs import nested_jaxprs
 from straw_jax.operations import RULES, Operation
@@ -148,7 +149,9 @@ def _evaluate(
         given = iter(kernels)
         operands = [next(given) if isinstance(each, Kernel) else each for each in operands]
     elif name in RULES and not _is_free(kernels, any(data), out_avals):
-        operation = Operation(name, operands, equation.params, data, spread, out_avals)
+        operation = Operation(
+            equation.primitive, operands, equation.params, data, spread, out_avals
+        )
         out = RULES[name](operation)
         if out is not None:
             out = out if isinstance(out, list) else [out]
@@ -309,28 +312,81 @@ def _layers(value: Any, where: str) -> tuple[Any, Callable[[Any], Any]]:
     """
     if not isinstance(value, Kernel):
         return value, lambda array: array
-    layered = [term for term in value.terms if isinstance(term, Contraction)]
-    if len(layered) < len(value.terms):
-        raise refusal(value, "a loop over its layers", where)
-    parts = [part.ordered(lambda axis: axis != 0) for term in layered for part in term.parts]
+    parts = [part.ordered(lambda axis: axis != 0) for part in
+             _parts(value, "a loop over its layers", where)]  # fmt: skip
     arrays = [part.array for part in parts if 0 in part.axes]
 
     def one_layer(arrays: Sequence[Any]) -> Kernel:
         given = iter(arrays)
-        inner = iter(
+        names = {axis: axis - 1 for axis in range(1, value.ndim)}
+        inner = (
             Part(next(given), part.axes[1:], part.shape[1:]) if 0 in part.axes else part
             for part in parts
         )
-        names = {axis: axis - 1 for axis in range(1, value.ndim)}
-        terms = tuple(
-            Contraction(
-                tuple(next(inner).renamed(names) for _ in term.parts), term.scale, term.may_form
-            )
-            for term in layered
-        )
-        return Kernel(terms, value.shape[1:], value.dtype, value.path, value.allow_materialise)
+        return _rebuilt(value, (part.renamed(names) for part in inner), value.shape[1:])
 
     return arrays, one_layer
+
+
+def _shard_map(nested: Nested) -> tuple[list[Any], list[bool]]:
+    """Run a program on pieces of arrays: of a kernel's, the pieces along the axes that each has."""
+    params, jaxpr = nested.params, nested.params["jaxpr"]
+    arrays: list[Any] = []
+    specs: list[PartitionSpec] = []
+    for value, spec in zip(nested.operands, params["in_specs"], strict=True):
+        if not isinstance(value, Kernel):
+            arrays.append(value)
+            specs.append(spec)
+            continue
+        names = dict(enumerate(spec))
+        for part in _parts(value, "shard_map", nested.where):
+            arrays.append(part.array)
+            specs.append(PartitionSpec(*(names.get(axis) for axis in part.axes)))
+    flags: list[bool] = []
+
+    def run(*pieces: Any) -> list[Any]:
+        given = iter(pieces)
+        operands = []
+        for value, inner in zip(nested.operands, jaxpr.invars, strict=True):
+            if isinstance(value, Kernel):
+                parts = [
+                    Part(piece := next(given), part.axes, piece.shape)
+                    for part in _parts(value, "shard_map", nested.where)
+                ]
+                operands.append(_rebuilt(value, parts, inner.aval.shape))
+            else:
+                operands.append(next(given))
+        out, flags[:] = _run(jaxpr, operands, nested.data)
+        return [_array(each, "returning it from shard_map", nested.where) for each in out]
+
+    out = jax.shard_map(
+        run,
+        mesh=params["mesh"],
+        in_specs=tuple(specs),
+        out_specs=list(params["out_specs"]),
+        axis_names=set(params.get("newly_manual_axes", params.get("manual_axes", ()))),
+        check_vma=params["check_vma"],
+    )(*arrays)
+    return list(out), flags
+
+
+def _parts(kernel: Kernel, operation: str, where: str) -> list[Part]:
+    """Return all arrays of a kernel, if it has nothing else."""
+    terms = [term for term in kernel.terms if isinstance(term, Contraction)]
+    if len(terms) < len(kernel.terms):
+        raise refusal(kernel, operation, where)
+    return [part for term in terms for part in term.parts]
+
+
+def _rebuilt(kernel: Kernel, parts: Iterable[Part], shape: tuple[int, ...]) -> Kernel:
+    """Return a kernel with other arrays in place of its own."""
+    given = iter(parts)
+    terms = tuple(
+        replace(term, parts=tuple(next(given) for _ in term.parts))
+        for term in kernel.terms
+        if isinstance(term, Contraction)
+    )
+    return replace(kernel, terms=terms, shape=tuple(shape))
 
 
 def _carried(jaxpr: Any, consts: list[bool], carry: list[bool], layers: list[bool]) -> list[bool]:
@@ -374,4 +430,5 @@ _PROGRAMS: dict[str, Callable[[Nested], tuple[list[Any], list[bool]]]] = {
     "cond": _cond,
     "while": _while,
     "scan": _scan,
+    "shard_map": _shard_map,
 }

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 
 from straw_jax.lowrank import ConvGeometry, Generated, form
@@ -28,7 +27,7 @@ class Operation:
     """An operation on at least one kernel.
 
     Attributes:
-        name: of the primitive.
+        primitive: what is done.
         operands: kernels and arrays.
         params: of the primitive.
         data: which operands are computed from samples.
@@ -36,7 +35,7 @@ class Operation:
         out: shapes and dtypes of the results.
     """
 
-    name: str
+    primitive: Any
     operands: Sequence[Any]
     params: Mapping[str, Any]
     data: Sequence[bool]
@@ -106,26 +105,15 @@ def _copy(operation: Operation) -> Result:
     return operation.operands[0]
 
 
-@_rule("stop_gradient")
-def _stop_gradient(operation: Operation) -> Result:
-    return operation.operands[0].each_array(lax.stop_gradient)
-
-
-@_rule("name")
-def _name(operation: Operation) -> Result:
-    name = operation.params["name"]
-    return operation.operands[0].each_array(lambda array: checkpoint_name(array, name))
-
-
 @_rule("optimization_barrier")
 def _barrier(operation: Operation) -> Result:
     return list(lax.optimization_barrier(list(operation.operands)))
 
 
-@_rule("reduce_precision")
-def _reduce_precision(operation: Operation) -> Result:
-    bits = operation.params["exponent_bits"], operation.params["mantissa_bits"]
-    return operation.operands[0].each_array(lambda array: lax.reduce_precision(array, *bits))
+@_rule("stop_gradient", "name", "reduce_precision", "pvary", "pcast")
+def _each_array(operation: Operation) -> Result:
+    primitive, params = operation.primitive, operation.params
+    return operation.operands[0].each_array(lambda array: primitive.bind(array, **params))
 
 
 @_rule("convert_element_type")

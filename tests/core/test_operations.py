@@ -32,6 +32,8 @@ def low_rank(seed=6, shape=(6, 5), rank=2):
     return Factors(B.astype("float32"), A.astype("float32"))
 
 
+SPLIT = PartitionSpec(None, "data")
+
 UPDATES = {
     "low-rank": low_rank(),
     "gained": (
@@ -67,6 +69,10 @@ CASES = {
     "optimization_barrier": lambda w, x, v: x @ lax.optimization_barrier((w, v))[0],
     "reduce_precision": lambda w, x, v: x @ lax.reduce_precision(w, 8, 23),
     "constrained": lambda w, x, v: x @ lax.with_sharding_constraint(w, sharding("data", None)),
+    "sharded": lambda w, x, v: jax.shard_map(
+        lambda x, w: x @ (2 * w), mesh=sharding().mesh, in_specs=(PartitionSpec(), SPLIT),
+        out_specs=SPLIT,
+    )(x, w),
     "transposed": lambda w, x, v: x[:, :5] @ w.T,
     "transposed twice": lambda w, x, v: x @ w.T.T,
     "split axis": lambda w, x, v: jnp.einsum("tab,abo->to", x.reshape(-1, 2, 3), split(w)),
