@@ -98,7 +98,7 @@ def _run(
                 out, out_flags = _evaluate(equation, operands, flags, small, where, axis_name)
             else:
                 out = _bind(equation, operands)
-                out_flags = [any(flags) and not is_merged(equation, axis_name)] * len(out)
+                out_flags = _flags_of(equation, flags, axis_name)
                 if equation.primitive is lax.broadcast_in_dim_p and not any(flags):
                     spread[equation.outvars[0]] = _spread(
                         operands,
@@ -147,11 +147,7 @@ def _evaluate(
     kernels = [operand for operand in operands if isinstance(operand, Kernel)]
     out_avals = [atom.aval for atom in equation.outvars]
     if name in _PROGRAMS:
-        out, flags = _PROGRAMS[name](Nested(equation.params, operands, data, where, axis_name))
-        return [
-            each if flag or isinstance(each, Kernel) else _generated(each, kernels[0])
-            for each, flag in zip(out, flags, strict=True)
-        ], flags
+        return _PROGRAMS[name](Nested(equation.params, operands, data, where, axis_name))
     if any(data) and name in _ELEMENTWISE and _of_one_shape(operands, data, out_avals[0]):
         # As large as what is computed from the sample here anyway.
         kernels = [replace(kernel, allow_materialise=True) for kernel in kernels]
@@ -224,6 +220,16 @@ class Nested:
     where: str
     axis_name: str | None
 
+    def results(
+        self, out: Sequence[Any], flags: list[bool], generated: Sequence[bool]
+    ) -> tuple[list[Any], list[bool]]:
+        """Return arrays as kernels where they are computed from generated leaves alone."""
+        kernel = next(each for each in self.operands if isinstance(each, Kernel))
+        return [
+            _generated(each, kernel) if made and not flag else each
+            for each, flag, made in zip(out, flags, generated, strict=True)
+        ], flags
+
 
 def _jit(nested: Nested) -> tuple[list[Any], list[bool]]:
     return _run(nested.params["jaxpr"], nested.operands, nested.data, nested.axis_name)
@@ -243,17 +249,19 @@ def _remat(nested: Nested) -> tuple[list[Any], list[bool]]:
 def _cond(nested: Nested) -> tuple[list[Any], list[bool]]:
     index, *operands = nested.operands
     flags: list[bool] = [nested.data[0]] * len(nested.params["branches"][0].out_avals)
+    generated = [isinstance(index, Kernel)] * len(flags)
 
     def branch(jaxpr: Any) -> Callable[..., list[Any]]:
         def run(*operands: Any) -> list[Any]:
             out, of_branch = _run(jaxpr, operands, nested.data[1:], nested.axis_name)
             flags[:] = [a or b for a, b in zip(flags, of_branch, strict=True)]
+            generated[:] = [a or isinstance(b, Kernel) for a, b in zip(generated, out, strict=True)]
             return [_array(each, "returning it from a branch", nested.where) for each in out]
 
         return run
 
     out = lax.switch(index, [branch(jaxpr) for jaxpr in nested.params["branches"]], *operands)
-    return out, flags
+    return nested.results(out, flags, generated)
 
 
 def _while(nested: Nested) -> tuple[list[Any], list[bool]]:
@@ -275,7 +283,7 @@ def _while(nested: Nested) -> tuple[list[Any], list[bool]]:
         lambda carry: run(params["body_jaxpr"], body, of_consts, carry),
         initial,
     )
-    return out, flags
+    return nested.results(out, flags, [True] * len(flags))
 
 
 def _scan(nested: Nested) -> tuple[list[Any], list[bool]]:
@@ -296,15 +304,18 @@ def _scan(nested: Nested) -> tuple[list[Any], list[bool]]:
     start = first - carried
     layers = [_layers(each, nested.where) for each in operands[first:]]
     consts, initial = operands[:start], operands[start:first]
+    from_carry = any(isinstance(each, Kernel) for each in initial)
     initial = [_array(each, "carrying it through a loop", nested.where) for each in initial]
     flags = _carried(jaxpr, list(nested.data[:start]), list(nested.data[start:first]),
                      list(nested.data[first:]), nested.axis_name)  # fmt: skip
     data = [*nested.data[:start], *flags, *nested.data[first:]]
     out_flags: list[bool] = []
+    generated: list[bool] = []
 
     def step(carry: list[Any], arrays: list[Any]) -> tuple[list[Any], list[Any]]:
         own = [rebuild(each) for (_, rebuild), each in zip(layers, arrays, strict=True)]
         out, out_flags[:] = _run(jaxpr, [*consts, *carry, *own], data, nested.axis_name)
+        generated[:] = [isinstance(each, Kernel) for each in out]
         out = [_array(each, "returning it from a loop", nested.where) for each in out]
         return out[:carried], out[carried:]
 
@@ -312,7 +323,9 @@ def _scan(nested: Nested) -> tuple[list[Any], list[bool]]:
     carry, out = lax.scan(
         step, initial, arrays, length, params["reverse"], params["unroll"],
     )  # fmt: skip
-    return [*carry, *out], [*flags, *out_flags[carried:]]
+    from_carry = from_carry or any(generated[:carried])  # of which steps make more
+    generated = [from_carry] * carried + [from_carry or each for each in generated[carried:]]
+    return nested.results([*carry, *out], [*flags, *out_flags[carried:]], generated)
 
 
 def _layers(value: Any, where: str) -> tuple[Any, Callable[[Any], Any]]:
@@ -372,17 +385,49 @@ def _data_of(jaxpr: Any, data: Sequence[bool], axis_name: str | None) -> list[bo
     for equation in jaxpr.eqns:
         flags = [is_data(atom) for atom in equation.invars]
         inner = list(nested_jaxprs(equation.params))
-        out = [any(flags) and not is_merged(equation, axis_name)] * len(equation.outvars)
-        if equation.primitive.name in ("jit", "pjit", "checkpoint", "remat2") and len(inner) == 1:
+        out = _flags_of(equation, flags, axis_name)
+        if equation.primitive.name in _CALLS and len(inner) == 1:
             out = _data_of(inner[0], flags, axis_name)
         known.update(atom for atom, flag in zip(equation.outvars, out, strict=True) if flag)
     return [is_data(atom) for atom in jaxpr.outvars]
+
+
+def _flags_of(equation: Any, flags: list[bool], axis_name: str | None) -> list[bool]:
+    """Return which results of an operation without kernels are computed from data."""
+    name, params, count = equation.primitive.name, equation.params, len(equation.outvars)
+    if axis_name is None or not any(flags):  # without collectives
+        return [any(flags)] * count
+    if name == "scan":
+        return _flags_of_scan(equation, flags, axis_name)
+    if name == "cond":
+        branches = [_data_of(jaxpr, flags[1:], axis_name) for jaxpr in params["branches"]]
+        return [flags[0] or any(each) for each in zip(*branches, strict=True)]
+    inner = list(nested_jaxprs(params))
+    if name in (*_CALLS, "custom_jvp_call", "custom_vjp_call") and len(inner) == 1:
+        return _data_of(inner[0], flags, axis_name)
+    return [not is_merged(equation, axis_name)] * count
+
+
+def _flags_of_scan(equation: Any, flags: list[bool], axis_name: str | None) -> list[bool]:
+    jaxpr = equation.params["jaxpr"]
+
+    def unlayered(atoms: Sequence[Any], avals: Sequence[Any]) -> int:
+        pairs = zip(atoms, avals, strict=True)
+        return sum(bool(atom.aval.ndim == aval.ndim) for atom, aval in pairs)
+
+    carried = unlayered(equation.outvars, jaxpr.out_avals)
+    first = unlayered(equation.invars, jaxpr.in_avals)  # after constants and what is carried
+    consts, carry, layers = flags[: first - carried], flags[first - carried : first], flags[first:]
+    carry = _carried(jaxpr, consts, carry, layers, axis_name)
+    return [*carry, *_data_of(jaxpr, [*consts, *carry, *layers], axis_name)[carried:]]
 
 
 _ELEMENTWISE = {
     "add", "add_any", "sub", "mul", "div", "max", "min", "select_n", "rem", "pow", "atan2", "eq",
     "ne", "lt", "le", "gt", "ge", "nextafter", "clamp",
 }  # fmt: skip
+
+_CALLS = "jit", "pjit", "checkpoint", "remat2"
 
 _PROGRAMS: dict[str, Callable[[Nested], tuple[list[Any], list[bool]]]] = {
     "jit": _jit,

@@ -111,7 +111,7 @@ def test_a_resnet_without_change_is_the_plain_one_in_training_and_evaluation():
     got, want = trained(ours, params, state), trained(plain, params, state)
     assert jax.tree.structure(got) == jax.tree.structure(want)
     error = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), got, want)
-    assert max(jax.tree.leaves(error)) < 1e-6  # of numbers up to 3
+    assert max(jax.tree.leaves(error)) < 1e-6  # of numbers about 1
     first, last = state["batch_stats"], got[0][-1][-1]["batch_stats"]
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), first, last)
     assert min(jax.tree.leaves(moved)) > 1e-2  # three updates of the running statistics
@@ -149,7 +149,7 @@ def by_hand(params, factors, images, state):
     return y, {"batch_stats": updated}
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_statistics_are_over_the_batch_although_samples_have_own_weights(dtype):
     params, state = variables()
     factors = random_factors(params, RANKS, (SAMPLES,))
@@ -175,16 +175,9 @@ def test_statistics_are_over_the_batch_although_samples_have_own_weights(dtype):
     with jax.numpy_dtype_promotion("standard"):  # Flax's statistics are float32
         got, values = loss(ours)(params, factors, images, state)
     want, expected = loss(by_hand)(*to_float32((params, factors, images)), state)
-    assert_close(values, expected, {"float32": 1e-5, "bfloat16": 5e-2}[dtype])
-    if dtype == "float32":
-        assert_close(got, want, 5e-5)  # of differences between large sums
-    else:
-        jax.tree.map(assert_parallel, got, want)
-
-
-def assert_parallel(got, want):
-    got, want = (np.asarray(each, np.float64).ravel() for each in (got, want))
-    assert got @ want > 0.97 * np.linalg.norm(got) * np.linalg.norm(want)
+    assert_close(values, expected, TOLERANCE[dtype])
+    # ReLUs near zero are on either side of it in bfloat16.
+    assert_close(got, want, {"float32": 1e-5, "bfloat16": 1e-1}[dtype])
 
 
 def test_no_kernel_of_a_sample_is_formed():
@@ -288,6 +281,7 @@ COLLECTIVES = {
 }
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("name", COLLECTIVES)
 def test_collectives_are_over_all_samples(name):
     ours, dense = COLLECTIVES[name]
@@ -296,6 +290,31 @@ def test_collectives_are_over_all_samples(name):
     weights = jax.vmap(lambda own: materialize(params, own))(factors)
     y = np.einsum("bti,bio->bto", x, weights["W"]) + np.asarray(weights["b"])[:, None]
     assert_close(jax.jit(apply)(params, factors, x), dense(y), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "mean",
+    [
+        lambda y: lax.pmean(y, (AXIS, "group")),
+        lambda y: lax.pmean(lax.pmean(y, "group"), AXIS),
+        lambda y: lax.pmean(lax.pmean(y, AXIS), "group"),
+    ],
+    ids=["at once", "group first", "group last"],
+)
+def test_statistics_may_be_over_another_axis_too(mean):
+    params, factors, x = dense_model()
+    x = np.stack([x, 2 * x])
+
+    def apply(params, x):
+        y = linear(params, x)
+        return y - mean(jnp.mean(y, 0))[None], mean(jnp.mean(y, 0))
+
+    call = jax.vmap(lambda x: lifted(apply)(params, factors, x), axis_name="group")
+    weights = jax.vmap(lambda own: materialize(params, own))(factors)
+    y = np.einsum("gbti,bio->gbto", x, weights["W"]) + np.asarray(weights["b"])[:, None]
+    got, of_groups = jax.jit(call)(x)
+    assert_close(got, y - y.mean((0, 1)), 1e-5)
+    assert_close(of_groups[1], y.mean((0, 1)), 1e-5)
 
 
 def test_a_generated_array_has_a_mean_over_samples():
@@ -477,6 +496,58 @@ def test_a_straw_has_a_first_state_and_trains(base):
     assert jax.tree.map(np.shape, new) == shapes
     assert all(np.abs(leaf).max() > 0 for path, leaf in named_leaves(gradient).items()
                if path.startswith(("encoder", "executor")))  # fmt: skip
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _=None):
+        x = nn.Dense(4, use_bias=False, name="dense")(x)
+        norm = nn.BatchNorm(use_running_average=False, momentum=0.9, axis_name=AXIS, name="norm")
+        return jnp.sin(norm(x)), None
+
+
+class Nested(nn.Module):
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        axes = {"params": 0, "batch_stats": 0}
+        made = {
+            "plain": Block,
+            "remat": nn.remat(Block),
+            "jit": nn.jit(Block),
+            "scan": nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=2),
+        }[self.kind]
+        x, _ = made(name="block")(x, *[None] * (self.kind == "scan"))
+        return nn.Dense(2, name="head")(x)
+
+
+@pytest.mark.parametrize("leaf", ["block/dense/kernel", "head/kernel"])
+@pytest.mark.parametrize("kind", ["plain", "remat", "jit", "scan"])
+def test_state_comes_out_of_nested_programs(kind, leaf):
+    executor, x = linen(Nested(kind), mutable=["batch_stats"]), random_array(0, (SAMPLES, 4))
+    params = random_params(executor.init, x)
+    state = jax.tree.map(np.abs, random_params(executor.init_state, x))
+    factors = random_factors(params, {leaf: 1}, (SAMPLES,))
+    weights = jax.jit(jax.vmap(lambda own: materialize(params, own)))(factors)
+    want, y = {"mean": [], "var": []}, x
+    count = 2 if kind == "scan" else 1
+    block = {key: np.asarray(each).reshape(SAMPLES, count, *each.shape[1 + (count > 1) :])
+             for key, each in named_leaves(weights["block"]).items()}  # fmt: skip
+    running = jax.tree.map(lambda each: each.reshape(count, 4), state["batch_stats"]["block"])
+    for layer in range(count):
+        y = np.einsum("bi,bio->bo", y, block["dense/kernel"][:, layer])
+        for key, each in (("mean", y.mean(0)), ("var", y.var(0))):
+            want[key].append(0.9 * running["norm"][key][layer] + 0.1 * each)
+        y = (y - y.mean(0)) / np.sqrt(y.var(0) + 1e-5)
+        y = np.sin(y * block["norm/scale"][:, layer] + block["norm/bias"][:, layer])
+    y = np.einsum("bi,bio->bo", y, weights["head"]["kernel"]) + np.asarray(weights["head"]["bias"])
+    got, new = jax.jit(lifted(executor.apply))(params, factors, x, state=state)
+    assert_close(got, y, 1e-5)
+    new = jax.tree.map(lambda each: each.reshape(count, 4), new["batch_stats"]["block"]["norm"])
+    assert_close(
+        new, jax.tree.map(np.stack, want, is_leaf=lambda leaf: isinstance(leaf, list)), 1e-5
+    )
 
 
 def test_a_network_without_linen_has_state():
