@@ -8,7 +8,8 @@ an error, unless allowed.
 Three sorts of values are told apart: data, computed from samples; kernels, computed from generated
 leaves; and what all samples share.
 
-Arrays here have no sample axis; `jax.vmap` adds it.
+Arrays here have no sample axis; `jax.vmap` adds it. What a collective over that axis returns is
+what all samples share.
 """
 
 import math
@@ -25,19 +26,25 @@ from jax.sharding import PartitionSpec
 from straw_jax.costs import nested_jaxprs
 from straw_jax.operations import RULES, Operation
 from straw_jax.operators import Contraction, Kernel, Part, refusal
-from straw_jax.program import check_program
+from straw_jax.program import check_program, is_merged
 
 
-def apply_kernels(function: Callable[..., Any], kernels: Sequence[Kernel], samples: Any) -> Any:
+def apply_kernels(
+    function: Callable[..., Any],
+    kernels: Sequence[Kernel],
+    samples: Any,
+    axis_name: str | None = None,
+) -> tuple[Any, Any]:
     """Call a function of kernels and samples with structured kernels in place of arrays.
 
     Args:
         function: `(list of arrays, samples) -> y`, traced once.
         kernels: its first argument.
         samples: any tree of arrays.
+        axis_name: of the samples' axis, for collectives.
 
     Returns:
-        What the function returns.
+        What the function returns, and a tree of which of it differs from sample to sample.
 
     Raises:
         ValueError: if an operation needs a whole kernel, or a result mixes samples.
@@ -46,14 +53,16 @@ def apply_kernels(function: Callable[..., Any], kernels: Sequence[Kernel], sampl
     jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(avals, samples)
     leaves = jax.tree.leaves(samples)
     data = [False] * len(kernels) + [True] * len(leaves)
-    check_program(jaxpr, data)
-    values, _ = _run(jaxpr, [*kernels, *leaves], data)
+    check_program(jaxpr, data, axis_name)
+    values, flags = _run(jaxpr, [*kernels, *leaves], data, axis_name)
     out = [_array(value, "returning it", "the model's results") for value in values]
-    return jax.tree.unflatten(jax.tree.structure(shapes), out)
+    own = [flag or isinstance(each, Kernel) for each, flag in zip(values, flags, strict=True)]
+    structure = jax.tree.structure(shapes)
+    return jax.tree.unflatten(structure, out), jax.tree.unflatten(structure, own)
 
 
 def _run(
-    jaxpr: Any, arguments: Sequence[Any], data: Sequence[bool]
+    jaxpr: Any, arguments: Sequence[Any], data: Sequence[bool], axis_name: str | None
 ) -> tuple[list[Any], list[bool]]:
     """Evaluate a jaxpr, closed or open without constants; return results, and which are data."""
     constants = getattr(jaxpr, "consts", ())
@@ -87,10 +96,10 @@ def _run(
                     None if isinstance(atom, core.Literal) else spread.get(atom)
                     for atom in equation.invars
                 ]
-                out, out_flags = _evaluate(equation, operands, flags, small, where)
+                out, out_flags = _evaluate(equation, operands, flags, small, where, axis_name)
             else:
                 out = _bind(equation, operands)
-                out_flags = [any(flags)] * len(out)
+                out_flags = _flags_of(equation, flags, axis_name)
                 if equation.primitive is lax.broadcast_in_dim_p and not any(flags):
                     spread[equation.outvars[0]] = _spread(
                         operands,
@@ -132,17 +141,14 @@ def _evaluate(
     data: Sequence[bool],
     spread: Sequence[Part | None],
     where: str,
+    axis_name: str | None,
 ) -> tuple[list[Any], list[bool]]:
     """Run an operation on kernels."""
     name = equation.primitive.name
     kernels = [operand for operand in operands if isinstance(operand, Kernel)]
     out_avals = [atom.aval for atom in equation.outvars]
     if name in _PROGRAMS:
-        out, flags = _PROGRAMS[name](Nested(equation.params, operands, data, where))
-        return [
-            each if flag or isinstance(each, Kernel) else _generated(each, kernels[0])
-            for each, flag in zip(out, flags, strict=True)
-        ], flags
+        return _PROGRAMS[name](Nested(equation.params, operands, data, where, axis_name))
     if any(data) and name in _ELEMENTWISE and _of_one_shape(operands, data, out_avals[0]):
         # As large as what is computed from the sample here anyway.
         kernels = [replace(kernel, allow_materialise=True) for kernel in kernels]
@@ -163,6 +169,8 @@ def _evaluate(
         for operand in operands
     ]
     out = _bind(equation, whole)
+    if is_merged(equation, axis_name):
+        return out, [False] * len(out)
     if any(data):
         return out, [True] * len(out)
     return [_generated(each, kernels[0]) for each in out], [False] * len(out)
@@ -207,16 +215,27 @@ def _generated(array: Any, source: Kernel) -> Any:
 
 @dataclass(frozen=True)
 class Nested:
-    """A nested program's parameters, operands, which of them are data, and where it is."""
+    """A nested program's parameters, operands, which are data, where it is, and samples' axis."""
 
     params: Mapping[str, Any]
     operands: Sequence[Any]
     data: Sequence[bool]
     where: str
+    axis_name: str | None
+
+    def results(
+        self, out: Sequence[Any], flags: list[bool], generated: Sequence[bool]
+    ) -> tuple[list[Any], list[bool]]:
+        """Return arrays as kernels where they are computed from generated leaves alone."""
+        kernel = next(each for each in self.operands if isinstance(each, Kernel))
+        return [
+            _generated(each, kernel) if made and not flag else each
+            for each, flag, made in zip(out, flags, generated, strict=True)
+        ], flags
 
 
 def _jit(nested: Nested) -> tuple[list[Any], list[bool]]:
-    return _run(nested.params["jaxpr"], nested.operands, nested.data)
+    return _run(nested.params["jaxpr"], nested.operands, nested.data, nested.axis_name)
 
 
 def _remat(nested: Nested) -> tuple[list[Any], list[bool]]:
@@ -224,7 +243,7 @@ def _remat(nested: Nested) -> tuple[list[Any], list[bool]]:
     flags: list[bool] = []
 
     def run(*operands: Any) -> list[Any]:
-        out, flags[:] = _run(jaxpr, operands, nested.data)
+        out, flags[:] = _run(jaxpr, operands, nested.data, nested.axis_name)
         return out
 
     options = {name: nested.params[name] for name in ("prevent_cse", "policy")}
@@ -234,17 +253,19 @@ def _remat(nested: Nested) -> tuple[list[Any], list[bool]]:
 def _cond(nested: Nested) -> tuple[list[Any], list[bool]]:
     index, *operands = nested.operands
     flags: list[bool] = [nested.data[0]] * len(nested.params["branches"][0].out_avals)
+    generated = [isinstance(index, Kernel)] * len(flags)
 
     def branch(jaxpr: Any) -> Callable[..., list[Any]]:
         def run(*operands: Any) -> list[Any]:
-            out, of_branch = _run(jaxpr, operands, nested.data[1:])
+            out, of_branch = _run(jaxpr, operands, nested.data[1:], nested.axis_name)
             flags[:] = [a or b for a, b in zip(flags, of_branch, strict=True)]
+            generated[:] = [a or isinstance(b, Kernel) for a, b in zip(generated, out, strict=True)]
             return [_array(each, "returning it from a branch", nested.where) for each in out]
 
         return run
 
     out = lax.switch(index, [branch(jaxpr) for jaxpr in nested.params["branches"]], *operands)
-    return out, flags
+    return nested.results(out, flags, generated)
 
 
 def _while(nested: Nested) -> tuple[list[Any], list[bool]]:
@@ -254,10 +275,11 @@ def _while(nested: Nested) -> tuple[list[Any], list[bool]]:
     initial = [_array(each, "carrying it through a loop", nested.where)
                for each in nested.operands[of_body:]]  # fmt: skip
     of_consts = list(nested.data[of_condition:of_body])
-    flags = _carried(params["body_jaxpr"], of_consts, list(nested.data[of_body:]), [])
+    axis_name = nested.axis_name
+    flags = _carried(params["body_jaxpr"], of_consts, list(nested.data[of_body:]), [], axis_name)
 
     def run(jaxpr: Any, consts: Sequence[Any], data: Sequence[bool], carry: Any) -> list[Any]:
-        out, _ = _run(jaxpr, [*consts, *carry], [*data, *flags])
+        out, _ = _run(jaxpr, [*consts, *carry], [*data, *flags], axis_name)
         return [_array(each, "carrying it through a loop", nested.where) for each in out]
 
     out = lax.while_loop(
@@ -265,7 +287,7 @@ def _while(nested: Nested) -> tuple[list[Any], list[bool]]:
         lambda carry: run(params["body_jaxpr"], body, of_consts, carry),
         initial,
     )
-    return out, flags
+    return nested.results(out, flags, [True] * len(flags))
 
 
 def _scan(nested: Nested) -> tuple[list[Any], list[bool]]:
@@ -286,15 +308,18 @@ def _scan(nested: Nested) -> tuple[list[Any], list[bool]]:
     start = first - carried
     layers = [_layers(each, nested.where) for each in operands[first:]]
     consts, initial = operands[:start], operands[start:first]
+    from_carry = any(isinstance(each, Kernel) for each in initial)
     initial = [_array(each, "carrying it through a loop", nested.where) for each in initial]
     flags = _carried(jaxpr, list(nested.data[:start]), list(nested.data[start:first]),
-                     list(nested.data[first:]))  # fmt: skip
+                     list(nested.data[first:]), nested.axis_name)  # fmt: skip
     data = [*nested.data[:start], *flags, *nested.data[first:]]
     out_flags: list[bool] = []
+    generated: list[bool] = []
 
     def step(carry: list[Any], arrays: list[Any]) -> tuple[list[Any], list[Any]]:
         own = [rebuild(each) for (_, rebuild), each in zip(layers, arrays, strict=True)]
-        out, out_flags[:] = _run(jaxpr, [*consts, *carry, *own], data)
+        out, out_flags[:] = _run(jaxpr, [*consts, *carry, *own], data, nested.axis_name)
+        generated[:] = [isinstance(each, Kernel) for each in out]
         out = [_array(each, "returning it from a loop", nested.where) for each in out]
         return out[:carried], out[carried:]
 
@@ -302,7 +327,9 @@ def _scan(nested: Nested) -> tuple[list[Any], list[bool]]:
     carry, out = lax.scan(
         step, initial, arrays, length, params["reverse"], params["unroll"],
     )  # fmt: skip
-    return [*carry, *out], [*flags, *out_flags[carried:]]
+    from_carry = from_carry or any(generated[:carried])  # of which steps make more
+    generated = [from_carry] * carried + [from_carry or each for each in generated[carried:]]
+    return nested.results([*carry, *out], [*flags, *out_flags[carried:]], generated)
 
 
 def _layers(value: Any, where: str) -> tuple[Any, Callable[[Any], Any]]:
@@ -356,7 +383,7 @@ def _shard_map(nested: Nested) -> tuple[list[Any], list[bool]]:
                 operands.append(_rebuilt(value, parts, inner.aval.shape))
             else:
                 operands.append(next(given))
-        out, flags[:] = _run(jaxpr, operands, nested.data)
+        out, flags[:] = _run(jaxpr, operands, nested.data, nested.axis_name)
         return [_array(each, "returning it from shard_map", nested.where) for each in out]
 
     out = jax.shard_map(
@@ -389,17 +416,23 @@ def _rebuilt(kernel: Kernel, parts: Iterable[Part], shape: tuple[int, ...]) -> K
     return replace(kernel, terms=terms, shape=tuple(shape))
 
 
-def _carried(jaxpr: Any, consts: list[bool], carry: list[bool], layers: list[bool]) -> list[bool]:
+def _carried(
+    jaxpr: Any,
+    consts: list[bool],
+    carry: list[bool],
+    layers: list[bool],
+    axis_name: str | None,
+) -> list[bool]:
     """Return which carried values of a loop are data."""
     while True:
-        after = _data_of(jaxpr, [*consts, *carry, *layers])[: len(carry)]
+        after = _data_of(jaxpr, [*consts, *carry, *layers], axis_name)[: len(carry)]
         joined = [a or b for a, b in zip(carry, after, strict=True)]
         if joined == carry:
             return carry
         carry = joined
 
 
-def _data_of(jaxpr: Any, data: Sequence[bool]) -> list[bool]:
+def _data_of(jaxpr: Any, data: Sequence[bool], axis_name: str | None) -> list[bool]:
     """Return which results of a program are computed from data."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     known = {atom for atom, flag in zip(jaxpr.invars, data, strict=True) if flag}
@@ -410,17 +443,49 @@ def _data_of(jaxpr: Any, data: Sequence[bool]) -> list[bool]:
     for equation in jaxpr.eqns:
         flags = [is_data(atom) for atom in equation.invars]
         inner = list(nested_jaxprs(equation.params))
-        out = [any(flags)] * len(equation.outvars)
-        if equation.primitive.name in ("jit", "pjit", "checkpoint", "remat2") and len(inner) == 1:
-            out = _data_of(inner[0], flags)
+        out = _flags_of(equation, flags, axis_name)
+        if equation.primitive.name in _CALLS and len(inner) == 1:
+            out = _data_of(inner[0], flags, axis_name)
         known.update(atom for atom, flag in zip(equation.outvars, out, strict=True) if flag)
     return [is_data(atom) for atom in jaxpr.outvars]
+
+
+def _flags_of(equation: Any, flags: list[bool], axis_name: str | None) -> list[bool]:
+    """Return which results of an operation without kernels are computed from data."""
+    name, params, count = equation.primitive.name, equation.params, len(equation.outvars)
+    if axis_name is None or not any(flags):  # without collectives
+        return [any(flags)] * count
+    if name == "scan":
+        return _flags_of_scan(equation, flags, axis_name)
+    if name == "cond":
+        branches = [_data_of(jaxpr, flags[1:], axis_name) for jaxpr in params["branches"]]
+        return [flags[0] or any(each) for each in zip(*branches, strict=True)]
+    inner = list(nested_jaxprs(params))
+    if name in (*_CALLS, "custom_jvp_call", "custom_vjp_call") and len(inner) == 1:
+        return _data_of(inner[0], flags, axis_name)
+    return [not is_merged(equation, axis_name)] * count
+
+
+def _flags_of_scan(equation: Any, flags: list[bool], axis_name: str | None) -> list[bool]:
+    jaxpr = equation.params["jaxpr"]
+
+    def unlayered(atoms: Sequence[Any], avals: Sequence[Any]) -> int:
+        pairs = zip(atoms, avals, strict=True)
+        return sum(bool(atom.aval.ndim == aval.ndim) for atom, aval in pairs)
+
+    carried = unlayered(equation.outvars, jaxpr.out_avals)
+    first = unlayered(equation.invars, jaxpr.in_avals)  # after constants and what is carried
+    consts, carry, layers = flags[: first - carried], flags[first - carried : first], flags[first:]
+    carry = _carried(jaxpr, consts, carry, layers, axis_name)
+    return [*carry, *_data_of(jaxpr, [*consts, *carry, *layers], axis_name)[carried:]]
 
 
 _ELEMENTWISE = {
     "add", "add_any", "sub", "mul", "div", "max", "min", "select_n", "rem", "pow", "atan2", "eq",
     "ne", "lt", "le", "gt", "ge", "nextafter", "clamp",
 }  # fmt: skip
+
+_CALLS = "jit", "pjit", "checkpoint", "remat2"
 
 _PROGRAMS: dict[str, Callable[[Nested], tuple[list[Any], list[bool]]]] = {
     "jit": _jit,

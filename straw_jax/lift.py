@@ -23,6 +23,8 @@ def modulate(
     scale: float = 1.0,
     allow_materialise: bool = False,
     per_sample: str | Iterable[str] = (),
+    axis_name: str | None = None,
+    out_axes: Any = 0,
 ) -> Callable[..., Any]:
     """Return a version of a model function that takes per-sample weights.
 
@@ -35,11 +37,17 @@ def modulate(
     Args:
         apply: `(params, x, **kwargs) -> y`, any JAX function that maps a batch to a batch, sample
             by sample; it is called with each sample as a batch of one. Every output has the batch
-            axis in front.
+            axis in front, unless `out_axes` says that all samples have it in common.
         scale: of the low-rank updates (LoRA's alpha / r).
         allow_materialise: form a sample's whole kernel for unsupported operations. By default they
             raise an error that names the leaf.
         per_sample: the names of keyword arguments that have a sample axis in front, as `x` has.
+        axis_name: of the samples' axis, as in `jax.vmap`. A model that has its name may compute
+            over the batch: `jax.lax.pmean(y.mean(0), axis_name)`, or
+            `nn.BatchNorm(axis_name=axis_name)`.
+        out_axes: as in `jax.vmap`, 0 or None for all outputs, or a tree of them: 0 for an output
+            with the batch axis, None for one that all samples have in common and that has no batch
+            axis, such as updated statistics. A model that takes and returns state has `(0, None)`.
 
     Returns:
         `modulated(params, factors, x, **kwargs) -> y`. `params` is the argument of `apply`; where a
@@ -52,7 +60,7 @@ def modulate(
     Raises:
         ValueError: (when called) if factors do not fit the parameters or the samples, a leaf has
             neither weights nor factors, an operation is not supported, a random key is not typed,
-            or an output has no batch axis.
+            an output has no batch axis, or one without differs from sample to sample.
 
     References:
         The STRAW article, "The Adaptive Forward Pass".
@@ -69,6 +77,17 @@ def modulate(
         raise ValueError(
             f"modulate: expected a function apply(params, x), got {expect.describe(apply)}. That of"
             " a Linen module is linen(module).apply."
+        )
+    if not isinstance(axis_name, str | None):
+        raise ValueError(
+            f"modulate: expected axis_name to be a string or None, got {axis_name!r}. It is the"
+            " name that the model gives to its collectives, such as 'batch'."
+        )
+    axes_of_outputs = jax.tree.leaves(out_axes, is_leaf=lambda axis: axis is None)
+    if not all(axis is None or axis == 0 for axis in axes_of_outputs):
+        raise ValueError(
+            f"modulate: expected out_axes of 0 and None, got {out_axes!r}. Move the axis of samples"
+            " to the front, or that of the result with jnp.moveaxis."
         )
     names = (per_sample,) if isinstance(per_sample, str) else tuple(per_sample)
 
@@ -104,10 +123,12 @@ def modulate(
                 )
 
             batch_of_one = jax.tree.map(lambda leaf: leaf[None], samples)
-            y = apply_kernels(model, [leaves[i] for i in places], batch_of_one)
-            return jax.tree.map_with_path(_only_row, y)
+            y, own = apply_kernels(model, [leaves[i] for i in places], batch_of_one, axis_name)
+            return jax.tree.map_with_path(_result, y, own, _axes_of_outputs(out_axes, y))
 
-        return jax.vmap(one_sample, in_axes=(axes, 0, 0))(updates, (x, mapped), keys)
+        return jax.vmap(
+            one_sample, in_axes=(axes, 0, 0), out_axes=out_axes, axis_name=axis_name
+        )(updates, (x, mapped), keys)  # fmt: skip
 
     return modulated
 
@@ -265,6 +286,30 @@ def _legacy_shape() -> tuple[int, ...]:
     return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
 
 
+def _axes_of_outputs(out_axes: Any, y: Any) -> Any:
+    """Return, for each output, whether it has a batch axis."""
+    has_batch = jax.tree.map(lambda axis: axis == 0, out_axes, is_leaf=lambda axis: axis is None)
+    try:
+        return jax.tree.broadcast(has_batch, y)
+    except ValueError as error:
+        raise ValueError(
+            "modulate: expected out_axes to be a tree like the outputs of the model,"
+            f" {expect.describe(y)}, got {out_axes!r}. A model with state returns (y, state)."
+        ) from error
+
+
+def _result(path: Any, output: Any, own: bool, has_batch: bool) -> Any:
+    """Return an output of a batch of one as one for `jax.vmap`."""
+    if not has_batch and own:
+        raise ValueError(
+            f"modulate: expected {_name(path) or 'the output'} to be the same for all samples, as"
+            " out_axes says, got one that is computed from each sample or its weights. Take a mean"
+            " (or sum, maximum) over samples with jax.lax.pmean and the axis_name of modulate, as"
+            " nn.BatchNorm(axis_name=...) does, or return it with a batch axis."
+        )
+    return _only_row(path, output) if has_batch else output
+
+
 def _only_row(path: Any, output: Any) -> Any:
     """Return an output of a batch of one without its batch axis."""
     shape = jnp.shape(output)
@@ -273,8 +318,8 @@ def _only_row(path: Any, output: Any) -> Any:
             "modulate: expected every output of the model to have the batch axis in front, "
             f"[1, ...] for a batch of one sample, got {_name(path) or 'one'} of shape {shape}. "
             "A keyword argument that differs between samples belongs in x, or in "
-            "modulate(..., per_sample=...); what all samples have in common, such as a mean loss "
-            "or batch statistics, is not for one sample to return."
+            "modulate(..., per_sample=...). What all samples have in common, such as batch "
+            "statistics or a mean over axis_name, has None in modulate(..., out_axes=...)."
         )
     return output[0]
 

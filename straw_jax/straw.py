@@ -1,8 +1,9 @@
 """The composed model: from sample and context over style vector and factors to the executor."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
@@ -30,7 +31,10 @@ class Network:
 
     Attributes:
         init: `(key, x) -> params`, any tree of arrays.
-        apply: `(params, x, **kwargs) -> y`, batch to batch, sample by sample.
+        apply: `(params, x, **kwargs) -> y`, batch to batch, sample by sample. With state, it is
+            `(params, x, *, state, **kwargs) -> (y, state)`.
+        init_state: `(key, x) -> state`, any tree of arrays that all samples have in common, such as
+            running statistics; None for a model without state.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -46,6 +50,7 @@ class Network:
 
     init: Callable[..., Params]
     apply: Callable[..., Any]
+    init_state: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ class Straw:
             executor's weights, `{**params, "executor": weights}`.
         apply: `(params, x, *, context=x, **kwargs) -> y`; one context, `[1, ...]`, is used for all
             samples. Keyword arguments are passed to the executor, with typed random keys among them
-            split, one for each sample.
+            split, one for each sample. An executor with state takes and returns it:
+            `(params, x, *, state, **kwargs) -> (y, state)`, and so does `apply_styles`.
         styles: `(params, context) -> [batch, style]`, the style vectors.
         apply_styles: `(params, styles, x, **kwargs) -> y`, as `apply` with given style vectors:
             those of other samples, a mean, or changed ones; one for each sample, or `[1, style]`.
@@ -69,6 +75,8 @@ class Straw:
         merge: `(params, context) -> weights`, the executor's ordinary weights for one context
             (without a sample axis), exact up to rounding. Raises a ValueError where the update of a
             convolution is a pose.
+        init_state: `(key) -> state`, the executor's state, which is no parameter; None where it has
+            none.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -90,23 +98,31 @@ class Straw:
     apply_styles: Callable[..., Any]
     factors: Callable[[Params, Any], dict[str, Entry]]
     merge: Callable[[Params, Any], Params]
+    init_state: Callable[[Array], Any] | None = None
 
 
-def linen(module: nn.Module, **defaults: Any) -> Network:
-    """Return a Linen module as a `Network` of its parameters.
+def linen(module: nn.Module, *, mutable: Sequence[str] = (), **defaults: Any) -> Network:
+    """Return a Linen module as a `Network` of its parameters, and of its state if it has any.
+
+    State is apart from parameters, as it is neither generated nor trained. It goes in and out of
+    each call, in training and in evaluation: `y, state = apply(params, x, state=state)`.
 
     Args:
-        module: without state besides parameters.
+        module: with the collection "params", and those in `mutable`.
+        mutable: collections of state that calls read and may change, as in Linen's `apply`, such as
+            `["batch_stats"]`. All samples have them in common: for statistics over the batch give
+            `nn.BatchNorm(axis_name="batch")`, and `make_straw` or `modulate` the same name.
         **defaults: keyword arguments of the module's call, such as `train=False`, for `init` and,
             where it is not given others, for `apply`.
 
     Returns:
-        Its `init` and `apply` as pure functions of the collection "params".
+        Its `init` and `apply` as pure functions of the collection "params", and with `mutable` of
+        `state`, a dict of these collections.
 
     Raises:
-        ValueError: if the module needs more arguments than an input and these; by `init`, if it has
-            other state than parameters, such as batch statistics: state cannot differ from sample
-            to sample; by `apply`, if parameters do not fit the module and its input.
+        ValueError: if the module needs more arguments than an input and these, or `mutable` is not
+            of collections of state; by `init`, if it has other state than that; by `apply`, if
+            parameters or state do not fit the module and its input.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -116,8 +132,28 @@ def linen(module: nn.Module, **defaults: Any) -> Network:
         >>> params = model.init(jax.random.key(0), jnp.ones((8, 3)))
         >>> sorted(params)
         ['bias', 'kernel']
+
+        With state:
+
+        >>> norm = linen(nn.BatchNorm(use_running_average=False), mutable=["batch_stats"])
+        >>> params, state = (f(jax.random.key(0), jnp.ones((8, 3))) for f in (norm.init,
+        ...                                                                   norm.init_state))
+        >>> y, state = norm.apply(params, jnp.ones((8, 3)), state=state)
+        >>> round(float(state["batch_stats"]["mean"][0]), 6)
+        0.01
     """
     name = type(module).__name__
+    if not isinstance(mutable, list | tuple) or not all(isinstance(each, str) for each in mutable):
+        raise ValueError(
+            "linen: expected mutable to be a list of collections of state, as ['batch_stats'], got"
+            f" {mutable!r}. What a call sows is asked of that call, apply(..., mutable=...)."
+        )
+    if "params" in mutable:
+        raise ValueError(
+            "linen: expected mutable to be collections of state, as ['batch_stats'], got 'params'"
+            " among them, which are the parameters. Leave it out."
+        )
+    collections = tuple(mutable)
     try:
         inspect.signature(module.__call__).bind(None, **defaults)
     except TypeError as error:
@@ -127,20 +163,55 @@ def linen(module: nn.Module, **defaults: Any) -> Network:
             " linen(module, train=False)."
         ) from error
 
-    def init(key: Array, x: Any) -> Params:
+    def variables(key: Array, x: Any) -> Any:
         with expect.flax_errors(name):
-            variables = module.init(key, x, **defaults)
-        if state := sorted(set(variables) - {"params"}):
+            found = module.init(key, x, **defaults)
+        if state := sorted(set(found) - {"params", *collections}):
             raise ValueError(
-                f"linen: expected {name} to have parameters only, got also "
-                f"{state}. Use layers without state (such as GroupNorm for BatchNorm)."
+                f"linen: expected {name} to have parameters only"
+                f"{f', and {list(collections)}' * bool(collections)}, got also {state}. Name them,"
+                f" linen(module, mutable={[*collections, *state]}), or use layers without state"
+                " (such as GroupNorm for BatchNorm)."
             )
-        return variables.get("params", {})
+        return found
+
+    def init(key: Array, x: Any) -> Params:
+        return variables(key, x).get("params", {})
+
+    def init_state(key: Array, x: Any) -> Any:
+        found = variables(key, x)
+        return {each: found.get(each, {}) for each in collections}
 
     def apply(params: Params, x: Any, **kwargs: Any) -> Any:
         with expect.flax_errors(name, lambda: _check_parameters(module, params, x, defaults)):
             return module.apply({"params": params}, x, **(defaults | kwargs))
 
+    def apply_with_state(params: Params, x: Any, *, state: Any = None, **kwargs: Any) -> Any:
+        if "mutable" in kwargs or not isinstance(state, Mapping) or set(state) != set(collections):
+            got = "mutable too" if "mutable" in kwargs else expect.describe(state)
+            raise ValueError(
+                f"linen: expected a call of {name} with state=..., a dict of {list(collections)}, "
+                f"got {got}. The first one is that of init_state; a call returns (y, state), and"
+                " which collections it may change is said once, linen(module, mutable=...)."
+            )
+        with expect.flax_errors(name, lambda: _check_parameters(module, params, x, defaults)):
+            y, updates = module.apply(
+                {"params": params, **state}, x, mutable=list(collections), **(defaults | kwargs)
+            )
+        updated = {**state, **updates}
+        after, before = (
+            {path: jnp.shape(leaf) for path, leaf in named_leaves(tree).items()}
+            for tree in (updated, state)
+        )
+        if after != before:
+            raise ValueError(
+                f"linen: expected the state of {name} to be {expect.describe(updated)}, got"
+                f" {expect.describe(state)}. The first state is that of init_state."
+            )
+        return y, updated
+
+    if collections:
+        return Network(init, apply_with_state, init_state)
     return Network(init, apply)
 
 
@@ -171,6 +242,7 @@ def make_straw(
     scale: float = 1.0,
     allow_materialise: bool = False,
     dtype: DTypeLike | None = None,
+    axis_name: str | None = None,
 ) -> Straw:
     """Compose an encoder, a generator and an executor.
 
@@ -204,6 +276,8 @@ def make_straw(
             and computes in its own. So for bfloat16 say it to each:
             `make_straw(CNN(dtype=jnp.bfloat16), images, dtype=jnp.bfloat16)`. None: the dtype to
             which inputs and parameters promote.
+        axis_name: of the samples' axis, for an executor with statistics over the batch, as in
+            `modulate`; see also `linen`.
 
     Returns:
         Pure functions, see `Straw`.
@@ -243,7 +317,7 @@ def make_straw(
     if isinstance(chosen, Mapping):
         spec = factor_spec(shapes, chosen, axes=axes)
     else:
-        uses = _uses(executor, shapes, sample)
+        uses = _uses(executor, shapes, sample, axis_name)
         added = [path for path, use in uses.items() if use.added]
         economical = {path: use.axes for path, use in uses.items() if use.axes}
         spec = factor_spec(
@@ -259,14 +333,24 @@ def make_straw(
             "Add patterns for them, or use base 'trained'."
         )
     generator = linen(Generator(spec, hidden, start_at_base=base != "none", dtype=dtype))
-    executor_apply = modulate(executor.apply, scale=scale, allow_materialise=allow_materialise)
+    first_state = executor.init_state
+    executor_apply = modulate(
+        executor.apply,
+        scale=scale,
+        allow_materialise=allow_materialise,
+        axis_name=axis_name,
+        out_axes=0 if first_state is None else (0, None),
+    )
     modulator = "encoder", "generator"
+
+    def keys_of_parts(key: Array) -> dict[str, Array]:
+        return dict(
+            zip(("encoder", "generator", "executor"), jax.random.split(key, 3), strict=True)
+        )
 
     def init(key: Array) -> Params:
         expect.random_key("Straw.init", key)
-        keys = dict(
-            zip(("encoder", "generator", "executor"), jax.random.split(key, 3), strict=True)
-        )
+        keys = keys_of_parts(key)
         params = {
             "encoder": encoder.init(keys["encoder"], seen),
             "generator": generator.init(keys["generator"], zeros_like(style)),
@@ -274,6 +358,10 @@ def make_straw(
         if base == "trained":
             params["executor"] = executor.init(keys["executor"], sample)
         return params
+
+    def init_state(key: Array) -> Any:
+        expect.random_key("Straw.init_state", key)
+        return first_state(keys_of_parts(key)["executor"], sample) if first_state else None
 
     def styles(params: Params, context: Any) -> Array:
         expect.parts("Straw", params, ("encoder",))
@@ -334,7 +422,9 @@ def make_straw(
         own = take(weights_of(params), factors(params, batch_of_one), 0)
         return materialize(weights_of(params), in_parameters_dtype(own), scale=scale)
 
-    return Straw(spec, init, apply, styles, apply_styles, factors, merge)
+    return Straw(
+        spec, init, apply, styles, apply_styles, factors, merge, init_state if first_state else None
+    )
 
 
 def _style(encoder: Network, context: Any) -> jax.ShapeDtypeStruct:
@@ -353,7 +443,7 @@ def _style(encoder: Network, context: Any) -> jax.ShapeDtypeStruct:
     return styles
 
 
-def _uses(executor: Network, shapes: Params, sample: Any) -> dict[str, Use]:
+def _uses(executor: Network, shapes: Params, sample: Any, axis_name: str | None) -> dict[str, Use]:
     """Return how an executor uses its leaves, by path."""
     leaves = named_leaves(shapes)
     kernels = {path: leaf for path, leaf in leaves.items() if is_kernel(path, leaf)}
@@ -361,12 +451,24 @@ def _uses(executor: Network, shapes: Params, sample: Any) -> dict[str, Use]:
     if matrices and all(path.split("/")[-1] == "kernel" for path in kernels):
         return {}  # as in most Linen modules: no need to trace them
     try:
-        uses = uses_of_leaves(executor.apply, shapes, sample)
+        uses = uses_of_leaves(_without_state(executor, sample, axis_name), shapes, sample)
     except Exception:
         # A model may need arguments that only its calls have, and then raises anything. Its kernels
         # are those of `factor_spec`, by name and axes; the call tells what does not fit.
         return {}
     return dict(zip(leaves, uses, strict=True))
+
+
+def _without_state(executor: Network, sample: Any, axis_name: str | None) -> Callable[..., Any]:
+    """Return a model's function with its first state, and a name for its samples' axis."""
+    first = executor.init_state
+    state = jax.eval_shape(lambda: first(jax.random.key(0), sample)) if first else None
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+    apply = partial(executor.apply, state=zeros) if first else executor.apply
+    if axis_name is None:
+        return apply
+    one = partial(jax.vmap, in_axes=(None, 0), axis_name=axis_name)
+    return lambda params, x: one(apply)(params, jax.tree.map(lambda leaf: leaf[None], x))
 
 
 def for_each_sample(styles: Array, count: Any) -> Array:
