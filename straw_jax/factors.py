@@ -429,7 +429,7 @@ def factor_spec(
     letters = {path: _first_match(path, axes) or "" for path in read}
     spec = FactorSpec(
         tuple(
-            GeneratedLeaf(path, tuple(leaves[path].shape), rank, letters.get(path, ""))
+            GeneratedLeaf(path, tuple(leaves[path].shape), _frozen(rank), letters.get(path, ""))
             for path, rank in chosen.items()
         )
     )
@@ -442,6 +442,11 @@ def factor_spec(
         for kind in leaf.kinds:
             kind.check(leaf)
     return spec
+
+
+def _frozen(rank: Any) -> Any:
+    """Return lists as tuples, so that a specification is hashable."""
+    return tuple(map(_frozen, rank)) if isinstance(rank, (tuple, list)) else rank
 
 
 def is_kernel(path: str, leaf: Any) -> bool:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 from flax import linen as nn
 from jax import Array
+from jax.typing import DTypeLike
 
 from straw_jax import expect
 from straw_jax.factors import FactorSpec, factor_spec, named_leaves
@@ -27,6 +29,7 @@ class ChunkGenerator(nn.Module):
         chunk: input and output channels of a chunk.
         embedding: length of a chunk's embedding.
         hidden: length of an input channel's vector.
+        dtype: of computation and kernels, as in Flax: parameters stay float32.
 
     References:
         Ha et al., "HyperNetworks" (2016), section 3.1: equation 2, and for chunks equation 3. The
@@ -46,20 +49,23 @@ class ChunkGenerator(nn.Module):
     chunk: tuple[int, int]
     embedding: int = 4
     hidden: int = 4
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self) -> dict[str, Array]:
         """Return the kernels `[*window, in, out]` by path."""
+        expect.compute_dtype("ChunkGenerator", self.dtype)
         rows, columns = self.chunk
         grids = {leaf.path: _grid(leaf.shape, self.chunk) for leaf in self.spec}
         chunks = sum(map(math.prod, grids.values()))
         window = next(iter(self.spec)).shape[:-2]
         unit = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         z = self.param("embeddings", nn.initializers.normal(1.0), (chunks, self.embedding))
-        vectors = nn.Dense(rows * self.hidden, kernel_init=unit, name="vectors")(z)
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=unit)
+        vectors = dense(rows * self.hidden, name="vectors")(z)
         vectors = vectors.reshape(chunks * rows, self.hidden)
         size = math.prod(window) * columns
-        written = nn.Dense(size, kernel_init=unit, name="weights")(vectors)
+        written = dense(size, name="weights")(vectors)
         written = written.reshape(chunks, rows, *window, columns)
         kernels, done = {}, 0
         for leaf in self.spec:
@@ -78,6 +84,7 @@ def make_hypernetwork(
     chunk: tuple[int, int],
     embedding: int = 4,
     hidden: int = 4,
+    dtype: DTypeLike | None = None,
 ) -> Network:
     """Compose an executor with a generator of some of its kernels, the same for all samples.
 
@@ -90,14 +97,16 @@ def make_hypernetwork(
         chunk: input and output channels of a chunk; they must divide those of every kernel.
         embedding: length of a chunk's embedding.
         hidden: length of the vector from which an input channel's weights are generated.
+        dtype: in which the generator computes, as in Flax: its parameters stay float32. The
+            executor gets weights of its parameters' dtype, and computes in its own.
 
     Returns:
         Pure functions. Their parameters are a dict of "generator" and "executor"; the latter is a
         dict by path of the leaves that are not generated.
 
     Raises:
-        ValueError: if a pattern matches no leaf, or the chunk does not fit a kernel; by the
-            functions, if parameters or inputs do not fit.
+        ValueError: if a pattern matches no leaf, the chunk does not fit a kernel, or the dtype is
+            not floating; by the functions, if parameters or inputs do not fit.
 
     References:
         Ha et al., "HyperNetworks" (2016), section 3.1.
@@ -117,6 +126,7 @@ def make_hypernetwork(
     sample = zeros_like(sample, where)
     expect.positive(where, embedding=embedding, hidden=hidden)
     expect.widths(where, chunk=chunk)
+    expect.compute_dtype(where, dtype)
     patterns = isinstance(kernels, list | tuple) and all(isinstance(k, str) for k in kernels)
     if not patterns or len(chunk) != 2:
         raise ValueError(
@@ -127,7 +137,8 @@ def make_hypernetwork(
     spec = factor_spec(shapes, dict.fromkeys(kernels, "whole"))
     _check(spec, chunk)
     generated = {leaf.path for leaf in spec}
-    module = ChunkGenerator(spec, chunk, embedding, hidden)
+    dtypes = {path: leaf.dtype for path, leaf in named_leaves(shapes).items()}
+    module = ChunkGenerator(spec, chunk, embedding, hidden, dtype)
 
     def init(key: Array, x: Any = sample) -> Params:
         expect.random_key(where, key)
@@ -148,6 +159,8 @@ def make_hypernetwork(
         tree = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         with expect.flax_errors("ChunkGenerator", lambda: check_generator(params["generator"])):
             written: Any = module.apply({"params": params["generator"]})
+        if dtype is not None:
+            written = {path: kernel.astype(dtypes[path]) for path, kernel in written.items()}
         return materialize(tree, written)
 
     def check_generator(params: Params) -> None:

@@ -1,6 +1,6 @@
 """Per-sample weights for unmodified model code: `modulate`, and their dense form, `materialize`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -22,7 +22,7 @@ def modulate(
     *,
     scale: float = 1.0,
     allow_materialise: bool = False,
-    per_sample: str | Iterable[str] = (),
+    per_sample: str | Iterable[str] | Mapping[str, Any] = (),
     axis_name: str | None = None,
     out_axes: Any = 0,
 ) -> Callable[..., Any]:
@@ -41,7 +41,9 @@ def modulate(
         scale: of the low-rank updates (LoRA's alpha / r).
         allow_materialise: form a sample's whole kernel for unsupported operations. By default they
             raise an error that names the leaf.
-        per_sample: the names of keyword arguments that have a sample axis in front, as `x` has.
+        per_sample: the names of keyword arguments that have a sample axis in front, as `x` has; or
+            a dict from names to 0, None, or a tree of them as `in_axes` of `jax.vmap` has: None for
+            what all samples have in common.
         axis_name: of the samples' axis, as in `jax.vmap`. A model that has its name may compute
             over the batch: `jax.lax.pmean(y.mean(0), axis_name)`, or
             `nn.BatchNorm(axis_name=axis_name)`.
@@ -50,12 +52,13 @@ def modulate(
             axis, such as updated statistics. A model that takes and returns state has `(0, None)`.
 
     Returns:
-        `modulated(params, factors, x, **kwargs) -> y`. `params` is the argument of `apply`; where a
-        leaf is a `jax.ShapeDtypeStruct`, the factors alone are the weights. `factors` is a tree of
-        factors as `FactorSpec` describes, each with a sample axis in front or, if shared, without;
-        a leaf without factors keeps its weights. `x` is an array `[batch, ...]` or a tree of them.
-        Keyword arguments are passed to `apply`, the same for every sample unless `per_sample` names
-        them; typed random keys among them are split, one for each sample.
+        `modulated(params, factors, x, *more, **kwargs) -> y`. `params` is the argument of `apply`;
+        where a leaf is a `jax.ShapeDtypeStruct`, the factors alone are the weights. `factors` is a
+        tree of factors as `FactorSpec` describes, each with a sample axis in front or, if shared,
+        without; a leaf without factors keeps its weights. `x` is an array `[batch, ...]` or a tree
+        of them, and so is each further input. Keyword arguments are passed to `apply`, the same for
+        every sample unless `per_sample` names them; typed random keys among them are split, one for
+        each sample.
 
     Raises:
         ValueError: (when called) if factors do not fit the parameters or the samples, a leaf has
@@ -89,11 +92,16 @@ def modulate(
             f"modulate: expected out_axes of 0 and None, got {out_axes!r}. Move the axis of samples"
             " to the front, or that of the result with jnp.moveaxis."
         )
-    names = (per_sample,) if isinstance(per_sample, str) else tuple(per_sample)
+    mapped_axes = _mapped_axes(per_sample)
 
-    def modulated(params: Any, factors: FactorTree, x: Any, /, **kwargs: Any) -> Any:
-        mapped = {name: kwargs.pop(name) for name in names if name in kwargs}
-        batch = _batch_size({"x": x, **mapped})
+    def modulated(params: Any, factors: FactorTree, x: Any, /, *more: Any, **kwargs: Any) -> Any:
+        inputs = {"x" if i == 1 else f"x ({i})": each for i, each in enumerate((x, *more), 1)}
+        own_axes = {name: axis for name, axis in mapped_axes.items() if name in kwargs}
+        arguments = inputs | {name: kwargs.pop(name) for name in own_axes}
+        every, tree = jax.tree.flatten(arguments)
+        is_own = _is_own(dict.fromkeys(inputs, 0) | own_axes, arguments)
+        mapped = [leaf for leaf, own in zip(every, is_own, strict=True) if own]
+        batch = _batch_size(arguments, is_own)
         updates, axes = _checked(params, factors, batch)
         options, treedef = jax.tree.flatten(kwargs)
         keys = _keys_of_samples(kwargs, batch)
@@ -112,14 +120,19 @@ def modulate(
             places = [i for i, leaf in enumerate(leaves) if _is_kernel(leaf)]
             drawn = [keys.get(i, leaf) for i, leaf in enumerate(options)]
 
-            def model(kernels: list[Array], samples: Any) -> Any:
-                every = dict(enumerate(leaves)) | dict(zip(places, kernels, strict=True))
-                x, own = samples
+            def model(kernels: list[Array], samples: list[Array]) -> Any:
+                weights = dict(enumerate(leaves)) | dict(zip(places, kernels, strict=True))
+                of_sample = iter(samples)
+                own = (
+                    next(of_sample) if own else leaf
+                    for leaf, own in zip(every, is_own, strict=True)
+                )
+                given = jax.tree.unflatten(tree, own)
                 return apply(
-                    jax.tree.unflatten(structure, every.values()),
-                    x,
+                    jax.tree.unflatten(structure, weights.values()),
+                    *(given.pop(name) for name in inputs),
                     **jax.tree.unflatten(treedef, drawn),
-                    **own,
+                    **given,
                 )
 
             batch_of_one = jax.tree.map(lambda leaf: leaf[None], samples)
@@ -128,7 +141,7 @@ def modulate(
 
         return jax.vmap(
             one_sample, in_axes=(axes, 0, 0), out_axes=out_axes, axis_name=axis_name
-        )(updates, (x, mapped), keys)  # fmt: skip
+        )(updates, mapped, keys)  # fmt: skip
 
     return modulated
 
@@ -248,9 +261,38 @@ def _substitute(params: Any, updates: _Updates, scale: float, allow_materialise:
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def _batch_size(samples: dict[str, Any]) -> int:  # or symbolic, in an export
+def _mapped_axes(per_sample: Any) -> dict[str, Any]:
+    """Return which keyword arguments differ between samples: names to trees of 0 and None."""
+    if isinstance(per_sample, str):
+        return {per_sample: 0}
+    if not isinstance(per_sample, Mapping):
+        return dict.fromkeys(per_sample, 0)
+    axes = jax.tree.leaves(dict(per_sample), is_leaf=lambda axis: axis is None)
+    if not all(axis is None or (axis == 0 and not isinstance(axis, bool)) for axis in axes):
+        raise ValueError(
+            f"modulate: expected per_sample to be names, or a dict from names to 0, None or trees"
+            f" of them, got {per_sample!r}. Move the axis of samples to the front."
+        )
+    return dict(per_sample)
+
+
+def _is_own(axes: dict[str, Any], arguments: dict[str, Any]) -> list[bool]:
+    """Return for each array of some arguments whether it has a sample axis."""
+    flags = jax.tree.map(lambda axis: axis == 0, axes, is_leaf=lambda axis: axis is None)
+    try:
+        return jax.tree.leaves(jax.tree.broadcast(flags, arguments))
+    except ValueError as error:
+        raise ValueError(
+            "modulate: expected per_sample to be trees like the arguments"
+            f" {expect.describe(arguments)}, got {axes!r}. One 0 stands for all arrays of an"
+            " argument."
+        ) from error
+
+
+def _batch_size(arguments: dict[str, Any], is_own: list[bool]) -> int:  # or symbolic, in an export
     """Return the number of samples; raise a ValueError unless all arrays have as many."""
-    shapes = {_name(path): jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(samples)}
+    leaves = zip(jax.tree.leaves_with_path(arguments), is_own, strict=True)
+    shapes = {_name(path): jnp.shape(leaf) for (path, leaf), own in leaves if own}
     batch = next(iter(shapes.values()), ())[:1]
     if not batch or any(shape[:1] != batch for shape in shapes.values()):
         raise ValueError(

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 
 from straw_jax import expect
 from straw_jax.functional import hyperlora
+from straw_jax.lowrank import accumulator_dtype
 
 Carry: TypeAlias = Any
 Initializer: TypeAlias = Callable[..., Array]
@@ -38,7 +39,8 @@ class LSTMCell(nn.RNNCellBase):
         deterministic: drop nothing. Otherwise an rng "dropout" is needed, which `nn.RNN` passes on
             with `split_rngs={"params": False, "dropout": True}`.
         forget_bias: added before the forget gate's sigmoid.
-        dtype: of computation and state; by default the one to which input and weights promote.
+        dtype: of computation and state, as in Flax: parameters stay float32, and so does the
+            memory, a sum over all steps. None: the dtype to which input and weights promote.
 
     References:
         Hochreiter and Schmidhuber (1997). Ba et al., "Layer Normalization" (2016), normalise the
@@ -76,7 +78,7 @@ class LSTMCell(nn.RNNCellBase):
         """
         self._check(inputs, carry)
         memory, state = carry
-        joined = jnp.concatenate([inputs, state], axis=-1)
+        joined = jnp.concatenate(self._cast(inputs, state), axis=-1)
         gates = nn.Dense(
             _GATES * self.features, dtype=self.dtype, kernel_init=_gate_init, name="gates"
         )(joined)
@@ -100,6 +102,11 @@ class LSTMCell(nn.RNNCellBase):
                 " initialize_carry(key, inputs.shape)."
             )
 
+    @nn.nowrap
+    def _cast(self, *arrays: Array) -> list[Array]:
+        """Return arrays in `dtype`, or as they are."""
+        return [x if self.dtype is None else jnp.asarray(x, self.dtype) for x in arrays]
+
     def _step(self, memory: Array, gates: Array) -> tuple[Carry, Array]:
         """Return the next carry for the gates' pre-activations `[..., 4 * features]`."""
         gates = gates.reshape(*gates.shape[:-1], _GATES, self.features)
@@ -110,19 +117,29 @@ class LSTMCell(nn.RNNCellBase):
         enter, candidate, forget, leave = (gates[..., i, :] for i in range(_GATES))
         dropped = nn.Dropout(self.dropout, deterministic=self.deterministic)
         candidate = dropped(jnp.tanh(candidate))
-        memory = nn.sigmoid(forget + self.forget_bias) * memory + nn.sigmoid(enter) * candidate
+        wider = max(memory.dtype, gates.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
+        kept = nn.sigmoid(forget + self.forget_bias).astype(wider) * memory.astype(wider)
+        memory = kept + (nn.sigmoid(enter) * candidate).astype(wider)
         shown = memory
         if self.layer_norm:
             shown = nn.LayerNorm(dtype=self.dtype, name="memory_norm")(memory)
-        state = nn.sigmoid(leave) * jnp.tanh(shown)
+        state = nn.sigmoid(leave) * jnp.tanh(shown.astype(leave.dtype))
         return (memory, state), state
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Carry:
         """Return memory and state of zeros for inputs of shape `input_shape`."""
         del rng
-        zeros = jnp.zeros((*input_shape[:-1], self.features), self.dtype or jnp.float32)
-        return zeros, zeros
+        return self._zeros(input_shape, self.features)
+
+    @nn.nowrap
+    def _zeros(self, input_shape: tuple[int, ...], features: int) -> tuple[Array, Array]:
+        """Return the memory and the state of a cell, both 0."""
+        expect.compute_dtype(type(self).__name__, self.dtype)
+        dtype = jnp.dtype(self.dtype or jnp.float32)
+        # Of 16 bits, a memory would lose small additions.
+        memory = jnp.zeros((*input_shape[:-1], features), accumulator_dtype(dtype))
+        return memory, memory.astype(dtype)
 
     @property
     def num_feature_axes(self) -> int:
@@ -169,6 +186,7 @@ class HyperLSTMCell(LSTMCell):
         """Compute one step; the carry is the main LSTM's and the small LSTM's."""
         self._check(inputs, carry, hyper_features=self.hyper_features, embedding=self.embedding)
         (memory, state), hyper = carry
+        inputs, state = self._cast(inputs, state)
         cell = LSTMCell(self.hyper_features, self.layer_norm, dtype=self.dtype, name="hyper")
         hyper, seen = cell(hyper, jnp.concatenate([inputs, state], axis=-1))
         seen = _shown(self, seen)
@@ -227,9 +245,7 @@ class HyperLSTMCell(LSTMCell):
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Carry:
         """Return carries of zeros for inputs of a shape."""
         main = LSTMCell.initialize_carry(self, rng, input_shape)
-        shape = (*input_shape[:-1], self.hyper_features)
-        hyper = jnp.zeros(shape, self.dtype or jnp.float32)
-        return main, (hyper, hyper)
+        return main, self._zeros(input_shape, self.hyper_features)
 
 
 class LowRankLSTMCell(LSTMCell):
@@ -264,7 +280,7 @@ class LowRankLSTMCell(LSTMCell):
         """Compute one step; the carry is the main LSTM's and the small LSTM's."""
         self._check(inputs, carry, hyper_features=self.hyper_features, rank=self.rank)
         (memory, state), hyper = carry
-        joined = jnp.concatenate([inputs, state], axis=-1)
+        joined = jnp.concatenate(self._cast(inputs, state), axis=-1)
         cell = LSTMCell(self.hyper_features, self.layer_norm, dtype=self.dtype, name="hyper")
         hyper, seen = cell(hyper, joined)
         seen = _shown(self, seen)
@@ -289,7 +305,7 @@ class LowRankLSTMCell(LSTMCell):
 def _shown(cell: nn.Module, seen: Array) -> Array:
     """Sow the small LSTM's state, and return it or its replacement."""
     cell.sow("intermediates", "seen", seen)
-    return cell.get_variable("replaced", "seen", seen)
+    return cell.get_variable("replaced", "seen", seen).astype(seen.dtype)
 
 
 def _factor_init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:

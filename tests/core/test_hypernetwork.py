@@ -1,11 +1,12 @@
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from reference import random_array, random_params, to_numpy
+from reference import TOLERANCE, assert_close, random_array, random_params, to_numpy
 
 from straw_jax.factors import factor_spec
 from straw_jax.hypernetwork import ChunkGenerator, make_hypernetwork
@@ -56,6 +57,40 @@ def test_outputs_and_gradients_are_those_of_kernels_made_by_hand(chunk):
     (_, expected), theirs = values_and_gradient(plain)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, theirs)
+
+
+def test_a_generator_computes_in_its_dtype():
+    """Values and gradients in bfloat16; the executor gets float32 weights, as it has itself."""
+    params = random_params(make(hidden=3).init)
+
+    @partial(jax.jit, static_argnums=0)
+    def values_and_gradient(dtype, params):
+        def loss(params):
+            values = make(hidden=3, dtype=dtype).apply(params, IMAGES)
+            return jnp.sum(values**2), values
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (_, values), gradient = values_and_gradient(jnp.bfloat16, params)
+    (_, exact), of_exact = values_and_gradient(None, params)
+    assert values.dtype == jnp.float32
+    assert_close(values, exact, TOLERANCE["bfloat16"])
+    for found, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(of_exact), strict=True):
+        assert found.dtype == jnp.float32
+        assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
+
+
+def test_kernels_are_of_the_generators_dtype():
+    spec = factor_spec({"kernel": jnp.zeros((3, 3, 4, 4))}, {"kernel": "whole"})
+
+    def generated(dtype):
+        module = ChunkGenerator(spec, (2, 2), dtype=dtype)
+        kernels, variables = jax.eval_shape(module.init_with_output, jax.random.key(0))
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+        return kernels["kernel"].dtype
+
+    assert generated(jnp.bfloat16) == jnp.bfloat16
+    assert generated(None) == jnp.float32
 
 
 def by_hand(p, leaves, chunk, hidden):

@@ -16,6 +16,7 @@ from reference import (
 )
 
 from straw_jax import Factors, Generated, materialize, modulate
+from straw_jax.lift import take
 
 
 class SmallCNN(nn.Module):
@@ -262,3 +263,60 @@ def test_errors_for_factors_that_do_not_fit():
         call(shapes, {k: v for k, v in factors.items() if k != "conv/bias"}, x)
     with pytest.raises(ValueError, match="expected the factors of one sample"):
         materialize(params, factors)
+
+
+# What the caller hands over.
+
+
+def test_several_inputs_and_arguments_mapped_or_shared():
+    params = {"W": random_array(0, (6, 5))}
+    factors = random_factors(params, 2, (3,))
+    x, y = random_array(1, (3, 4, 6)), random_array(2, (3, 4, 5))
+    cache = {"k": random_array(3, (3, 4, 5)), "table": random_array(4, (4, 5))}
+
+    def apply(params, x, y, *, cache, bias):
+        return jnp.sin(x @ params["W"]) * y + cache["k"] + cache["table"][None] + bias[None, None]
+
+    options = {"cache": cache, "bias": random_array(5, (5,))}
+    axes = {"cache": {"k": 0, "table": None}, "bias": None}
+    got = jax.jit(modulate(apply, per_sample=axes))(params, factors, x, y, **options)
+    each = [materialize(params, take(params, factors, i)) for i in range(3)]
+    want = [
+        apply(each[i], x[i : i + 1], y[i : i + 1], bias=options["bias"],
+              cache={"k": cache["k"][i : i + 1], "table": cache["table"]})
+        for i in range(3)
+    ]  # fmt: skip
+    assert_close(got, jnp.concatenate(want), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"cache": 1}, "a dict from names to 0, None or trees of them, got {'cache': 1}"),
+        ({"cache": {"k": 0}}, "per_sample to be trees like the arguments"),
+    ],
+)
+def test_wrong_axes_of_arguments_are_errors(axes, message):
+    params = {"W": random_array(0, (6, 5))}
+    factors = random_factors(params, 2, (3,))
+    cache = {"k": random_array(3, (3, 4)), "table": random_array(4, (4, 5))}
+    apply = lambda params, x, *, cache: x @ params["W"]  # noqa: E731
+    with pytest.raises(ValueError, match=message):
+        modulate(apply, per_sample=axes)(params, factors, random_array(1, (3, 6)), cache=cache)
+
+
+def test_a_traced_scale_has_a_gradient():
+    params = {"W": random_array(0, (6, 5))}
+    factors = random_factors(params, 2, (3,))
+    x = random_array(1, (3, 4, 6))
+
+    def loss(scale):
+        y = modulate(lambda params, x: x @ params["W"], scale=scale)(params, factors, x)
+        return jnp.sum(jnp.sin(y))
+
+    value, slope = jax.jit(jax.value_and_grad(loss))(0.7)
+    fixed = jax.jit(lambda: loss(0.7))()
+    assert_close(value, fixed, 1e-5)
+    step = 1e-2
+    near = [float(jax.jit(lambda s: loss(s))(0.7 + sign * step)) for sign in (1, -1)]
+    assert_close(slope, np.float32((near[0] - near[1]) / (2 * step)), 1e-2)

@@ -28,12 +28,19 @@ from straw_jax import (
     make_straw,
 )
 from straw_jax.costs import nested_jaxprs
+from straw_jax.hypernetwork import make_hypernetwork
 from straw_jax.lowrank import multiply
 from straw_jax.models import Conv7, WideResNet
+from straw_jax.recurrent import HyperLSTMCell, LowRankLSTMCell, LSTMCell
 
 BF16 = jnp.bfloat16
 IMAGES = random_array(0, (3, 8, 8, 1))
 SETS = random_array(1, (3, 5, 2)), np.arange(5)[None] < np.array([[5], [2], [3]])
+
+
+def recurrent(cell):
+    return lambda dtype=None: nn.RNN(cell.clone(layer_norm=True, dtype=dtype))
+
 
 MODULES = {
     "ConvEncoder": (partial(ConvEncoder, style=5), IMAGES),
@@ -48,6 +55,9 @@ MODULES = {
     "Conv7": (partial(Conv7, classes=4, channels=(4, 4)), IMAGES),
     "WideResNet": (partial(WideResNet, classes=4, depth=10, channels=8), IMAGES),
     "ResNet34": (partial(ResNet34, classes=4), IMAGES),
+    "LSTMCell": (recurrent(LSTMCell(4)), SETS[0]),
+    "HyperLSTMCell": (recurrent(HyperLSTMCell(4, hyper_features=3, embedding=2)), SETS[0]),
+    "LowRankLSTMCell": (recurrent(LowRankLSTMCell(4, hyper_features=3)), SETS[0]),
 }
 # Flax's norms subtract float32 statistics from bfloat16 inputs.
 as_jax_promotes = jax.numpy_dtype_promotion("standard")
@@ -323,6 +333,9 @@ def test_products_are_summed_in_float32(dtype):
 
 MAKERS = {
     "make_straw": lambda dtype: make_straw(Executor(), IMAGES, dtype=dtype),
+    "make_hypernetwork": lambda dtype: make_hypernetwork(
+        Conv7(), IMAGES, ["conv2/kernel"], chunk=(8, 8), dtype=dtype
+    ),
     "Generator": lambda dtype: jax.eval_shape(
         Generator(factor_spec({"W": jnp.zeros((3, 4))}, 2), dtype=dtype).init,
         jax.random.key(0),

@@ -1,3 +1,4 @@
+import re
 from functools import cache, partial
 
 import jax
@@ -134,14 +135,59 @@ def test_cells_do_what_plain_loops_do(name, layer_norm, seed, steps):
 @pytest.mark.accelerator
 @pytest.mark.parametrize("name", CELLS)
 def test_half_precision_is_close_and_stays_half(name):
-    x = X[:, :3]
-    exact = nn.RNN(CELLS[name])
-    params = random_params(exact, 1)
-    half = nn.RNN(CELLS[name].clone(dtype=jnp.bfloat16))
-    found = run(half, params, x.astype(jnp.bfloat16))
+    """Inputs and parameters are float32, as those of Flax's cells may be."""
+    params = random_params(nn.RNN(CELLS[name]), 1)
+
+    @partial(jax.jit, static_argnums=0)
+    def states_and_gradient(dtype, params, x):
+        model = nn.RNN(CELLS[name].clone(dtype=dtype))
+
+        def loss(params):
+            states = model.apply({"params": params}, x)
+            return jnp.sum(states.astype(jnp.float32) ** 2), states
+
+        gradient, states = jax.grad(loss, has_aux=True)(params)
+        return states, gradient
+
+    found, gradient = states_and_gradient(jnp.bfloat16, params, X[:, :3])
     assert found.dtype == jnp.bfloat16
-    expected = run(exact, params, x)
+    expected, exact = states_and_gradient(None, params, X[:, :3])
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.05)
+    for (path, ours), theirs in zip(
+        jax.tree.leaves_with_path(gradient), jax.tree.leaves(exact), strict=True
+    ):
+        assert ours.dtype == jnp.float32
+        error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+        assert error < 0.1, (jax.tree_util.keystr(path), error)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_float32_is_what_none_is(name):
+    params = shapes_of(nn.RNN(CELLS[name].clone(layer_norm=True)))
+
+    def program(dtype):
+        model = nn.RNN(CELLS[name].clone(layer_norm=True, dtype=dtype), return_carry=True)
+        return re.sub(
+            " at 0x[0-9a-f]+",
+            "",
+            str(jax.make_jaxpr(lambda p: model.apply({"params": p}, X))(params)),
+        )
+
+    assert program(jnp.float32) == program(None)
+    assert "bf16" not in program(None)
+
+
+def test_memory_is_summed_in_float32():
+    """Each step adds a thousandth to 1: a bfloat16 memory would stay 1."""
+    cell = LSTMCell(1, dtype=jnp.bfloat16)
+    bias = jnp.array([20.0, 1e-3, 20.0, 0.0])  # enter, candidate, forget, leave
+    params = {"cell": {"gates": {"kernel": jnp.zeros((2, 4)), "bias": bias}}}
+    memory, state = cell.initialize_carry(None, (1, 1))
+    assert (memory.dtype, state.dtype) == (jnp.float32, jnp.bfloat16)
+    model = nn.RNN(cell, return_carry=True)
+    carry = memory + 1, state
+    (memory, _), _ = model.apply({"params": params}, jnp.zeros((1, 64, 1)), initial_carry=carry)
+    assert memory[0, 0] == pytest.approx(1.064, abs=1e-3)
 
 
 def test_every_parameter_is_trained():

@@ -36,7 +36,8 @@ def tiny_straw(**options):
 
 @cache
 def usual_straw(base="none"):
-    return tiny_straw(base=base, scale=0.5, hidden=128)
+    every = {"*kernel": 2, "*": "whole"}  # with a frozen base, biases are told to be generated
+    return tiny_straw(base=base, scale=0.5, hidden=128, rank=every)
 
 
 @cache
@@ -321,3 +322,47 @@ def test_errors():
 
     with pytest.raises(ValueError, match=r"Normalised to have parameters only, got also \['batch"):
         linen(Normalised()).init(jax.random.key(0), IMAGES)
+
+
+def test_one_rank_reads_attentions_kernels_economically():
+    """Rows are the axes that products sum; what is only added is whole."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = x + self.param("positions", nn.initializers.normal(), (1, 3, 8))
+            return nn.MultiHeadDotProductAttention(2, name="attention")(x)
+
+    straw = make_straw(Model(), jnp.zeros((1, 3, 8)), rank=2, encoder=Flat())
+    read = {leaf.path: (leaf.label, leaf.axes) for leaf in straw.spec}
+    assert read["attention/query/kernel"] == ("2", "rcc")
+    assert read["attention/out/kernel"] == ("2", "")
+    assert read["positions"] == ("whole", "")
+
+
+class Flat(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(x.reshape(x.shape[0], -1))
+
+
+def test_with_a_frozen_base_one_rank_is_for_kernels_alone():
+    model = nn.Sequential([nn.Dense(4), nn.LayerNorm(), nn.Dense(3)])
+    x = jnp.zeros((1, 5))
+    frozen = make_straw(model, x, rank=2, base="frozen", encoder=nn.Dense(4))
+    assert [leaf.path for leaf in frozen.spec] == ["layers_0/kernel", "layers_2/kernel"]
+    told = {"*kernel": 2, "*": "whole"}
+    assert len(make_straw(model, x, rank=told, base="frozen", encoder=nn.Dense(4)).spec) == 6
+
+
+def test_a_straw_is_no_tree_and_can_be_a_static_argument():
+    x = jnp.zeros((2, 5))
+    straw = make_straw(
+        nn.Dense(4), x, updates={"kernel": ["whole", 2], "*": "whole"}, base="trained",
+        encoder=nn.Dense(3),
+    )  # fmt: skip
+    assert jax.tree.leaves(straw) == [straw]
+    hash(straw)
+    params = jax.jit(straw.init)(jax.random.key(0))
+    run = jax.jit(lambda straw, params, x: straw.apply(params, x), static_argnums=0)
+    assert run(straw, params, x).shape == (2, 4)

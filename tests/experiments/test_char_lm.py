@@ -16,6 +16,7 @@ from straw_experiments.char_lm.networks import breakdown, features_for, make_mod
 from straw_experiments.char_lm.train import Recipe, Trainer, streams
 from straw_experiments.data import text
 from straw_experiments.runner.state import training_key
+from straw_jax.costs import nested_jaxprs
 
 SIZES = Sizes(characters=5, hyper_features=3, embedding=2, rank=1)
 NUMBERS = np.random.default_rng(0).integers(0, 5, 400, dtype=np.uint8)
@@ -36,6 +37,10 @@ def learner_of(name, dropout=0.2):
         make_model(name, 4, SIZES, dropout=dropout, train=train) for train in (False, True)
     )
     return Trainer(name, model, trained, TEXT, Recipe(2, 4, 10, 1e-2))
+
+
+def in_precision(name, precision):
+    return make_model(name, 4, SIZES._replace(precision=precision))
 
 
 # --- text ---------------------------------------------------------------------------------------
@@ -326,3 +331,71 @@ def test_analysis_reports_controls_and_movement():
     assert found == analysis.analyse(learner_of("ln_hyper"), params_of("ln_hyper"), seed=0)
     assert set(found["movement"]["gates"]) == set(analysis.GATES)
     assert len(found["stretch"]["text"]) == len(found["stretch"]["gates"]["input"])
+
+
+# --- precision ----------------------------------------------------------------------------------
+
+READ = np.random.default_rng(3).integers(0, 5, (3, 9))
+
+
+def loss_and_gradient(name, precision, params):
+    model = in_precision(name, precision)
+
+    def loss(params):
+        carry = model.initial_carry(len(READ))
+        variables = {"params": params}
+        losses, _ = evaluate.cross_entropy(model, variables, READ[:, :-1], READ[:, 1:], carry)
+        assert losses.dtype == jnp.float32
+        return jnp.mean(losses)
+
+    return jax.value_and_grad(loss)(params)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_float32_program_has_no_number_of_16_bits(name):
+    params = networks._shapes(in_precision(name, "float32"))
+    assert "bf16" not in str(
+        jax.make_jaxpr(lambda p: loss_and_gradient(name, "float32", p))(params)
+    )
+
+
+def products(jaxpr):
+    """The dtypes of every matrix product's two factors."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield tuple(str(each.aval.dtype) for each in equation.invars)
+        for inner in nested_jaxprs(equation.params):
+            yield from products(inner)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_bfloat16_multiplies_numbers_of_16_bits(name):
+    with jax.numpy_dtype_promotion("standard"):  # as scripts run; Flax's norms need it
+        params = networks._shapes(in_precision(name, "bfloat16"))
+        jaxpr = jax.make_jaxpr(lambda p: loss_and_gradient(name, "bfloat16", p))(params)
+    assert params == networks._shapes(in_precision(name, "float32"))
+    assert set(products(jaxpr.jaxpr)) == {("bfloat16", "bfloat16")}
+
+
+@pytest.mark.parametrize("name", ["lstm", "hyper", "lowrank"])
+def test_bfloat16_loss_and_gradient_are_near_those_of_float32(name):
+    params = params_of(name)
+    compute = jax.jit(loss_and_gradient, static_argnums=(0, 1))
+    (loss, gradient), (exact, of_exact) = (
+        compute(name, precision, params) for precision in ("bfloat16", "float32")
+    )
+    assert loss == pytest.approx(float(exact), rel=5e-3)
+    for found, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(of_exact), strict=True):
+        assert found.dtype == jnp.float32
+        assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
+
+
+def test_bfloat16_states_are_examined_in_float32():
+    """Means of many states, and norms of small changes, would be lost in 8 bits."""
+    model, params = in_precision("lowrank", "bfloat16"), params_of("lowrank")
+    shapes = jax.eval_shape(
+        lambda p: analysis._observed(model, p, READ, model.initial_carry(len(READ))), params
+    )
+    (memory, state), _ = shapes[0]
+    assert (memory.dtype, state.dtype) == (jnp.float32, jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes[1])} == {jnp.dtype("float32")}

@@ -140,6 +140,29 @@ def test_run_that_an_earlier_version_analysed_is_analysed_again(tmp_path):
     assert made.execute("lowrank", 0)["examined"] == examined
 
 
+@pytest.mark.slow
+def test_study_in_bfloat16_says_so_and_goes_on_in_it(tmp_path, capsys):
+    path, out = tmp_path / "some.txt", tmp_path / "out"
+    path.write_text("one text, read again. " * 50)
+    words = ["--text", str(path), "--models", "lstm", "lowrank", "--parameters", "900"]
+    words += ["--batch-size", "4", "--length", "10", "--epochs", "1", "--sample-length", "5"]
+    words += ["--hyper-features", "3", "--jobs", "1", "--out", str(out), "--precision"]
+    config = parse([*words, "bfloat16"])
+    conduct(Study(config, load_text(config)), "a command")
+    assert "bfloat16; one seed" in capsys.readouterr().out
+    assert "| precision | bfloat16 |" in (out / "report.md").read_text()
+    assert records.read_json(out / "config.json")["precision"] == "bfloat16"
+    made = Study(config, load_text(config))
+    for name in config.models:
+        variables = made.run(name, 0).variables()
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+    with pytest.raises(SystemExit, match="2"):
+        parse([*words, "float32", "--resume"])
+    line = "--precision: --resume needs the earlier run's bfloat16, got float32"
+    assert line in capsys.readouterr().err
+    assert parse([*words, "bfloat16", "--resume"]).precision == "bfloat16"
+
+
 def test_study_goes_on_with_its_own_text_alone(tmp_path):
     path, out = tmp_path / "some.txt", tmp_path / "out"
     path.write_text("one text, read again. " * 50)

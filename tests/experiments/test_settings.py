@@ -1,13 +1,14 @@
 """Settings are declared once: flags, help, defaults, records and checks come from the dataclass."""
 
 import dataclasses
+import importlib
 import json
 
 import pytest
 
 from straw_experiments.char_lm.config import Config as CharConfig
 from straw_experiments.image_classification.config import Config as ImageConfig
-from straw_experiments.runner import settings
+from straw_experiments.runner import precision, settings
 from straw_experiments.runner.readers import positive, whole
 from straw_experiments.runner.settings import Parser, RunConfig, setting
 from straw_experiments.weight_prediction.config import Config as WeightConfig
@@ -121,3 +122,20 @@ def test_names_leave_out_what_is_usual():
     assert settings.readable_name("study", usual, usual) == "study"
     chosen = usual | {"width": 4, "rates": [1.0, 0.5]}
     assert settings.readable_name("study", chosen, usual) == "study_width-4_rates-1+0.5"
+
+
+@pytest.mark.parametrize("study", ["image_classification", "char_lm", "weight_prediction"])
+def test_precision_is_one_setting_of_all_studies(study, tmp_path, capsys):
+    parse = importlib.import_module(f"straw_experiments.{study}.config").parse
+    usual, half = parse([]), parse(["--precision", "bfloat16"])
+    assert (usual.precision, half.precision) == ("float32", "bfloat16")
+    assert half.out in {f"{usual.out}_bfloat16", f"{usual.out}_precision-bfloat16"}
+    with pytest.raises(SystemExit, match="2"):
+        parse(["--precision", "float16"])
+    assert "argument --precision: invalid choice: 'float16'" in capsys.readouterr().err
+
+
+def test_precision_of_earlier_runs_is_float32():
+    assert precision.recorded({"config": {}}) == "float32"
+    assert precision.named({"config": {}}) == precision.named({"config": {"precision": "float32"}})
+    assert precision.named({"config": {"precision": "bfloat16"}}) == ["bfloat16"]

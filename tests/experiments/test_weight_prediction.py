@@ -1,6 +1,7 @@
 import functools
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
 
 from straw_experiments.weight_prediction import (
     OutputPredictor,
@@ -25,7 +27,10 @@ from straw_experiments.weight_prediction import (
     unknowns,
     weight_predictor,
 )
+from straw_experiments.weight_prediction.evaluate import score
+from straw_experiments.weight_prediction.models import MODELS
 from straw_experiments.weight_prediction.networks import output_predictor
+from straw_experiments.weight_prediction.objectives import outputs_objective, weights_objective
 from straw_experiments.weight_prediction.targets import parse_sizes, positive, uniform
 
 SIZES = (2, 3, 1)
@@ -344,3 +349,56 @@ def test_units_are_examined_with_one_hidden_layer(few_tasks):
     assert units["share"] < 1
     again = analysis.analyse(SIZES, 5, straw, params, 0)
     assert again == found
+
+
+# --- precision ----------------------------------------------------------------------------------
+
+
+def _objective(name, dtype):
+    build = partial(MODELS[name].build, SIZES, dtype=dtype)
+    if MODELS[name].predicts == "outputs":
+        return outputs_objective(SIZES, build())
+    return weights_objective(SIZES, 6, straw=build(embedding=8), fresh=4)
+
+
+def _loss_and_gradient(name, dtype, params, drawn):
+    def loss(params):
+        predicted, y = _objective(name, dtype).outputs(params, drawn)
+        assert (predicted.dtype, y.dtype) == (jnp.float32, jnp.float32)
+        return score(predicted, y).loss
+
+    return jax.value_and_grad(loss)(params)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_precision_is_that_of_the_predictor_alone(name):
+    """In float32 nothing has 16 bits; in bfloat16 parameters, loss and gradient are float32."""
+
+    def program(dtype):
+        objective = _objective(name, dtype)
+        params = jax.eval_shape(objective.init, jax.random.key(0))
+        drawn = jax.eval_shape(lambda: objective.draw(jax.random.key(0), 3))
+        jaxpr, shapes = jax.make_jaxpr(partial(_loss_and_gradient, name, dtype), return_shape=True)(
+            params, drawn
+        )
+        assert {x.dtype for x in jax.tree.leaves((params, shapes))} == {jnp.dtype("float32")}
+        return str(jaxpr)
+
+    assert "bf16" not in program(None)
+    assert ":bf16[3,128] = dot_general" in program(jnp.bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(MODELS))
+def test_bfloat16_is_near_float32(name):
+    objective = _objective(name, None)
+    compute = jax.jit(_loss_and_gradient, static_argnums=(0, 1))
+    params, drawn = jax.jit(
+        lambda: (objective.init(jax.random.key(0)), objective.draw(jax.random.key(1), 64))
+    )()
+    loss, gradient = compute(name, jnp.bfloat16, params, drawn)
+    exact, of_exact = compute(name, None, params, drawn)
+    assert loss == pytest.approx(float(exact), rel=0.02)
+    assert loss != exact
+    flat, of_flat = (ravel_pytree(each)[0] for each in (gradient, of_exact))
+    assert np.linalg.norm(flat - of_flat) < 0.05 * np.linalg.norm(of_flat)

@@ -12,9 +12,10 @@ import pytest
 import scripts
 
 from straw_experiments.pages import stored, tables
-from straw_experiments.runner import runs
+from straw_experiments.runner import records, runs
 from straw_experiments.runner.runs import NonFiniteError, Run
 from straw_experiments.runner.state import training_key
+from straw_experiments.runner.study import conduct
 from straw_experiments.runner.tables import over_seeds, statistic
 from straw_experiments.weight_prediction import config as weight_arguments
 from straw_experiments.weight_prediction import evaluate, figures, report, train, weight_predictor
@@ -214,6 +215,27 @@ def test_ratios_are_checked_as_they_are_counted(tmp_path, ratio):
         accepted = cell.pairs and other.pairs and cell.pairs != other.pairs
         with contextlib.nullcontext() if accepted else pytest.raises(SystemExit, match="2"):
             weight_arguments.parse([*words, str(ratio), str(more / 17)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("predict", ["weights", "outputs"])
+def test_study_in_bfloat16_says_so_and_goes_on_in_it(tmp_path, capsys, predict):
+    out = tmp_path / "out"
+    words = ["--predict", predict, "--networks", "2-2-1", "--steps", "10", "--batch-size", "4"]
+    words += ["--predictors", "plain"] if predict == "outputs" else ["--pairs", "1"]
+    words += ["--jobs", "1", "--out", str(out), "--precision"]
+    config = weight_arguments.parse([*words, "bfloat16"])
+    conduct(Study(config), "a command")
+    assert "bfloat16; one seed" in capsys.readouterr().out
+    assert "| precision | bfloat16 |" in (out / "report.md").read_text()
+    assert records.read_json(out / "config.json")["precision"] == "bfloat16"
+    made = Study(config)
+    variables = made.run(made.names[0], 0).variables()
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+    with pytest.raises(SystemExit, match="2"):
+        weight_arguments.parse([*words, "float32", "--resume"])
+    line = "--precision: --resume needs the earlier run's bfloat16, got float32"
+    assert line in capsys.readouterr().err
 
 
 def test_figures_are_gathered_over_seeds():

@@ -103,12 +103,13 @@ def _seen_in_chunks(model: CharacterModel, params: Params, inputs: Array) -> Arr
 def _observed(
     model: CharacterModel, params: Params, inputs: Array, carry: Carry
 ) -> tuple[Carry, Any]:
-    """Read characters; return the carry, and what the cell has sown at each."""
+    """Read characters; return the carry, and what the cell has sown at each, in float32."""
     outputs: Any = model.apply(
         {"params": params}, inputs.astype(jnp.int32), carry, mutable=["intermediates"]
     )
     (carry, _), state = outputs
-    return carry, state["intermediates"]["cell"]
+    sown = jax.tree.map(lambda x: x.astype(jnp.float32), state["intermediates"]["cell"])
+    return carry, sown
 
 
 # --- movement -----------------------------------------------------------------------------------

@@ -13,12 +13,13 @@ from straw_experiments.char_lm.models import MODELS
 from straw_experiments.runner import limits, settings
 from straw_experiments.runner.command import program
 from straw_experiments.runner.limits import SIZE
+from straw_experiments.runner.precision import BYTES
 from straw_experiments.runner.readers import number, positive, whole
 from straw_experiments.runner.settings import Parser, RunConfig, flag, setting
 
 _NAMED = (
     *("models", "parameters", "embedding", "rank", "epochs", "batch_size", "length"),
-    *("learning_rate", "dropout", "sample_length", "seed", "seeds", "hyper_features"),
+    *("learning_rate", "dropout", "sample_length", "seed", "seeds", "hyper_features", "precision"),
 )
 """Settings by which results are named, where they are not the usual ones."""
 
@@ -217,7 +218,7 @@ def check_step(config: Config, features: int) -> None:
     """
     limits.check(
         f"argument --batch-size: {config.batch_size} times --length {config.length}",
-        config.batch_size * config.length * 4 * features * 4,
+        config.batch_size * config.length * 4 * features * BYTES[config.precision],
         "a step's characters",
     )
 

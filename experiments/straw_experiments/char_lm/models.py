@@ -7,6 +7,7 @@ import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
+from straw_experiments.runner.precision import USUAL, Precision, module_dtype
 from straw_experiments.runner.registry import Entry, Registry
 
 
@@ -18,12 +19,14 @@ class Sizes(NamedTuple):
         hyper_features: As in `HyperLSTMCell`, like the next.
         embedding: Of each gate.
         rank: As in `LowRankLSTMCell`.
+        precision: Dtype in which the models compute, as Flax means it: parameters are float32.
     """
 
     characters: int
     hyper_features: int
     embedding: int
     rank: int
+    precision: Precision = USUAL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,8 +47,8 @@ class Cell(Entry):
 def _lstm(features: int, sizes: Sizes, dropout: float, train: bool, *, layer_norm: bool) -> Any:
     from straw_jax.recurrent import LSTMCell
 
-    del sizes
-    return LSTMCell(features, layer_norm, dropout, not train)
+    dtype = module_dtype(sizes.precision)
+    return LSTMCell(features, layer_norm, dropout, not train, dtype=dtype)
 
 
 def _hyper(features: int, sizes: Sizes, dropout: float, train: bool, *, layer_norm: bool) -> Any:
@@ -56,6 +59,7 @@ def _hyper(features: int, sizes: Sizes, dropout: float, train: bool, *, layer_no
         layer_norm,
         dropout,
         not train,
+        dtype=module_dtype(sizes.precision),
         hyper_features=sizes.hyper_features,
         embedding=sizes.embedding,
     )
@@ -69,6 +73,7 @@ def _lowrank(features: int, sizes: Sizes, dropout: float, train: bool, *, layer_
         layer_norm,
         dropout,
         not train,
+        dtype=module_dtype(sizes.precision),
         hyper_features=sizes.hyper_features,
         rank=sizes.rank,
     )

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.typing import DTypeLike
 
 from straw_experiments.char_lm.models import MODELS, Sizes
+from straw_experiments.runner.precision import module_dtype
 from straw_jax import costs
 from straw_jax.recurrent import Carry
 
@@ -30,12 +32,15 @@ class CharacterModel(nn.Module):
         characters: That there are.
         dropout: Share of inputs and of outputs of the cell that is dropped in training.
         deterministic: Do not drop any, else an rng "dropout" is needed. The cell has its own.
+        dtype: Of computation, as in Flax: parameters are float32, and so are logits. The cell has
+            its own.
     """
 
     cell: nn.RNNCellBase
     characters: int
     dropout: float = 0.0
     deterministic: bool = True
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, numbers: Array, carry: Carry | None = None) -> tuple[Carry, Array]:
@@ -62,7 +67,8 @@ class CharacterModel(nn.Module):
         # Of mean square 1, as initialisers take inputs to be: an LSTM then learns much sooner.
         read = math.sqrt(self.characters) * jax.nn.one_hot(numbers, self.characters)
         carry, states = rnn(drop(read), initial_carry=carry)
-        return carry, nn.Dense(self.characters, name="output")(drop(states))
+        logits = nn.Dense(self.characters, dtype=self.dtype, name="output")(drop(states))
+        return carry, logits.astype(jnp.float32)
 
     @nn.nowrap
     def initial_carry(self, batch_size: int) -> Carry:
@@ -87,7 +93,8 @@ def make_model(
         The model; with or without `train`, and with any `dropout`, its parameters are the same.
     """
     cell = MODELS[name].build(features, sizes, dropout, train)
-    return CharacterModel(cell, sizes.characters, dropout, not train)
+    dtype = module_dtype(sizes.precision)
+    return CharacterModel(cell, sizes.characters, dropout, not train, dtype)
 
 
 def features_for(name: str, parameters: int, sizes: Sizes) -> int:

@@ -7,6 +7,7 @@ from straw_experiments.char_lm.analysis import TESTED
 from straw_experiments.char_lm.models import MODELS
 from straw_experiments.char_lm.published import BITS, SOURCE
 from straw_experiments.data.text import TREEBANK
+from straw_experiments.runner.precision import named
 from straw_experiments.runner.tables import (
     aligned,
     duration,
@@ -35,7 +36,7 @@ def table(summary: Mapping[str, Any]) -> str:
     heading = [
         f"text    {summary['text']}",
         f"device  {summary['device']}",
-        f"runs    {spread_note(summary)}; bits a character",
+        f"runs    {'; '.join([*named(summary), spread_note(summary)])}; bits a character",
         "",
     ]
     return "\n".join(heading + aligned([["", *header[1:]], *rows]))

@@ -57,7 +57,11 @@ class Study(studies.Study[Trainer]):
         super().__init__(config, config.models)
         self.text = text
         self.sizes = Sizes(
-            len(text.characters), config.hyper_features, config.embedding, config.rank
+            len(text.characters),
+            config.hyper_features,
+            config.embedding,
+            config.rank,
+            config.precision,
         )
         self.features = {
             name: features_for(name, config.parameters, self.sizes) for name in config.models

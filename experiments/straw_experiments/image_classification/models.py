@@ -6,16 +6,14 @@ imported when a model is built, so that the command line lists the models withou
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from straw_experiments.runner.precision import USUAL, Precision
 from straw_experiments.runner.registry import Entry, Registry, lazily
 
 if TYPE_CHECKING:
     from straw_experiments.image_classification.step import Model
     from straw_jax.straw import Base, Straw
-
-
-Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
 class Sizes(NamedTuple):
@@ -37,7 +35,7 @@ class Sizes(NamedTuple):
     executor: str = "cnn"
     encoder: str = "conv"
     image: tuple[int, ...] = (28, 28, 1)
-    precision: Precision = "float32"
+    precision: Precision = USUAL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

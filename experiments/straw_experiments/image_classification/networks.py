@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from straw_experiments.image_classification.models import Sizes
 from straw_experiments.image_classification.step import Model
 from straw_experiments.runner import state
+from straw_experiments.runner.precision import module_dtype
 from straw_experiments.runner.state import Variables
 from straw_jax.costs import multiply_adds
 from straw_jax.encoders import NormEncoder, RecursiveEncoder
@@ -47,12 +48,12 @@ _ALL_POSES = POSES._replace(scale=1.4, shear=0.4, shift=0.1)
 def executor(sizes: Sizes) -> nn.Module:
     """Return the executor of the article's STRAW, or a small vision transformer."""
     make = ViT if sizes.executor == "vit" else CNN
-    return make(sizes.classes, dtype=_dtype(sizes))
+    return make(sizes.classes, dtype=module_dtype(sizes.precision))
 
 
 def compact_executor(sizes: Sizes) -> nn.Module:
     """Return the executor of the compact STRAW, and of all models of poses."""
-    return CompactCNN(sizes.classes, dtype=_dtype(sizes))
+    return CompactCNN(sizes.classes, dtype=module_dtype(sizes.precision))
 
 
 def standalone(sizes: Sizes) -> Model:
@@ -62,7 +63,7 @@ def standalone(sizes: Sizes) -> Model:
 
 def resnet34(sizes: Sizes) -> Model:
     """Return the article's ResNet-34."""
-    return flax_model(ResNet34(sizes.classes, dtype=_dtype(sizes)))
+    return flax_model(ResNet34(sizes.classes, dtype=module_dtype(sizes.precision)))
 
 
 def compact_static(sizes: Sizes) -> Model:
@@ -124,7 +125,7 @@ def compact_gain(sizes: Sizes) -> Model:
 
 
 def _options(sizes: Sizes) -> dict[str, Any]:
-    dtype = _dtype(sizes)
+    dtype = module_dtype(sizes.precision)
     return {
         "classes": sizes.classes,
         "rank": sizes.rank,
@@ -133,11 +134,6 @@ def _options(sizes: Sizes) -> dict[str, Any]:
         "image": sizes.image,
         "dtype": dtype,
     }
-
-
-def _dtype(sizes: Sizes) -> DTypeLike | None:
-    """Return the modules' dtype; None, that of their parameters and images, is float32."""
-    return None if sizes.precision == "float32" else jnp.dtype(sizes.precision)
 
 
 def article_straw(
@@ -319,7 +315,7 @@ def compact_fan(sizes: Sizes) -> Model:
 
 def compact_context(sizes: Sizes) -> Model:
     """Return the compact STRAW with a pose encoder, whose style vector writes its updates."""
-    encoder = PoseEncoder(POSES, style=_STYLE, dtype=_dtype(sizes))
+    encoder = PoseEncoder(POSES, style=_STYLE, dtype=module_dtype(sizes.precision))
 
     def loss(params: Any, images: jax.Array, key: jax.Array) -> jax.Array:
         return pose_loss(linen(encoder), params["encoder"], images, POSES, key)
@@ -329,7 +325,7 @@ def compact_context(sizes: Sizes) -> Model:
 
 def straw_of_context(sizes: Sizes) -> Straw:
     """Return the STRAW that `compact_context` is."""
-    poses = linen(PoseEncoder(POSES, style=_STYLE, dtype=_dtype(sizes)))
+    poses = linen(PoseEncoder(POSES, style=_STYLE, dtype=module_dtype(sizes.precision)))
     encoder = Network(poses.init, lambda params, x: poses.apply(params, x).style)
     return make_straw(
         compact_executor(sizes),
@@ -338,7 +334,7 @@ def straw_of_context(sizes: Sizes) -> Straw:
         base=sizes.base,
         encoder=encoder,
         hidden=16,
-        dtype=_dtype(sizes),
+        dtype=module_dtype(sizes.precision),
     )
 
 
@@ -378,7 +374,7 @@ def straw_of_affine_poses(sizes: Sizes) -> Straw:
 
 def _posed(sizes: Sizes, poses: PoseRange = POSES) -> Geometric:
     return compact_geometric(
-        classes=sizes.classes, poses=poses, image=sizes.image, dtype=_dtype(sizes)
+        classes=sizes.classes, poses=poses, image=sizes.image, dtype=module_dtype(sizes.precision)
     )
 
 
@@ -414,7 +410,7 @@ def wide_dense(sizes: Sizes) -> Model:
     """Return the executor with its dense layer widened to the trained parameters of STRAW."""
 
     def static(sizes: Sizes, width: int) -> nn.Module:
-        return CNN(sizes.classes, hidden=width, dtype=_dtype(sizes))
+        return CNN(sizes.classes, hidden=width, dtype=module_dtype(sizes.precision))
 
     return _widened(straw(sizes), static, parameters, sizes)
 
@@ -424,20 +420,20 @@ def compact_wide(sizes: Sizes) -> Model:
 
     def static(sizes: Sizes, width: int) -> nn.Module:
         stages = tuple((8 * max(round(width / n / 8), 1),) for n in (4, 2, 1))
-        return CompactCNN(sizes.classes, stages, dtype=_dtype(sizes))
+        return CompactCNN(sizes.classes, stages, dtype=module_dtype(sizes.precision))
 
     return _widened(compact(sizes), static, parameters, sizes)
 
 
 def _wide_cnn(sizes: Sizes, width: int) -> nn.Module:
     channels = round(width / 4), round(width / 2)
-    return CNN(sizes.classes, channels=channels, hidden=width, dtype=_dtype(sizes))
+    return CNN(sizes.classes, channels=channels, hidden=width, dtype=module_dtype(sizes.precision))
 
 
 def _wide_vit(sizes: Sizes, width: int) -> nn.Module:
     heads = ViT().heads
     width = heads * max(round(width / heads), 1)
-    return ViT(sizes.classes, width=width, dtype=_dtype(sizes))
+    return ViT(sizes.classes, width=width, dtype=module_dtype(sizes.precision))
 
 
 def _widened(
@@ -525,14 +521,19 @@ def of_hypernetworks(name: str, sizes: Sizes) -> Model:
     classes, image = sizes.classes, sizes.image
     form = next((form for form in ("_narrow", "_generated") if name.endswith(form)), "")
     make, narrow, kernels, size = _GENERATED[name.removesuffix(form)]
-    make = partial(make, classes, dtype=_dtype(sizes))
+    make = partial(make, classes, dtype=module_dtype(sizes.precision))
     if form == "_narrow":
         return flax_model(make(channels=narrow))
     if not form:
         return flax_model(make())
-    # The generator, which runs once a batch, computes in float32 with any precision.
     generated = make_hypernetwork(
-        make(), _images(image), [kernels], chunk=(16, 16), embedding=size, hidden=size
+        make(),
+        _images(image),
+        [kernels],
+        chunk=(16, 16),
+        embedding=size,
+        hidden=size,
+        dtype=module_dtype(sizes.precision),
     )
 
     def init(key: jax.Array, images: jax.Array) -> Variables:

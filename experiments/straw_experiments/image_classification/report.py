@@ -8,6 +8,7 @@ from typing import Any
 
 from straw_experiments.image_classification.models import MODELS
 from straw_experiments.image_classification.published import SOURCE, Comparison, compare
+from straw_experiments.runner import precision
 from straw_experiments.runner.tables import (
     aligned,
     duration,
@@ -96,21 +97,14 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _precision(summary: Mapping[str, Any]) -> str:
-    """Return the dtype of the computation, which earlier versions had no choice of."""
-    return str(summary["config"].get("precision", "float32"))
-
-
 def _named(summary: Mapping[str, Any]) -> list[str]:
-    names = [summary["experiment"] or "own settings"]
-    return names if _precision(summary) == "float32" else [*names, _precision(summary)]
+    return [summary["experiment"] or "own settings", *precision.named(summary)]
 
 
 def _section_run(summary: Mapping[str, Any]) -> str:
     facts = [
         ["data set", summary["dataset"]],
         ["the article's set", summary["experiment"] or "none of the three"],
-        ["precision", _precision(summary)],
         *run_facts(summary, sum(summary["seconds"].values())),
     ]
     title = f"# STRAW on {summary['dataset']}"

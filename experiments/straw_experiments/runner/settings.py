@@ -10,9 +10,10 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 from straw_experiments.runner import limits, readers, records
+from straw_experiments.runner.precision import USUAL, Precision
 
 C = TypeVar("C", bound="RunConfig")
 
@@ -74,6 +75,13 @@ class RunConfig:
     A study's own dataclass inherits from this one. `stored` is what `config.json` keeps of them.
     """
 
+    precision: Precision = setting(
+        USUAL,
+        "dtype of the computation; parameters, optimizer, loss and stored files are float32 with"
+        " either",
+        group=_HOW,
+        choices=get_args(Precision),
+    )
     seed: int = setting(
         0, "seed of each model's first run", group=_HOW, read=readers.whole(0, 2**31 - 1)
     )

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from straw_experiments.runner.precision import recorded
+
 
 def aligned(rows: Sequence[list[str] | str]) -> list[str]:
     """Lay out rows as lines of text: the first column to the left, the others to the right.
@@ -105,6 +107,7 @@ def run_facts(summary: Mapping[str, Any], seconds: float) -> list[list[str]]:
         seconds: Of training, over all runs.
     """
     return [
+        ["precision", recorded(summary)],
         ["device", summary["device"]],
         ["commit", summary["commit"] or "not in a clone"],
         ["seeds", ", ".join(map(str, summary["seeds"]))],

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 from straw_experiments.runner import limits, settings
 from straw_experiments.runner.command import program
 from straw_experiments.runner.limits import SIZE
+from straw_experiments.runner.precision import BYTES
 from straw_experiments.runner.readers import positive, whole
 from straw_experiments.runner.settings import Parser, RunConfig, setting
 from straw_experiments.weight_prediction.models import MODELS, Part, predictors_of
@@ -23,7 +24,7 @@ Optimizer: TypeAlias = Literal["muon", "adam"]
 
 _NAMED = (
     *("networks", "pairs", "predictors", "steps", "batch_size", "learning_rate"),
-    *("embedding", "optimizer", "seed", "seeds"),
+    *("embedding", "optimizer", "seed", "seeds", "precision"),
 )
 """Settings by which results are named, where they are not the usual ones."""
 
@@ -196,10 +197,11 @@ def _check_memory(chosen: Mapping[str, Any]) -> None:
         needs = chosen["embedding"] * _HIDDEN * limits.TRAINED
         limits.check(f"argument --embedding: {chosen['embedding']}", needs, "trained weights")
     least = min(map(_unknowns, chosen["networks"]))
-    batch = chosen["batch_size"] * 4 * (_HIDDEN + least)  # bytes, float32
+    number = BYTES[chosen["precision"]]
+    batch = chosen["batch_size"] * number * (_HIDDEN + least)  # bytes
     limits.check(f"argument --batch-size: {chosen['batch_size']}", batch, "a step's networks")
     for ratio in chosen["pairs"]:
-        needs = ratio * least * chosen["batch_size"] * 4 * _HIDDEN
+        needs = ratio * least * chosen["batch_size"] * number * _HIDDEN
         limits.check(f"argument --pairs: {ratio:g}", needs, "a step's pairs")
 
 

@@ -17,8 +17,8 @@ class Predictor(Entry):
     """A predictor of weights or of outputs.
 
     Attributes:
-        build: Of weights: `(sizes of the target network, embedding) -> Straw`. Of outputs: `(sizes)
-            -> Flax module`, from weights and input to output.
+        build: Of weights: `(sizes of the target network, embedding, dtype) -> Straw`. Of outputs:
+            `(sizes, dtype) -> Flax module`, from weights and input to output.
         predicts: "weights" from pairs, or "outputs" from weights and inputs.
     """
 

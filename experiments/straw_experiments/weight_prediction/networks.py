@@ -1,23 +1,29 @@
 """The networks behind `models`: they predict weights from pairs, or outputs from weights."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.typing import DTypeLike
 
 from straw_experiments.weight_prediction.targets import Pairs, Weights, target
+from straw_jax import layers
 from straw_jax.encoders import Pooling, SetEncoder
-from straw_jax.layers import dense
 from straw_jax.straw import Straw, make_straw
 
 OutputKind: TypeAlias = Literal["plain", "concat", "residual"]
 
 
 def weight_predictor(
-    sizes: Sequence[int], *, pooling: Pooling = "mean", embedding: int = 128
+    sizes: Sequence[int],
+    *,
+    pooling: Pooling = "mean",
+    embedding: int = 128,
+    dtype: DTypeLike | None = None,
 ) -> Straw:
     """Return a STRAW whose executor is the target network and whose context is a set of pairs.
 
@@ -27,6 +33,7 @@ def weight_predictor(
         sizes: of the target networks, as in `target`.
         pooling: of the set encoder.
         embedding: length of the vector in which the pooled pairs end.
+        dtype: in which set encoder and generator compute, as in Flax.
 
     Returns:
         Pure functions; `predict` uses them.
@@ -39,14 +46,18 @@ def weight_predictor(
         target(sizes),
         jax.ShapeDtypeStruct((1, sizes[0]), jnp.float32),
         rank={"*": "whole"},
-        encoder=SetEncoder((128, 256, embedding), (256,), pooling),
+        encoder=SetEncoder((128, 256, embedding), (256,), pooling, dtype=dtype),
         context=jax.ShapeDtypeStruct((1, 1, sizes[0] + sizes[-1]), jnp.float32),
         hidden=128,
+        dtype=dtype,
     )
 
 
 def predict(straw: Straw, params: Any, context: Pairs) -> Weights:
-    """Return the weights by layer, `[tasks, in, out]`, that a predictor reads from pairs.
+    """Return the weights by layer, float32 `[tasks, in, out]`, that a predictor reads from pairs.
+
+    They are float32 whatever the predictor computes in: target networks do, with which they are
+    compared.
 
     Args:
         straw: from `weight_predictor`.
@@ -54,17 +65,21 @@ def predict(straw: Straw, params: Any, context: Pairs) -> Weights:
         context: any number of pairs a task.
     """
     weights = straw.factors(params, jnp.concatenate([context.x, context.y], axis=-1))
-    return cast(Weights, weights)  # all whole, and their paths the layers' names
+    # All are whole, and their paths the layers' names.
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), cast(Weights, weights))
 
 
-def output_predictor(sizes: Sequence[int], *, kind: OutputKind) -> "OutputPredictor":
+def output_predictor(
+    sizes: Sequence[int], *, kind: OutputKind, dtype: DTypeLike | None = None
+) -> "OutputPredictor":
     """Return a predictor of the outputs of target networks.
 
     Args:
         sizes: of the target networks, as in `target`.
         kind: as in `OutputPredictor`.
+        dtype: in which it computes.
     """
-    return OutputPredictor(kind, sizes[-1])
+    return OutputPredictor(kind, sizes[-1], dtype=dtype)
 
 
 class OutputPredictor(nn.Module):
@@ -77,6 +92,7 @@ class OutputPredictor(nn.Module):
         outputs: of the target network.
         width: of hidden layers.
         depth: hidden layers, or blocks after the first of them.
+        dtype: of computation and result, as in Flax: parameters stay float32.
 
     Raises:
         ValueError: if the kind is unknown.
@@ -89,6 +105,7 @@ class OutputPredictor(nn.Module):
     outputs: int = 1
     width: int = 128
     depth: int = 2
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -97,7 +114,9 @@ class OutputPredictor(nn.Module):
             raise ValueError(
                 f"OutputPredictor: expected a kind of {get_args(OutputKind)}, got {self.kind!r}."
             )
-        start, h = x, nn.relu(dense(self.width, x.shape[-1], "input")(x))
+        dense = partial(layers.dense, dtype=self.dtype)
+        start = x if self.dtype is None else x.astype(self.dtype)
+        h = nn.relu(dense(self.width, x.shape[-1], "input")(start))
         for i in range(1, self.depth + 1):
             if self.kind == "concat":
                 h = jnp.concatenate([h, start], axis=-1)

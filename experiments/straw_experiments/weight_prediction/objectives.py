@@ -75,7 +75,8 @@ def outputs_objective(sizes: tuple[int, ...], predictor: nn.Module) -> Objective
 
     def outputs(params: Params, drawn: tuple[Array, Array]) -> tuple[Array, Array]:
         x, y = drawn
-        return cast(Array, predictor.apply({"params": params}, x)), y
+        predicted = cast(Array, predictor.apply({"params": params}, x))
+        return predicted.astype(jnp.float32), y
 
     def init(key: Array) -> Params:
         return predictor.init(key, drawn(jax.random.key(0), 1)[0])["params"]

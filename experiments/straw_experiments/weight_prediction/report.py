@@ -6,6 +6,7 @@ Shares of variance are fractions there, and per cent in print.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from straw_experiments.runner.precision import named
 from straw_experiments.runner.tables import (
     aligned,
     duration,
@@ -33,7 +34,7 @@ def table(summary: Mapping[str, Any]) -> str:
         Lines of text without a final newline.
     """
     results = summary["results"]
-    runs = spread_note(summary)
+    runs = "; ".join([*named(summary), spread_note(summary)])
     header, *rows = _rows(results)
     lines: list[list[str] | str] = [["", *header[1:]]]
     network = None

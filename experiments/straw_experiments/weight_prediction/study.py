@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from straw_experiments.runner import study as studies
+from straw_experiments.runner.precision import module_dtype
 from straw_experiments.runner.study import Results
 from straw_experiments.runner.tables import over_seeds
 from straw_experiments.weight_prediction import figures, report
@@ -66,6 +67,7 @@ class Study(studies.Study[Trainer]):
     def __init__(self, config: Config):
         self.cells = {cell.name: cell for cell in cells(config)}
         self._straws: dict[str, Straw] = {}
+        self._dtype = module_dtype(config.precision)
         super().__init__(config, list(self.cells))
 
     def make_trainer(self, name: str) -> Trainer:
@@ -135,11 +137,13 @@ class Study(studies.Study[Trainer]):
         if cell.name not in self._straws:  # One for all seeds, so that nothing is compiled twice.
             build = MODELS[cell.predictor].build
             sizes = parse_sizes(cell.network)
-            self._straws[cell.name] = build(sizes, embedding=self.config.embedding)
+            self._straws[cell.name] = build(
+                sizes, embedding=self.config.embedding, dtype=self._dtype
+            )
         return self._straws[cell.name]
 
     def _objective(self, cell: Cell) -> Objective:
         sizes = parse_sizes(cell.network)
         if self.config.predict == "outputs":
-            return outputs_objective(sizes, MODELS[cell.predictor].build(sizes))
+            return outputs_objective(sizes, MODELS[cell.predictor].build(sizes, dtype=self._dtype))
         return weights_objective(sizes, cell.pairs, straw=self._straw(cell))
