@@ -241,7 +241,23 @@ def composed(kernel: Array, matrix: Array, grid: tuple[int, int]) -> Array:
 
 
 def check_grid(where: str, grid: Any) -> tuple[int, int]:
-    """Return height and width as a tuple of whole numbers."""
+    """Return height and width as a tuple of whole numbers.
+
+    Args:
+        where: the function, for errors.
+        grid: of an image.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        ValueError: if it is not two whole numbers of at least 1.
+
+    Example:
+        >>> from straw_jax.geometry import check_grid
+        >>> check_grid("Posed", [6, 7])
+        (6, 7)
+    """
     if not isinstance(grid, tuple | list) or len(grid) != 2:
         raise ValueError(
             f"{where}: expected a grid (height, width), got {grid!r}. For a convolution, leave it"

@@ -26,6 +26,13 @@ class Use(NamedTuple):
         added: whether it only adds it to data, element by element, as a table of positions.
         axes: how products with data read it as a matrix, as in `factor_spec`; if empty, as usual,
             or in different ways.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.kernels import Use, uses_of_leaves
+        >>> W, x = jnp.ones((3, 4)), jnp.ones((2, 3))
+        >>> uses_of_leaves(lambda params, x: x @ params, W, x) == [Use(added=False, axes="")]
+        True
     """
 
     added: bool

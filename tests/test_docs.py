@@ -18,6 +18,7 @@ from straw_experiments.configs import CARD
 from straw_experiments.faults import __main__ as faults
 from straw_experiments.image_classification import config
 from straw_experiments.weight_prediction import config as weight_prediction_config
+from straw_jax import kinds
 
 PARSERS = {
     "run": config.parse,
@@ -130,12 +131,13 @@ def test_named_files_exist():
 
 def test_reference_has_every_public_name_and_module():
     text = "\n".join(page.read_text(encoding="utf-8") for page in DOCS.glob("api/*.md"))
-    names = re.findall(r"auto(?:function|class):: (\w+)", text)
-    modules = re.findall(r"automodule:: straw_jax\.(\w+)", text)
+    names = re.findall(r"auto(?:function|class):: (\w+)\n", text)
+    of_kinds = re.findall(r"autoclass:: straw_jax\.kinds\.(\w+)", text)
+    modules = re.findall(r"automodule:: straw_jax\.([\w.]+)", text)
     assert sorted(names) == sorted(straw_jax.__all__)
-    assert sorted(modules) == sorted(
-        module.name for module in pkgutil.iter_modules(straw_jax.__path__)
-    )
+    assert sorted([*of_kinds, "UPDATES"]) == sorted({*kinds.__all__} - {*names})
+    found = pkgutil.walk_packages(straw_jax.__path__, "straw_jax.")
+    assert sorted(modules) == sorted(module.name.removeprefix("straw_jax.") for module in found)
 
 
 def test_no_house_words_in_pages():
@@ -147,7 +149,7 @@ def test_no_house_words_in_pages():
 
 def test_no_house_words_in_public_names():
     names = {*straw_jax.__all__}
-    for module in pkgutil.iter_modules(straw_jax.__path__):
-        names |= vars(importlib.import_module(f"straw_jax.{module.name}")).keys()
+    for module in pkgutil.walk_packages(straw_jax.__path__, "straw_jax."):
+        names |= vars(importlib.import_module(module.name)).keys()
     found = [n for n in names if not n.startswith("_") and re.search("(?i)eye|contender|told", n)]
     assert not found

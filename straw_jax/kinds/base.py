@@ -20,6 +20,13 @@ class Written:
         offset: added to what the generator writes: a number, or an array of this shape.
         factor: whether it may be applied without being formed, as `Generated`; it has two axes.
         exact: whether it is float32 or wider, whatever the generator's dtype.
+
+    Example:
+        >>> from straw_jax import GeneratedLeaf
+        >>> from straw_jax.kinds import Gain, Written
+        >>> leaf = GeneratedLeaf("W", (64, 32), Gain())
+        >>> leaf.written["outputs"] == Written((32,), offset=1.0)
+        True
     """
 
     shape: tuple[int, ...]
@@ -38,6 +45,13 @@ class Shared:
         shape: of the array.
         fan_in: number of inputs of one of its outputs, for its initial values.
         zero: whether it starts at 0 where an untrained generator must not change the executor.
+
+    Example:
+        >>> from straw_jax import GeneratedLeaf
+        >>> from straw_jax.kinds import Mixture, Shared
+        >>> leaf = GeneratedLeaf("W", (64, 32), Mixture(3))
+        >>> leaf.shared["templates"] == Shared((3, 64, 32), fan_in=64)
+        True
     """
 
     shape: tuple[int, ...]
@@ -49,7 +63,15 @@ class Update:
     """The arrays that change one leaf, of one sample or with a sample axis in front.
 
     A subclass is a dataclass registered with `jax.tree_util.register_dataclass`; its arrays are
-    its fields.
+    its fields. `Kind` shows one of one's own.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Factors
+        >>> from straw_jax.kinds import Update
+        >>> update = Factors(jnp.ones((3, 2)), jnp.ones((2, 4)))
+        >>> isinstance(update, Update), update.shapes((3, 4))
+        (True, {'B': (3, 2), 'A': (2, 4)})
     """
 
     #: What a field is called in errors, where it is not by its own name.
@@ -82,7 +104,7 @@ class Kind:
     """A kind of update. A leaf here is a `GeneratedLeaf`.
 
     Example:
-        A kind of one's own: all outputs of a kernel are shifted by one number.
+        A kind of one's own: one number is added to all entries of a kernel.
 
         >>> from dataclasses import dataclass
         >>> import jax, jax.numpy as jnp
@@ -139,6 +161,6 @@ class Kind:
 def misfit(where: str, leaf: Any, expected: str, hint: str) -> ValueError:
     """Return the error for a leaf that a kind does not fit."""
     return ValueError(
-        f"factor_spec: expected {where} to be of {expected}, got {leaf.path} of shape {leaf.shape}."
+        f"factor_spec: expected {where} to be {expected}, got {leaf.path} of shape {leaf.shape}."
         f" {hint}"
     )

@@ -29,6 +29,17 @@ class Decomposed(Update):
         A: `[r, out]`, or `[batch, r, out]`.
         gains: of the sizes of the columns, or with a sample axis in front.
         axes: how the kernel is read as a matrix, as in `factor_spec`.
+
+    Example:
+        Column norms of 5 stay, whatever the factors add:
+
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import materialize
+        >>> from straw_jax.kinds import Decomposed
+        >>> update = Decomposed(B=jnp.ones((2, 1)), A=jnp.ones((1, 1)), gains=jnp.ones(1))
+        >>> W = materialize({"W": jnp.array([[3.0], [4.0]])}, {"W": update})["W"]
+        >>> jnp.linalg.norm(W).round(4).item()
+        5.0
     """
 
     B: Factor

@@ -115,7 +115,7 @@ class Gain(Kind):
             )
         if not leaf.shape or (self.inputs and len(leaf.shape) < 2):
             raise misfit(
-                "a leaf with a gain", leaf, "two axes or more, or one with a gain of outputs",
+                "a leaf with a gain", leaf, "one of two axes or more, or of one and with a gain of outputs",
                 "Use Gain(inputs=False), or Whole().",
             )  # fmt: skip
 

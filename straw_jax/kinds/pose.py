@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -181,7 +182,11 @@ class Pose(Kind):
             )  # fmt: skip
 
     def written(self, leaf: Any) -> dict[str, Written]:
-        return {"pose": Written((2, 3), always_zero=True, offset=jnp.eye(2, 3), exact=True)}
+        return {
+            "pose": Written(
+                (2, 3), always_zero=True, offset=np.eye(2, 3, dtype=np.float32), exact=True
+            )
+        }
 
     def update(self, leaf: Any, parts: Mapping[str, Any]) -> Posed:
         return Posed(parts["pose"])

@@ -25,6 +25,16 @@ class InBasis(Update):
         V: `[r, out]`, shared by all samples.
         axes: how the kernel is read as a matrix, as in `factor_spec`.
         full: whether the core is a matrix.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import modulate
+        >>> from straw_jax.kinds import InBasis
+        >>> layer = modulate(lambda params, x: x @ params["W"])
+        >>> cores = jnp.array([[1.0, 0.0], [1.0, 1.0]])  # one per sample
+        >>> update = InBasis(cores, U=jnp.ones((3, 2)), V=jnp.ones((2, 1)))
+        >>> layer({"W": jnp.zeros((3, 1))}, {"W": update}, jnp.ones((2, 3))).tolist()
+        [[3.0], [6.0]]
     """
 
     core: Array

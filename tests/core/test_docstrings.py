@@ -12,11 +12,16 @@ MODULES = [
     importlib.import_module(f"straw_jax.{module.name}")
     for module in pkgutil.iter_modules(straw_jax.__path__)
 ]
-INTERNAL = {"straw_jax.program", "straw_jax.expect", "straw_jax.layers", "straw_jax.rules"}
+INTERNAL = {
+    f"straw_jax.{module}"
+    for module in ("expect", "interpreter", "layers", "operations", "operators", "program")
+}
 EXAMPLES = [
     example
-    for module in MODULES
-    for example in doctest.DocTestFinder(exclude_empty=True).find(module)
+    for module in pkgutil.walk_packages(straw_jax.__path__, "straw_jax.")
+    for example in doctest.DocTestFinder(exclude_empty=True).find(
+        importlib.import_module(module.name)
+    )
     if example.examples
 ]
 
@@ -31,11 +36,14 @@ def test_example_prints_what_it_shows(example):
 
 
 def public_names(module):
-    """Functions and classes that a module defines."""
+    """Functions and classes that a module defines, or that a package exports from its modules."""
+    values = {name: getattr(module, name) for name in getattr(module, "__all__", vars(module))}
     return [
-        f"{module.__name__}.{name}"
-        for name, value in vars(module).items()
-        if callable(value) and not name.startswith("_") and value.__module__ == module.__name__
+        f"{value.__module__}.{name}"
+        for name, value in values.items()
+        if callable(value)
+        and not name.startswith("_")
+        and f"{value.__module__}.".startswith(f"{module.__name__}.")
     ]
 
 

@@ -487,7 +487,10 @@ def test_a_kind_of_ones_own_is_generated_applied_merged_and_exported(tmp_path):
         ({"W": LowRank(0)}, "rank of W to be a whole number of at least 1, .* got 0"),
         ({"W": Mixture(0)}, "a mixture of one template or more for W, got 0"),
         ({"b": LowRank(1)}, r"at least two axes, got b of shape \(5,\)"),
-        ({"b": Gain(inputs=True)}, "two axes or more, or one with a gain of outputs, got b"),
+        (
+            {"b": Gain(inputs=True)},
+            "one of two axes or more, or of one and with a gain of outputs, got b",
+        ),
         ({"W": Gain(outputs=False)}, "a gain of inputs, outputs or both for W, got neither"),
         ({"W": Pose()}, "a convolution's kernel of four axes, got W"),
         ({"W": []}, "at least one kind of update for W, got none"),

@@ -98,9 +98,9 @@ def _compact_of_kind(sizes: Sizes, kind: Kind) -> Straw:
         _images(sizes.image),
         updates={"*kernel": kind, "*": Whole()},
         base="trained",
-        encoder=NormEncoder(dtype=_dtype(sizes)),
+        encoder=NormEncoder(dtype=module_dtype(sizes.precision)),
         hidden=16,
-        dtype=_dtype(sizes),
+        dtype=module_dtype(sizes.precision),
     )
 
 
