@@ -12,7 +12,7 @@ MODULES = [
     importlib.import_module(f"straw_jax.{module.name}")
     for module in pkgutil.iter_modules(straw_jax.__path__)
 ]
-INTERNAL = {"straw_jax.program", "straw_jax.expect", "straw_jax.layers", "straw_jax.rules"}
+INTERNAL = {f"straw_jax.{name}" for name in ("changes", "program", "expect", "layers", "rules")}
 EXAMPLES = [
     example
     for module in MODULES
