@@ -1,20 +1,31 @@
 """Analysis of per-sample updates: norms, distances, ranks, and how they vary over samples.
 
-The functions take trees of factors, as `FactorSpec` describes and `Straw.factors` returns them, in
-which every factor has a sample axis: `Factors` with `B [n, in, r]` and `A [n, r, out]`, or an array
-`[n, ...]` where a leaf is generated whole. They return plain dicts by path.
+The functions take trees of factors, as `FactorSpec` describes and `Straw.factors` returns them,
+with a sample axis `n` in front of what is per sample, and return plain dicts by path. They measure
+the change `W_s - W_0` of each leaf, for every kind of update, for several on one leaf, and for
+kinds of one's own.
 
-A sample's update `U = B @ A` is never formed: norms and inner products come from `r x r` Gram
-matrices, singular values from an `r x r` core. Split the kernels of stacked layers (axes "s" of
-`factor_spec`) with `by_layer` first: their factors do not show the number of layers. All results
-are for the update without the `scale` with which a layer applies it: norms are proportional to the
-scale; ranks and shares do not depend on it.
+A sample's change is not formed. It is a sum of products of small arrays (`straw_jax.operators`):
+norms and inner products come from products of pairs of them, singular values from an `r x r` core.
+A dense layer's `Posed` is the exception: its change is formed, for one sample after the other.
+
+Low-rank updates (`Factors`, `InBasis`), whole leaves and mixtures need nothing else. Other kinds
+need `params=`, a tree or a dict by path: the base weights, which gains and DoRA change, or
+`jax.ShapeDtypeStruct` for leaves without a base, as for `modulate`. The factors of stacked layers
+(axes "s" of `factor_spec`) do not show the number of layers: give `params`, or split them with
+`by_layer`.
+
+All results are for the update without the `scale` with which a layer applies it, as if it were 1.
+Where a leaf has low-rank updates alone, norms are proportional to the scale, and ranks and shares
+do not depend on it. For DoRA, and for several kinds on one leaf, multiply `A` by the scale first.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import replace
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +33,26 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from straw_jax import expect
-from straw_jax.factors import Entry, FactorSpec, FactorTree
-from straw_jax.kinds import Factors, Posed
-from straw_jax.lowrank import form
-
-
-class _Pair(NamedTuple):
-    """The factors of one leaf as arrays, formed."""
-
-    B: Array
-    A: Array
-
-
-_Formed: TypeAlias = dict[str, _Pair | Array]
+from straw_jax.changes import (
+    Difference,
+    Leaf,
+    expected_shapes,
+    factors_of,
+    formed,
+    is_lowrank,
+    leaves_of,
+    not_none,
+    one_by_one,
+    over_samples,
+    sum_one_by_one,
+    wide,
+    widest,
+)
+from straw_jax.factors import Entry, FactorSpec, FactorTree, as_updates, named_leaves
+from straw_jax.kinds import Factors
+from straw_jax.operations import combine
+from straw_jax.operators import Contraction, Kernel
+from straw_jax.readings import matrix_shape
 
 
 class Variance(NamedTuple):
@@ -74,11 +92,13 @@ def by_layer(spec: FactorSpec, updates: FactorTree) -> dict[str, Entry]:
         updates: a tree of factors, with or without a sample axis.
 
     Returns:
-        A tree of factors in which `"path[0]"`, `"path[1]"`, ... replace each low-rank leaf `"path"`
-        whose axes begin with "s", in C order if it is stacked along several axes.
+        A tree of factors in which `"path[0]"`, `"path[1]"`, ... replace each leaf `"path"` whose
+        axes begin with "s", in C order if it is stacked along several axes. What layers have in
+        common, such as the weights of a mixture, is in each. Functions that need `params` take
+        `params_by_layer(spec, params)`.
 
     Raises:
-        ValueError: if the updates do not fit the specification.
+        ValueError: if the updates do not fit the specification, or cannot be split.
 
     Example:
         >>> import jax.numpy as jnp
@@ -91,30 +111,71 @@ def by_layer(spec: FactorSpec, updates: FactorTree) -> dict[str, Entry]:
     spec.check(updates)
     apart: dict[str, Entry] = {}
     for leaf in spec:
-        factor = updates[leaf.path]
-        if not isinstance(factor, Factors) or "s" not in leaf.axes:
-            apart[leaf.path] = factor
+        entry = updates[leaf.path]
+        count = leaf.axes.count("s")
+        if not count:
+            apart[leaf.path] = entry
             continue
-        stacked = math.prod(leaf.shape[: leaf.axes.count("s")])
-        rows = jnp.split(form(factor.B), stacked, axis=-2)
-        columns = jnp.split(form(factor.A), stacked, axis=-1)
-        for i, (B, A) in enumerate(zip(rows, columns, strict=True)):
-            apart[f"{leaf.path}[{i}]"] = Factors(B, A)
+        split = [_split_layers(leaf.path, each, leaf.axes, leaf.shape[:count])
+                 for each in as_updates(formed(entry))]  # fmt: skip
+        for i, layer in enumerate(zip(*split, strict=True)):
+            apart[f"{leaf.path}[{i}]"] = layer if len(layer) > 1 else layer[0]
     return apart
 
 
-def inner_products(left: FactorTree, right: FactorTree) -> dict[str, Array]:
+def params_by_layer(spec: FactorSpec, params: Any) -> dict[str, Any]:
+    """Split the weights of stacked layers as `by_layer` splits their updates.
+
+    Args:
+        spec: the specification of the updates.
+        params: a tree of arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+        Its leaves by path, with `"path[0]"`, `"path[1]"`, ... in place of each generated leaf
+        `"path"` whose axes begin with "s".
+
+    Raises:
+        ValueError: if a generated leaf is missing or has another shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import analysis, factor_spec
+        >>> params = {"W": jnp.zeros((2, 6, 5)), "b": jnp.zeros(5)}
+        >>> spec = factor_spec(params, {"W": 4}, axes={"W": "src"})
+        >>> {path: leaf.shape for path, leaf in analysis.params_by_layer(spec, params).items()}
+        {'b': (5,), 'W[0]': (6, 5), 'W[1]': (6, 5)}
+    """
+    apart = named_leaves(params)
+    like = {leaf.path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in spec}
+    expect.fits("params_by_layer", like, apart, "Give those that the specification was made of.")
+    for leaf in spec:
+        if count := leaf.axes.count("s"):
+            whole, shape = apart.pop(leaf.path), leaf.shape[count:]
+            stacked = math.prod(leaf.shape[:count])
+            if isinstance(whole, jax.ShapeDtypeStruct):
+                layers: Iterable[Any] = [jax.ShapeDtypeStruct(shape, whole.dtype)] * stacked
+            else:
+                layers = whole.reshape(stacked, *shape)
+            apart |= {f"{leaf.path}[{i}]": layer for i, layer in enumerate(layers)}
+    return apart
+
+
+def inner_products(left: FactorTree, right: FactorTree, *, params: Any = None) -> dict[str, Array]:
     """Compute the inner products `sum(U * V)` of paired samples' updates.
 
     Args:
         left: the updates `U`, a tree of factors with a sample axis.
-        right: the updates `V`, of the same leaves and number of samples; ranks may differ.
+        right: the updates `V`, of the same leaves and number of samples; ranks and kinds may
+            differ.
+        params: the base weights, or shapes of leaves without a base; see above for when it is
+            needed.
 
     Returns:
         `[n]` by path, float32 or wider.
 
     Raises:
-        ValueError: if a factor has no sample axis, or the two do not fit together.
+        ValueError: if a factor has no sample axis, the two do not fit together, `params` is needed
+            and missing, or the update of a convolution is a pose.
 
     Example:
         >>> import jax.numpy as jnp
@@ -123,22 +184,29 @@ def inner_products(left: FactorTree, right: FactorTree) -> dict[str, Array]:
         >>> analysis.inner_products(updates, updates)["W"].shape
         (8,)
     """
-    u, v = _formed(left), _formed(right)
-    _check_pair("inner_products", u, v)
-    return _each(_inner_product, u, v)
+    u, v = leaves_of(left, params), leaves_of(right, params)
+    _check_leaves("inner_products", u, v)
+    for path, leaf in u.items():
+        got, want = ((each.samples, *each.shape) for each in (v[path], leaf))
+        if got != want:
+            raise _unpaired("inner_products", path, want, got)
+    return _each(_inner_products, u, v)
 
 
-def squared_norms(updates: FactorTree) -> dict[str, Array]:
+def squared_norms(updates: FactorTree, *, params: Any = None) -> dict[str, Array]:
     """Compute the squared Frobenius norm of each sample's update.
 
     Args:
         updates: a tree of factors with a sample axis.
+        params: the base weights, or shapes of leaves without a base; see above for when it is
+            needed.
 
     Returns:
         `[n]` by path, float32 or wider.
 
     Raises:
-        ValueError: if a factor has no sample axis.
+        ValueError: if a factor has no sample axis, `params` is needed and missing, or the update of
+            a convolution is a pose.
 
     Example:
         >>> import jax.numpy as jnp
@@ -147,21 +215,23 @@ def squared_norms(updates: FactorTree) -> dict[str, Array]:
         >>> analysis.squared_norms(updates)["W"].tolist()  # 3 x 4 matrices of twos
         [48.0, 48.0, 48.0, 48.0, 48.0, 48.0, 48.0, 48.0]
     """
-    return _each(_squared_norm, _formed(updates))
+    return _each(_squared_norms, leaves_of(updates, params))
 
 
-def differences(left: FactorTree, right: FactorTree) -> dict[str, Factors | Array]:
+def differences(left: FactorTree, right: FactorTree) -> dict[str, Entry]:
     """Return the differences `U - V` of paired samples' updates, as factors of twice the rank.
 
     The distance between two updates is `jnp.sqrt(squared_norms(differences(left, right))[path])`.
-    It is accurate for nearly equal updates too, since `B A - D C = (B - D) A + D (A - C)`.
+    It is accurate for nearly equal updates too, since `B A - D C = (B - D) A + D (A - C)`, also
+    for products of more arrays.
 
     Args:
         left: the updates `U = B A`, a tree of factors with a sample axis.
         right: the updates `V = D C`, of the same specification and number of samples.
 
     Returns:
-        A tree of factors, of rank `2 r` where they are low-rank.
+        A tree of factors, of rank `2 r` where they are low-rank. Of other kinds than low-rank and
+        whole it has a `Difference`, which the functions of this module take.
 
     Raises:
         ValueError: if a factor has no sample axis, or the two do not fit together.
@@ -174,22 +244,35 @@ def differences(left: FactorTree, right: FactorTree) -> dict[str, Factors | Arra
         >>> difference["W"].B.shape, float(analysis.squared_norms(difference)["W"].max())
         ((8, 3, 4), 0.0)
     """
-    u, v = _formed(left), _formed(right)
-    _check_pair("differences", u, v, same_rank=True)
+    u, v = wide(left), wide(right)
+    _check_leaves("differences", u, v)
+    for path in u:
+        want, got = _sizes(u[path]), _sizes(v[path])
+        if want != got:
+            raise _unpaired("differences", path, want, got)
     return _each(_difference, u, v)
 
 
-def singular_values(updates: FactorTree) -> dict[str, Array]:
+def singular_values(
+    updates: FactorTree, *, params: Any = None, allow_materialise: bool = False
+) -> dict[str, Array]:
     """Compute the singular values of each sample's update.
 
     Args:
-        updates: a tree of factors with a sample axis; leaves generated whole are left out.
+        updates: a tree of factors with a sample axis; leaves whose change is not low-rank (whole
+            ones, gains, mixtures, DoRA) are left out.
+        params: the base weights, or shapes of leaves without a base; see above for when it is
+            needed.
+        allow_materialise: form these, too, one sample after the other; leaves of fewer than two
+            axes are left out.
 
     Returns:
-        `[n, min(in, r, out)]` by path, float32 or wider, the largest first.
+        `[n, min(in, r, out)]` by path, float32 or wider, the largest first; `r` is the sum of the
+        ranks of a leaf's updates.
 
     Raises:
-        ValueError: if a factor has no sample axis.
+        ValueError: if a factor has no sample axis, `params` is needed and missing, layers are
+            stacked, or the update of a convolution is a pose.
 
     Example:
         >>> import jax.numpy as jnp
@@ -198,23 +281,30 @@ def singular_values(updates: FactorTree) -> dict[str, Array]:
         >>> analysis.singular_values(updates)["W"].shape
         (8, 2)
     """
-    return _each(_singular_values, _pairs(updates))
+    return _each(_singular_values, _matrices(updates, params, allow_materialise))
 
 
-def effective_ranks(updates: FactorTree) -> dict[str, Array]:
+def effective_ranks(
+    updates: FactorTree, *, params: Any = None, allow_materialise: bool = False
+) -> dict[str, Array]:
     """Compute the effective rank of each sample's update.
 
     This is `exp(entropy)` of the singular values divided by their sum: `k` for `k` equal values,
     and less the more they differ.
 
     Args:
-        updates: a tree of factors with a sample axis; leaves generated whole are left out.
+        updates: a tree of factors with a sample axis; leaves whose change is not low-rank (whole
+            ones, gains, mixtures, DoRA) are left out.
+        params: the base weights, or shapes of leaves without a base; see above for when it is
+            needed.
+        allow_materialise: form these, too, one sample after the other; leaves of fewer than two
+            axes are left out.
 
     Returns:
         `[n]` by path, float32 or wider, from 1 to `min(in, r, out)`; 0 for an update of zero.
 
     Raises:
-        ValueError: if a factor has no sample axis.
+        ValueError: as for `singular_values`.
 
     References:
         Roy and Vetterli, "The effective rank: a measure of effective dimensionality" (2007).
@@ -226,21 +316,23 @@ def effective_ranks(updates: FactorTree) -> dict[str, Array]:
         >>> analysis.effective_ranks(updates)["W"].round(2).tolist()
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
-    return _each(_effective_rank, _pairs(updates))
+    return _each(_effective_ranks, _matrices(updates, params, allow_materialise))
 
 
-def means(updates: FactorTree) -> dict[str, Array]:
-    """Compute the mean update over samples, as one dense matrix.
+def means(updates: FactorTree, *, params: Any = None) -> dict[str, Array]:
+    """Compute the mean update over samples, as one dense array.
 
     Args:
         updates: a tree of factors with a sample axis.
+        params: the base weights, or shapes of leaves without a base; see above for when it is
+            needed.
 
     Returns:
-        By path `[in, out]` where the leaf is low-rank, `[...]` where it is generated whole; float32
-        or wider.
+        By path, of the leaf's shape, or `[in, out]` where the leaf is low-rank and its shape not
+        known from `params`; float32 or wider.
 
     Raises:
-        ValueError: if a factor has no sample axis.
+        ValueError: as for `squared_norms`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -249,27 +341,29 @@ def means(updates: FactorTree) -> dict[str, Array]:
         >>> analysis.means(updates)["W"].shape
         (3, 4)
     """
-    return _each(_mean, _formed(updates))
+    return _each(_mean, leaves_of(updates, params))
 
 
-def variance(groups: Iterable[FactorTree]) -> dict[str, Variance]:
+def variance(groups: Iterable[FactorTree], *, params: Any = None) -> dict[str, Variance]:
     """Compute the variance of updates over samples, and its share between groups of samples.
 
     Groups are, for example, classes. Each is used once, one after the other: to save memory, pass a
     generator that makes the factors of one group at a time. The factors of one class are
-    `jax.tree.map(lambda leaf: leaf[labels == label], factors)`.
+    `straw_jax.lift.take(params, factors, labels == label)`.
 
     Sums are in float32: a variance below about 1e-5 of the mean squared norm is rounding.
 
     Args:
         groups: one tree of factors for each group, with a sample axis of 1 or more.
+        params: the base weights, or shapes of leaves without a base; see above for when it is
+            needed.
 
     Returns:
         Variances by path, see `Variance`: the share as it is and corrected for chance.
 
     Raises:
-        ValueError: if there is no group, groups differ in their leaves, a group is empty, or a
-            factor has no sample axis.
+        ValueError: if there is no group, groups differ in their leaves, a group is empty; and as
+            for `squared_norms`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -291,10 +385,10 @@ def variance(groups: Iterable[FactorTree]) -> dict[str, Variance]:
         )
     for group in groups:
         count += 1
-        formed = _formed(group)
-        _check_group(count, formed, totals)
-        for path, (squares, total, square) in _each(_moments, formed).items():
-            n = _samples(group[path])
+        leaves = leaves_of(group, params)
+        _check_group(count, leaves, totals)
+        for path, (squares, total, square) in _each(_moments, leaves).items():
+            n = leaves[path].samples
             old = sums.get(path, (0, 0.0, 0.0))
             new = n, float(squares), n * float(square)
             sums[path] = old[0] + new[0], old[1] + new[1], old[2] + new[2]
@@ -304,21 +398,16 @@ def variance(groups: Iterable[FactorTree]) -> dict[str, Variance]:
     return {path: _variance(count, *sums[path], totals[path]) for path in sums}
 
 
-def _check_group(count: int, group: _Formed, before: dict[str, Array]) -> None:
+def _check_group(count: int, group: "dict[str, Leaf]", before: dict[str, Array]) -> None:
     """Raise a `ValueError` unless a group has samples, and the leaves of the groups before it."""
-
-    def shape(factor: _Pair | Array) -> tuple[int, ...]:
-        if isinstance(factor, _Pair):
-            return factor.B.shape[1], factor.A.shape[2]
-        return factor.shape[1:]
-
-    got = {path: shape(factor) for path, factor in group.items()}
+    got = {path: leaf.shape for path, leaf in group.items()}
     want = {path: total.shape for path, total in before.items()} if count > 1 else got
-    if got != want or 0 in map(_samples, group.values()):
+    samples = [leaf.samples for leaf in group.values()]
+    if got != want or 0 in samples:
         raise ValueError(
             f"variance: expected groups of one sample or more, with the same leaves {want}, got"
-            f" {got} with {[_samples(factor) for factor in group.values()]} samples. Leave empty"
-            " groups out, and generate all from one specification."
+            f" {got} with {samples} samples. Leave empty groups out, and generate all from one"
+            " specification."
         )
 
 
@@ -339,14 +428,9 @@ def _each(function: Callable[..., Any], *trees: Mapping[str, Any]) -> dict[str, 
 
 @partial(jax.jit, static_argnums=0, inline=True)
 def _program(function: Callable[..., Any], *leaves: tuple[Any, ...]) -> list[Any]:
-    return [function(*each) for each in zip(*leaves, strict=True)]
-
-
-def _moments(factor: _Pair | Array) -> tuple[Array, Array, Array]:
-    """Sum of squared norms, sum of updates, and the squared norm of their mean."""
-    mean = _mean(factor)
-    squares = _inner_product(factor, factor).sum()
-    return squares, _samples(factor) * mean, jnp.sum(mean**2)
+    # A GPU would round float32 numbers before it multiplies them.
+    with jax.default_matmul_precision("highest"):
+        return [function(*each) for each in zip(*leaves, strict=True)]
 
 
 @jax.jit
@@ -354,121 +438,170 @@ def _square_of_mean(total: Array, n: ArrayLike) -> Array:
     return jnp.sum((total / n) ** 2)
 
 
-def _inner_product(left: _Pair | Array, right: Any) -> Array:
-    if isinstance(left, _Pair):
-        inner = _einsum("nir,nis->nrs", left.B, right.B)
-        return jnp.sum(inner * _einsum("nro,nso->nrs", left.A, right.A), axis=(1, 2))
-    return jnp.sum((left * right).reshape(left.shape[0], -1), axis=1)
+def _inner_products(left: Leaf, right: Leaf) -> Array:
+    if left.is_structured and right.is_structured:
+        return _products(left.changes(), right.changes())
+    return one_by_one(lambda left, right: jnp.sum(left * right), left, right)
 
 
-def _squared_norm(factor: _Pair | Array) -> Array:
+def _squared_norms(leaf: Leaf) -> Array:
+    if not leaf.is_structured:
+        return one_by_one(lambda change: jnp.sum(change**2), leaf)
+    changes = leaf.changes()
+    terms = [replace(changes, terms=(term,)) for term in changes.terms]
+    pairs = itertools.combinations_with_replacement(terms, 2)
+    products = [_products(one, other) * (1 if one is other else 2) for one, other in pairs]
     # The product of two Gram matrices may round to slightly below zero.
-    return jnp.maximum(_inner_product(factor, factor), 0)
+    return jnp.maximum(reduce(jnp.add, products, jnp.zeros(leaf.samples, changes.dtype)), 0)
 
 
-def _difference(left: _Pair | Array, right: Any) -> Factors | Array:
-    if isinstance(left, _Pair):
+def _products(left: Kernel, right: Kernel) -> Array:
+    """Return the inner products of two leaves' changes `[..., n]`, sample by sample."""
+    dtype = widest([left, right])
+    axes = (*range(-left.ndim + 1, 0), 0)
+    out = jax.ShapeDtypeStruct(left.shape[-1:], dtype)
+    product = combine(left.astype(dtype), axes, right.astype(dtype), axes, (0,), out)
+    result: Array = not_none(left.path, product).materialise()
+    return result
+
+
+def _mean(leaf: Leaf) -> Array:
+    if not leaf.is_structured:
+        return sum_one_by_one(leaf) / leaf.samples
+    changes = leaf.changes()
+    one = Kernel((Contraction(()),), (), changes.dtype, leaf.path)
+    axes = tuple(range(len(leaf.shape)))
+    out = jax.ShapeDtypeStruct(leaf.shape, changes.dtype)
+    total = not_none(leaf.path, combine(changes, (*axes, -1), one, (), axes, out))
+    mean: Array = total.materialise() / leaf.samples
+    return mean
+
+
+def _moments(leaf: Leaf) -> tuple[Array, Array, Array]:
+    """Sum of squared norms, sum of updates, and the squared norm of their mean."""
+    mean = _mean(leaf)
+    return _squared_norms(leaf).sum(), leaf.samples * mean, jnp.sum(mean**2)
+
+
+def _difference(left: Any, right: Any) -> Any:
+    if isinstance(left, Factors):
+        (B, A), (D, C) = ((vars(each)["B"], vars(each)["A"]) for each in (left, right))
         return Factors(
-            jnp.concatenate([left.B - right.B, right.B], axis=-1),
-            jnp.concatenate([left.A, left.A - right.A], axis=-2),
+            jnp.concatenate([B - D, D], axis=-1), jnp.concatenate([A, A - C], axis=-2), left.axes
         )
-    return left - right
+    if expect.is_array(left):
+        return left - right
+    return Difference(as_updates(left), as_updates(right))
 
 
-def _singular_values(pair: _Pair) -> Array:
-    # With B = Q R and A^T = P S, U = Q (R S^T) P^T has the singular values of R S^T.
-    R = jnp.linalg.qr(pair.B, mode="r")
-    S = jnp.linalg.qr(pair.A.swapaxes(-1, -2), mode="r")
-    return jnp.linalg.svd(_einsum("nir,nor->nio", R, S), compute_uv=False)
+def _matrices(updates: FactorTree, params: Any, allow_materialise: bool) -> dict[str, Leaf]:
+    """Return the leaves whose changes are matrices: low-rank ones, or all."""
+    leaves = leaves_of(updates, params)
+    if stacked := [path for path, leaf in leaves.items() if "s" in leaf.reading]:
+        raise ValueError(
+            f"analysis: expected matrices, got {stacked}, each of stacked layers. Split their"
+            " updates with by_layer."
+        )
+    return {
+        path: leaf
+        for path, leaf in leaves.items()
+        if len(leaf.shape) > 1 and (allow_materialise or is_lowrank(leaf))
+    }
 
 
-def _effective_rank(pair: _Pair) -> Array:
-    values = _singular_values(pair)
+def _singular_values(leaf: Leaf) -> Array:
+    def of_factors(change: Kernel) -> Array:
+        # With B = Q R and A^T = P S, U = Q (R S^T) P^T has the singular values of R S^T.
+        B, A = factors_of(change, leaf.reading)
+        R, S = (jnp.linalg.qr(each, mode="r") for each in (B, A.T))
+        return jnp.linalg.svd(R @ S.T, compute_uv=False)
+
+    def of_array(change: Array) -> Array:
+        matrix = change.reshape(matrix_shape(leaf.shape, leaf.reading))
+        return jnp.linalg.svd(matrix, compute_uv=False)
+
+    return over_samples(of_factors, leaf) if is_lowrank(leaf) else one_by_one(of_array, leaf)
+
+
+def _effective_ranks(leaf: Leaf) -> Array:
+    values = _singular_values(leaf)
     total = values.sum(axis=-1, keepdims=True)
     shares = values / jnp.where(total > 0, total, 1)
     entropy = jax.scipy.special.entr(shares).sum(axis=-1)
     return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0)
 
 
-def _mean(factor: _Pair | Array) -> Array:
-    if isinstance(factor, _Pair):
-        # One product [in, n * r] @ [n * r, out].
-        return _einsum("nir,nro->io", factor.B, factor.A) / factor.B.shape[0]
-    return factor.mean(axis=0)
+def _split_layers(path: str, update: Any, axes: str, stacked: tuple[int, ...]) -> list[Any]:
+    """Return the update of each of the stacked layers."""
+    whole, layer = update, update
+    if hasattr(update, "axes"):
+        fields: list[dict[str, Any]] = [{"axes": axes}, {"axes": axes[len(stacked) :]}]
+        whole, layer = (replace(update, **each) for each in fields)
+    # Sizes that no rank has: they show which axis of an array is which of the leaf's.
+    sizes = tuple(10_007 + 2 * i for i in range(len(axes)))
+    expected = expected_shapes(whole, sizes)
+    of_layer = expected_shapes(layer, sizes[len(stacked) :])
+    arrays = {
+        name: _of_layers(path, vars(update)[name], expected[name], of_layer[name], sizes, stacked)
+        for name in expected
+    }
+    layers = [
+        replace(layer, **{name: each[i] for name, each in arrays.items()})
+        for i in range(math.prod(stacked))
+    ]
+    return [getattr(each, "whole", each) for each in layers]
 
 
-def _einsum(subscripts: str, left: Array, right: Array) -> Array:
-    return jnp.einsum(subscripts, left, right, precision="highest")
+def _of_layers(
+    path: str, array: Array, expected: tuple[int, ...], of_layer: tuple[int, ...],
+    sizes: tuple[int, ...], stacked: tuple[int, ...],
+) -> list[Array]:  # fmt: skip
+    """Return an array's part for each layer, by the shapes that it has for all and for one."""
+    total = math.prod(stacked)
+    if expected == of_layer:
+        return [array] * total
+    lead, own = array.ndim - len(expected), sizes[: len(stacked)]
+    for place in range(len(of_layer) + 1):
+        if expected == (*of_layer[:place], *own, *of_layer[place:]):
+            axis = lead + place
+            rest = array.shape[axis + len(stacked) :]
+            apart = jnp.moveaxis(array.reshape(*array.shape[:axis], total, *rest), axis, 0)
+            return list(apart)
+        if place < len(of_layer):
+            joined = math.prod(own) * of_layer[place]
+            if expected == (*of_layer[:place], joined, *of_layer[place + 1 :]):
+                return list(jnp.split(array, total, axis=lead + place))
+    raise ValueError(
+        f"by_layer: expected updates of {path} with an axis for its layers, or joined with one, got"
+        f" an array {array.shape}. Measure the whole leaf, with params."
+    )
 
 
-def _samples(factor: Any) -> int:
-    return jax.tree.leaves(factor)[0].shape[0]
-
-
-def _pairs(updates: FactorTree) -> dict[str, _Pair]:
-    """Form the factors of all low-rank leaves."""
-    formed = _formed(updates).items()
-    return {path: factor for path, factor in formed if isinstance(factor, _Pair)}
-
-
-def _formed(updates: FactorTree) -> _Formed:
-    """Form all factors, in float32 or wider, and check that every one has a sample axis."""
-    expect.factors("analysis", updates)
-
-    def wide(array: Array) -> Array:
-        return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array
-
-    formed: _Formed = {}
-    for path, factor in updates.items():
-        if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(factor)):
-            raise ValueError(
-                f"analysis: expected the factors of {path} to be arrays of floating-point numbers,"
-                f" got {expect.describe(factor)}. Convert them with jnp.asarray(factor, float)."
-            )
-        if isinstance(factor, Posed):
-            raise ValueError(
-                f"analysis: expected an update that is added to {path}, got a pose, which has no "
-                "norm. Leave posed leaves out."
-            )
-        if not isinstance(factor, Factors):
-            formed[path] = wide(factor)
-            fits = factor.ndim >= 1
-            shapes = str(factor.shape)
-        else:
-            B, A = wide(form(factor.B)), wide(form(factor.A))
-            formed[path] = _Pair(B, A)
-            fits = B.ndim == A.ndim == 3 and (B.shape[0], B.shape[2]) == A.shape[:2]
-            shapes = f"B {B.shape} and A {A.shape}"
-        if not fits:
-            raise ValueError(
-                f"analysis: expected {path} to have a sample axis, B [n, in, r] and A [n, r, out] "
-                f"or a whole leaf [n, ...], got {shapes}. Add an axis to one sample's factors, "
-                "factor[None]."
-            )
-    return formed
-
-
-def _check_pair(
-    function: str,
-    left: _Formed,
-    right: _Formed,
-    *,
-    same_rank: bool = False,
-) -> None:
-    def shape(factor: _Pair | Array) -> tuple[object, ...]:
-        if not isinstance(factor, _Pair):
-            return factor.shape
-        (n, rows, rank), columns = factor.B.shape, factor.A.shape[2]
-        return n, rows, columns, f"rank {rank}" if same_rank else "low-rank"
-
+def _check_leaves(function: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> None:
     if set(left) != set(right):
         raise ValueError(
             f"{function}: expected the same leaves twice, got {sorted(left)} and {sorted(right)}. "
             "Were both generated from one specification?"
         )
-    for path in left:
-        if shape(left[path]) != shape(right[path]):
-            raise ValueError(
-                f"{function}: expected {path} to fit {shape(left[path])}, got "
-                f"{shape(right[path])}. Pair as many samples, generated for the same layer."
-            )
+
+
+def _unpaired(function: str, path: str, want: object, got: object) -> ValueError:
+    return ValueError(
+        f"{function}: expected {path} to fit {want}, got {got}. Pair as many samples, generated for"
+        " the same layer."
+    )
+
+
+def _sizes(entry: Any) -> tuple[Any, ...]:
+    """Return what the updates of a pair must have in common."""
+    if isinstance(entry, Factors):
+        B, A = vars(entry)["B"], vars(entry)["A"]
+        if B.ndim == A.ndim == 3:
+            return *B.shape[:-1], A.shape[-1], f"rank {B.shape[-1]}"
+    if expect.is_array(entry):
+        shape: tuple[int, ...] = entry.shape
+        return shape
+    return tuple(
+        (type(update).__name__, *(array.shape for array in jax.tree.leaves(update)))
+        for update in as_updates(entry)
+    )

@@ -610,7 +610,11 @@ def combine(
     """
     terms = []
     sizes = dict(zip((*left_axes, *right_axes), (*left.shape, *right.shape), strict=True))
-    for a, b in itertools.product(left.terms, right.terms):
+    pairs: Any = itertools.product(left.terms, right.terms)
+    square = left is right and left_axes == right_axes
+    if square:  # each pair of different terms is there twice
+        pairs = itertools.combinations_with_replacement(left.terms, 2)
+    for a, b in pairs:
         if not isinstance(a, Contraction) or not isinstance(b, Contraction):
             return None
         parts: list[Part] = []
@@ -619,9 +623,10 @@ def combine(
             own = {axis: 1000 * (axis - 1) - place for axis in term.axes() if axis < 0}
             names = own | dict(enumerate(axes))
             parts += [part.renamed(names) for part in term.parts]
+        twice = 2 if square and a is not b else 1
         has = {axis for part in parts for axis in part.axes}
         constant = math.prod(sizes[axis] for axis in sizes if axis < 0 and axis not in has)
         numbered = {axis: -1 - i for i, axis in enumerate(sorted(each for each in has if each < 0))}
         parts = [part.renamed(numbered) for part in parts]
-        terms.append(Contraction(tuple(parts), a.scale * b.scale * constant))
+        terms.append(Contraction(tuple(parts), a.scale * b.scale * constant * twice))
     return Kernel(tuple(terms), out.shape, out.dtype, left.path, left.allow_materialise)

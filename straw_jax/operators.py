@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, TypeAlias, TypeGuard, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +103,9 @@ class Term:
 
     Methods that return None leave an operation to whoever may form the kernel.
     """
+
+    #: What it is for, in errors.
+    way_out: ClassVar[str] = ""
 
     def each_array(self, function: Callable[[Array], Array]) -> "Term":
         """Return the term after a function that is linear and keeps shapes, such as a cast."""
@@ -500,6 +503,7 @@ def refusal(kernel: Kernel, operation: str, where: str) -> ValueError:
         f" (in {where}), which needs the whole kernel {kernel.shape} of every sample. Use the"
         " kernel in a matrix product, a convolution or a look-up of rows, generate this leaf whole"
         " or not at all, or call modulate(..., allow_materialise=True)."
+        + "".join(term.way_out for term in kernel.terms)
     )
 
 
@@ -508,6 +512,8 @@ def contract(parts: Sequence[Part], out_axes: Axes, precision: Any = None) -> Ar
 
     Two at a time, those first that make the smallest array, so that a kernel is formed last.
     """
+    if not parts:
+        return jnp.ones(())
     left = list(parts)
 
     def kept(pair: tuple[Part, Part]) -> tuple[Axes, int, int]:

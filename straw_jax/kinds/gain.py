@@ -56,8 +56,8 @@ class Gains(Update):
                 changed = changed.times(array.astype(kernel.dtype), axes)
         if changed is None:
             raise ValueError(
-                f"{kernel.path}: expected a gain of the outputs alone after a pose, got one of the"
-                " inputs. Put the gain first."
+                f"{kernel.path}: expected a gain of the outputs alone after a pose with a grid, got"
+                " one of the inputs, which are pixels. Put the gain first."
             )
         return changed
 
@@ -115,7 +115,8 @@ class Gain(Kind):
             )
         if not leaf.shape or (self.inputs and len(leaf.shape) < 2):
             raise misfit(
-                "a leaf with a gain", leaf, "one of two axes or more, or of one and with a gain of outputs",
+                "a leaf with a gain", leaf,
+                "one of two axes or more, or of one and with a gain of outputs",
                 "Use Gain(inputs=False), or Whole().",
             )  # fmt: skip
 

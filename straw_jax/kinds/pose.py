@@ -88,6 +88,11 @@ class Resampled(Term):
     grid: tuple[int, int] | None = field(metadata={"static": True})
     path: str = field(metadata={"static": True})
 
+    way_out: ClassVar[str] = (
+        " A posed kernel is for a convolution over two axes or, with a grid, for a product with a"
+        " matrix."
+    )
+
     def _each(self, function: Callable[[Term], Term | None]) -> "Resampled | None":
         terms = every(function(term) for term in self.terms)
         return None if terms is None else replace(self, terms=terms)
@@ -100,14 +105,16 @@ class Resampled(Term):
         return self._each(lambda term: term.scaled(factor))
 
     def times(self, part: Part) -> "Resampled | None":
-        outputs = 1 if self.grid is not None else 3  # the kernel's last axis
-        return self._each(lambda term: term.times(part)) if part.axes == (outputs,) else None
+        on_pixels = self.grid is not None and part.axes != (1,)
+        return None if on_pixels else self._each(lambda term: term.times(part))
 
-    def each_part(self, function: Callable[[Part], Part | None]) -> None:
-        return None  # the resampling knows where its axes are
+    def each_part(self, function: Callable[[Part], Part | None]) -> "Resampled | None":
+        # The rows of a dense layer are pixels; no axis of a convolution's kernel is.
+        return None if self.grid is not None else self._each(lambda term: term.each_part(function))
 
     def _kernel(self, sizes: Axes) -> Kernel:
-        dtype = jax.tree.leaves(self.terms)[0].dtype
+        arrays = jax.tree.leaves(self.terms)
+        dtype = arrays[0].dtype if arrays else self.matrix.dtype
         return Kernel(self.terms, sizes, dtype, self.path)
 
     def product(
@@ -116,9 +123,9 @@ class Resampled(Term):
         if self.grid is None or len(sizes) != 2:
             return None
         rows = [axis for axis in x_axes if axis < 2]
-        if rows != [0] or 0 in out_axes:
+        if len(rows) != 1 or rows[0] in out_axes:
             return None
-        axis, (height, width) = x_axes.index(0), self.grid
+        axis, (height, width) = x_axes.index(rows[0]), self.grid
         if x.shape[axis] % (height * width):
             raise ValueError(
                 f"{self.path}: expected its layer's input to be flat images of {height} x {width} "

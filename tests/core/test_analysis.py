@@ -1,5 +1,7 @@
 """Updates in factored form, compared with whole matrices in float64."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import assert_close, intermediates, random_array, random_params, to_numpy
 
-from straw_jax import CNN, Factors, Generated, analysis, factor_spec, make_straw, materialize
+from straw_jax import (
+    CNN,
+    Factors,
+    Generated,
+    Posed,
+    analysis,
+    factor_spec,
+    make_straw,
+    materialize,
+    modulate,
+)
+from straw_jax.kinds import (
+    Decomposed,
+    DoRA,
+    Gain,
+    Gains,
+    InBasis,
+    Kind,
+    LowRank,
+    Mixed,
+    Mixture,
+    SharedLowRank,
+    Update,
+    Whole,
+    Written,
+)
+from straw_jax.operators import Contraction, Part
 
 SIZES = st.tuples(*[st.integers(1, 7)] * 4)  # samples, rows, rank, columns
 
@@ -213,3 +241,298 @@ def test_stacked_layers_are_taken_apart():
         assert alone["V[3]"].B.shape == (3, 2)
     with pytest.raises(ValueError, match="expected a factor for each"):
         analysis.by_layer(spec, {"W": factors["W"]})
+
+
+# Every kind, beside plain NumPy.
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Swayed(Update):
+    """`W + W diag(a) + b c`: a kind of one's own, which depends on the base."""
+
+    a: jax.Array
+    b: jax.Array
+    c: jax.Array
+
+    def shapes(self, shape):
+        return {"a": shape[1:], "b": shape[:1], "c": shape[1:]}
+
+    def change(self, kernel, scale):
+        outer = Contraction((Part(self.b, (0,), self.b.shape), Part(self.c, (1,), self.c.shape)))
+        return kernel.times(1 + self.a, (1,)).plus(outer)
+
+
+class Sway(Kind):
+    def written(self, leaf):
+        rows, columns = leaf.shape
+        return {"a": Written((columns,)), "b": Written((rows,)), "c": Written((columns,))}
+
+    def update(self, leaf, parts):
+        return Swayed(**parts)
+
+
+def in_numpy(update, weights, i):
+    """The weights of sample `i` after an update, in float64; None for no base."""
+
+    def array(value, ndim):
+        value = np.asarray(value, np.float64)
+        return value[i] if value.ndim > ndim else value
+
+    def plus(change):
+        return change if weights is None else weights + change
+
+    match update:
+        case Factors():
+            return plus((array(update.B, 2) @ array(update.A, 2)).reshape(SHAPE))
+        case InBasis():
+            core = array(update.core, 2 if update.full else 1)
+            core = core if update.full else np.diag(core)
+            return plus((array(update.U, 2) @ core @ array(update.V, 2)).reshape(SHAPE))
+        case Mixed():
+            return plus(np.tensordot(array(update.weights, 1), array(update.templates, 3), 1))
+        case Gains():
+            inputs = 1.0 if update.inputs is None else array(update.inputs, 1)[:, None]
+            return weights * inputs * array(update.outputs, 1)
+        case Decomposed():
+            changed = plus(array(update.B, 2) @ array(update.A, 2))
+            norms = 1.0 if weights is None else np.linalg.norm(weights, axis=0)
+            return changed * array(update.gains, 1) * norms / np.linalg.norm(changed, axis=0)
+        case Swayed():
+            outer = np.outer(array(update.b, 1), array(update.c, 1))
+            return weights * (1 + array(update.a, 1)) + outer
+        case _:
+            return plus(array(update, 2))
+
+
+SHAPE = 6, 5
+N = 4
+KINDS = {
+    "low-rank": LowRank(2),
+    "shared": SharedLowRank(3),
+    "shared, full": SharedLowRank(2, full=True),
+    "whole": Whole(),
+    "gain": Gain(),
+    "gains of both": Gain(inputs=True),
+    "mixture": Mixture(3),
+    "softmax": Mixture(3, softmax=True),
+    "DoRA": DoRA(2),
+    "one's own": Sway(),
+    "low-rank twice": [LowRank(1), SharedLowRank(2)],
+    "several": [LowRank(1), Whole(), Gain(inputs=True)],
+}
+LOWRANK = {"low-rank", "shared", "shared, full", "low-rank twice"}
+BASE = {"W": random_array(5, SHAPE)}
+
+
+def updates_of(rank, seed, size=0.3, params=BASE, n=N, axes=None):
+    """Updates of random numbers, about what changes nothing; what samples share is seed 0's."""
+    spec = factor_spec(params, {"W": rank}, axes=axes)
+    (leaf,) = spec
+    shared = {name: random_array([0, i], part.shape)
+              for i, (name, part) in enumerate(leaf.shared.items())}  # fmt: skip
+    written = {
+        name: np.float32(size) * random_array([seed, i], (n, *part.shape)) + np.float32(part.offset)
+        for i, (name, part) in enumerate(leaf.written.items())
+    }
+    return spec, {"W": jax.tree.map(np.asarray, leaf.assemble(written | shared))}
+
+
+def changes(tree, base=BASE, n=N):
+    """Every sample's change, in float64."""
+    entry = tree["W"]
+    start = None if isinstance(base["W"], jax.ShapeDtypeStruct) else np.float64(base["W"])
+    found = []
+    for i in range(n):
+        weights = start
+        for update in entry if isinstance(entry, tuple) else (entry,):
+            weights = in_numpy(update, weights, i)
+        found.append(weights if start is None else weights - start)
+    return np.stack(found)
+
+
+def measured(left, right, params=None):
+    """All measures of one leaf, as one program."""
+
+    def all_of(left, right):
+        difference = analysis.differences(left, right)
+        forms = {"params": params, "allow_materialise": True}
+        return {
+            "squares": analysis.squared_norms(left, params=params),
+            "products": analysis.inner_products(left, right, params=params),
+            "distances": analysis.squared_norms(difference, params=params),
+            "mean": analysis.means(left, params=params),
+            "mean difference": analysis.means(difference, params=params),
+            "values": analysis.singular_values(left, **forms),
+            "unasked": analysis.effective_ranks(left, params=params),
+        }
+
+    found = to_numpy(jax.jit(all_of)(left, right))
+    return {name: by_path.get("W") for name, by_path in found.items()}
+
+
+def assert_measures(found, u, v, matrix=SHAPE, tolerance=1e-5):
+    flat = u.reshape(len(u), -1), v.reshape(len(v), -1)
+    values = np.linalg.svd(u.reshape(-1, *matrix), compute_uv=False)
+    want = {
+        "squares": (flat[0] ** 2).sum(1),
+        "products": (flat[0] * flat[1]).sum(1),
+        "distances": ((flat[0] - flat[1]) ** 2).sum(1),
+        "mean": u.mean(0),
+        "mean difference": (u - v).mean(0),
+        "values": values[:, : found["values"].shape[1]],
+    }
+    assert abs(values[:, found["values"].shape[1] :]).max(initial=0) < 1e-6
+    for name, each in want.items():
+        assert_close(found[name].reshape(each.shape), each, tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_measured_as_its_dense_change(kind):
+    (_, left), (_, right) = updates_of(KINDS[kind], 1), updates_of(KINDS[kind], 2)
+    found = measured(left, right, BASE)
+    u, v = changes(left), changes(right)
+    assert_measures(found, u, v)
+    assert (found["unasked"] is not None) == (kind in LOWRANK)
+    parts = [jax.tree.map(lambda part, own=own: part[own] if len(part) == N else part, left)
+             for own in (slice(0, 1), slice(1, N))]  # fmt: skip
+    variance = analysis.variance(parts, params=BASE)["W"]
+    np.testing.assert_allclose(variance.total, ((u - u.mean(0)) ** 2).sum() / N, rtol=1e-4)
+    np.testing.assert_allclose(variance.mean_norm, np.linalg.norm(u.mean(0)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["shared", "mixture", "whole", "low-rank twice"])
+def test_what_is_added_needs_no_base(kind):
+    (_, left), (_, right) = updates_of(KINDS[kind], 1), updates_of(KINDS[kind], 2)
+    assert_measures(measured(left, right), changes(left), changes(right))
+
+
+def test_dora_without_a_base_is_low_rank():
+    shapes = {"W": jax.ShapeDtypeStruct(SHAPE, np.float32)}
+    (_, left), (_, right) = updates_of(DoRA(2), 1), updates_of(DoRA(2), 2)
+    found = measured(left, right, shapes)
+    assert_measures(found, changes(left, shapes), changes(right, shapes))
+    assert found["unasked"] is not None
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.tuples(*[st.integers(1, 5)] * 3), st.integers(1, 3), st.sampled_from(["rcc", "rrc"]))
+def test_kernels_of_any_shape_are_read_as_they_are_generated(shape, rank, axes):
+    params = {"W": random_array(3, shape)}
+    _, tree = updates_of([LowRank(rank), Gain()], 1, params=params, axes={"W": axes})
+    factors, gains = tree["W"]
+    update = (factors.B @ factors.A).reshape(N, *shape)
+    outputs = gains.outputs.reshape(N, *[1] * (3 - axes.count("c")), *shape[axes.index("c") :])
+    u = (params["W"] + update) * outputs - params["W"]
+    got = analysis.squared_norms(tree, params=params)["W"]
+    assert_close(got, (u.reshape(N, -1) ** 2).sum(1), 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gain", "gains of both", "mixture", "DoRA", "one's own"])
+@pytest.mark.parametrize("size", [1e-2, 1e-4])
+def test_small_changes_and_differences_are_accurate(kind, size):
+    (_, left), (_, right) = (updates_of(KINDS[kind], seed, size) for seed in (1, 2))
+    got = jax.jit(
+        lambda u, v: (
+            analysis.squared_norms(u, params=BASE)["W"],
+            analysis.squared_norms(analysis.differences(u, v), params=BASE)["W"],
+        )
+    )(left, right)
+    u, v = changes(left), changes(right)
+    want = (u**2).sum((1, 2)), ((u - v) ** 2).sum((1, 2))
+    # The update itself rounds gains near 1 to 1e-7.
+    assert_close(got, want, 1e-3 if kind in ("DoRA", "one's own") and size < 1e-3 else 1e-4)
+
+
+def test_a_pose_with_a_grid_is_a_matrix():
+    params = {"W": random_array(0, (2 * 2 * 3, 5))}
+    matrix = np.stack([np.eye(2, 3, dtype="float32"), np.float32([[-1, 0, 0], [0, -1, 0]])])
+    tree = {"W": Posed(matrix, grid=(2, 2))}
+    turned = params["W"].reshape(2, 2, 3, 5)[::-1, ::-1].reshape(-1, 5)
+    u = np.stack([0 * turned, turned - params["W"]])
+    got = to_numpy(analysis.squared_norms(tree, params=params)["W"])
+    assert_close(got, (u**2).sum((1, 2)), 1e-5)
+    assert_close(analysis.means(tree, params=params)["W"], u.mean(0), 1e-5)
+    values = analysis.singular_values(tree, params=params, allow_materialise=True)["W"]
+    assert_close(values, np.linalg.svd(u, compute_uv=False), 1e-5)
+    assert analysis.singular_values(tree, params=params) == {}
+
+
+def test_no_kind_forms_a_samples_change():
+    n, shape = 8, (40, 30)
+    params = {"W": random_array(0, shape)}
+
+    def all_of(left, right, params):
+        difference = analysis.differences(left, right)
+        return [
+            analysis.squared_norms(left, params=params),
+            analysis.inner_products(left, right, params=params),
+            analysis.squared_norms(difference, params=params),
+            analysis.means(left, params=params),
+            analysis.effective_ranks(left, params=params),
+        ]
+
+    for name, kind in KINDS.items():
+        if name in ("whole", "several"):
+            continue  # every number of a kernel is generated
+        (_, left), (_, right) = (updates_of(kind, i, params=params, n=n) for i in (1, 2))
+        shapes = intermediates(all_of, left, right, params)
+        assert max(np.prod(shape, dtype=int) for shape in shapes) < n * 40 * 30 / 2, name
+
+
+STACKED = {
+    "low-rank": LowRank(2),
+    "shared": SharedLowRank(2),
+    "mixture": Mixture(3),
+    "several": [DoRA(2), Whole(), Gain(inputs=True)],
+}
+
+
+@pytest.mark.parametrize("kind", STACKED)
+def test_stacked_layers_of_every_kind_are_taken_apart(kind):
+    params = {"W": random_array(0, (3, 3, 4, 3)), "b": random_array(1, (3,))}
+    spec, tree = updates_of(STACKED[kind], 1, params=params, axes={"W": "ssrc"})
+    apart, bases = analysis.by_layer(spec, tree), analysis.params_by_layer(spec, params)
+    assert list(apart) == [f"W[{i}]" for i in range(9)]
+    assert set(bases) == {"b", *apart}
+
+    @jax.jit
+    def both(tree, apart):
+        whole = analysis.squared_norms(tree, params=params)["W"]
+        means = analysis.means(tree, params=params)["W"]
+        layers = analysis.squared_norms(apart, params=bases)
+        return whole, sum(layers.values()), means, analysis.means(apart, params=bases)
+
+    whole, layers, means, each = to_numpy(both(tree, apart))
+    assert_close(layers, whole, 1e-5)
+    assert_close(np.stack([each[path] for path in apart]).reshape(means.shape), means, 1e-5)
+
+
+def test_errors_of_other_kinds():
+    (_, gains), (_, own) = updates_of(Gain(), 1), updates_of(Sway(), 1)
+    with pytest.raises(ValueError, match=r"expected params=, with the weights of W that Gains"):
+        analysis.squared_norms(gains)
+    with pytest.raises(ValueError, match=r"weights of W that Swayed changes, got none"):
+        analysis.means(own)
+    with pytest.raises(ValueError, match=r"params with weights of W, got those of \['V'\]"):
+        analysis.means(own, params={"V": BASE["W"]})
+    shapes = {"W": jax.ShapeDtypeStruct(SHAPE, np.float32)}
+    with pytest.raises(ValueError, match=r"W that Gains changes, got a shape only"):
+        analysis.variance([gains], params=shapes)
+    with pytest.raises(ValueError, match=r"W to have a sample axis, outputs \(n, 5\).*outputs \(3"):
+        analysis.squared_norms({"W": Gains(outputs=np.ones((3, 4), "float32"))}, params=BASE)
+    with pytest.raises(ValueError, match=r"differences: expected W to fit .*'Gains'.*'Swayed'"):
+        analysis.differences(gains, own)
+    with pytest.raises(ValueError, match="got a pose, which has no norm"):
+        analysis.squared_norms({"W": Posed(np.zeros((4, 2, 3), "float32"))}, params=BASE)
+    params = {"W": random_array(0, (2, 4, 3))}
+    spec, stacked = updates_of(LowRank(2), 1, params=params, axes={"W": "src"})
+    with pytest.raises(ValueError, match=r"W layer by layer, got those of stacked layers"):
+        analysis.squared_norms(stacked)
+    with pytest.raises(ValueError, match=r"expected matrices, got \['W'\], each of stacked"):
+        analysis.singular_values(stacked, params=params)
+    with pytest.raises(ValueError, match=r"params_by_layer.*W of shape \[2, 4, 3\]"):
+        analysis.params_by_layer(spec, BASE)
+    difference = analysis.differences(gains, gains)
+    with pytest.raises(ValueError, match=r"Difference: expected a function of straw_jax\.analysis"):
+        modulate(lambda params, x: x @ params["W"])(BASE, difference, np.ones((N, 6), "float32"))

@@ -14,7 +14,15 @@ MODULES = [
 ]
 INTERNAL = {
     f"straw_jax.{module}"
-    for module in ("expect", "interpreter", "layers", "operations", "operators", "program")
+    for module in (
+        "changes",
+        "expect",
+        "interpreter",
+        "layers",
+        "operations",
+        "operators",
+        "program",
+    )
 }
 EXAMPLES = [
     example

@@ -601,20 +601,30 @@ def test_a_posed_convolution_is_no_ordinary_one():
     [
         ("max", lambda p, x: x @ jnp.maximum(p["W"], 0.0)),
         ("transpose", lambda p, x: x @ p["W"].T),
-        ("mul", lambda p, x: x @ (2 * p["W"])),
         ("dot_general", lambda p, x: x @ (p["W"] @ p["W"])),
     ],
 )
 def test_other_operations_on_a_posed_kernel_name_it(operation, function):
     call = posed(function, (12, 12), grid=(3, 4))
-    message = rf"W: expected .* got the operation '{operation}' on one of shape \(12, 12\) \(in "
+    message = rf"W: expected .* got the operation '{operation}' \(in "
     with pytest.raises(ValueError, match=message + r".*test_geometry\.py"):
         call(MATRICES, random_array(1, (2, 12)))
 
 
+def test_a_posed_kernel_is_scaled_and_added():
+    call = posed(lambda p, x: x @ (2 * p["W"] + 1), (12, 5), grid=(3, 4))
+    x = random_array(1, (2, 12))
+    W = random_array(0, (12, 5))
+    formed = to_numpy(jax.jit(jax.vmap(lambda matrix: composed(W, matrix, (3, 4))))(MATRICES))
+    assert_close(jax.jit(call)(MATRICES, x), np.einsum("ni,nio->no", x, 2 * formed + 1), 1e-5)
+
+
 def test_returning_a_posed_kernel_is_refused():
     call = posed(lambda p, x: p["W"][None], (12, 5), grid=(3, 4))
-    with pytest.raises(ValueError, match="expected operations that support posed kernels, got "):
+    with pytest.raises(
+        ValueError,
+        match="expected operations that are linear in a generated kernel, got returning it",
+    ):
         call(MATRICES, random_array(1, (2, 12)))
 
 
@@ -639,7 +649,7 @@ def test_layers_that_see_no_image_cannot_be_posed():
     ):
         posed(product, (12, 5), grid=(5, 2))(MATRICES, x)
     with pytest.raises(
-        ValueError, match=r"got the operation 'dot_general' .* or, with a grid, in a"
+        ValueError, match=r"got the operation 'dot_general' .* or, with a grid, for a"
     ):
         posed(product, (12, 5))(MATRICES, x)
 

@@ -32,7 +32,7 @@ from straw_jax import (
     save_exported,
 )
 from straw_jax.factors import is_kernel, named_leaves
-from straw_jax.kinds import Kind, Update, Written
+from straw_jax.kinds import Gains, Kind, Posed, Update, Written
 from straw_jax.operators import Contraction, Part
 
 SAMPLES = 3
@@ -418,9 +418,16 @@ def test_a_pose_with_other_kinds():
     turned = np.stack([np.rot90(image, i) for i, image in enumerate(x)])
     want = jax.jit(modulate(apply))(params, {"kernel": (lowrank, gains)}, turned)
     assert_close(got, want, 1e-4)
-    wrong = entries(factor_spec(params, {"kernel": [Pose(), Gain(inputs=True)]}))
-    with pytest.raises(ValueError, match="a gain of the outputs alone after a pose"):
-        modulate(apply)(params, wrong, x)
+
+
+def test_a_gain_of_pixels_comes_before_their_pose():
+    posed = Posed(affine(jnp.array([0.0, 90.0, 180.0])), grid=(2, 3))
+    gains = Gains(jnp.ones((SAMPLES, 6)))
+    layer = modulate(lambda params, x: x @ params["W"])
+    params, x = {"W": random_array(0, (6, 5))}, random_array(1, (SAMPLES, 6))
+    assert layer(params, {"W": (gains, posed)}, x).shape == (SAMPLES, 5)
+    with pytest.raises(ValueError, match="W: expected a gain of the outputs alone after a pose"):
+        layer(params, {"W": (posed, gains)}, x)
 
 
 # A kind of one's own.
@@ -489,7 +496,7 @@ def test_a_kind_of_ones_own_is_generated_applied_merged_and_exported(tmp_path):
         ({"b": LowRank(1)}, r"at least two axes, got b of shape \(5,\)"),
         (
             {"b": Gain(inputs=True)},
-            "one of two axes or more, or of one and with a gain of outputs, got b",
+            "two axes or more, or of one and with a gain of outputs, got b",
         ),
         ({"W": Gain(outputs=False)}, "a gain of inputs, outputs or both for W, got neither"),
         ({"W": Pose()}, "a convolution's kernel of four axes, got W"),
