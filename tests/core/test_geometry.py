@@ -620,11 +620,8 @@ def test_a_posed_kernel_is_scaled_and_added():
 
 
 def test_returning_a_posed_kernel_is_refused():
-    call = posed(lambda p, x: p["W"][None], (12, 5), grid=(3, 4))
-    with pytest.raises(
-        ValueError,
-        match="expected operations that are linear in a generated kernel, got returning it",
-    ):
+    call = posed(lambda p, x: p["W"], (12, 5), grid=(3, 4))
+    with pytest.raises(ValueError, match="linear in a generated kernel, got returning it"):
         call(MATRICES, random_array(1, (2, 12)))
 
 
