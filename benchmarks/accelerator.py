@@ -52,6 +52,7 @@ SECTIONS = {
     "adapters": Section("8, 32 and 128 adapters in a batch of 4,096 tokens, width 2,048"),
     "language": Section("characters a second of LSTM and HyperLSTM, 1,000 units"),
     "prediction": Section("steps a second of weight predictors"),
+    "seeds": Section("step of three seeds, one after the other and as one program"),
     "torch": Section("step and forward pass of the author's algorithm in PyTorch"),
     "torch_language": Section("characters a second of PyTorch's nn.LSTM"),
     "torch_compile": Section("as torch, compiled", "torch", {"compiled": True}),

@@ -35,8 +35,14 @@ from straw_experiments.data import normalise
 from straw_experiments.image_classification.evaluate import make_forward
 from straw_experiments.image_classification.loop import train_on_device
 from straw_experiments.image_classification.networks import article_straw, straw_model
-from straw_experiments.image_classification.step import Model, as_input, make_train_steps
+from straw_experiments.image_classification.step import (
+    Model,
+    as_input,
+    make_train_step,
+    make_train_steps,
+)
 from straw_experiments.runner.environment import device, versions
+from straw_experiments.runner.state import training_key
 from straw_jax import hyperlora, make_straw
 from straw_jax.straw import Base
 
@@ -58,6 +64,7 @@ class Sizes(NamedTuple):
         batch: Images of a step.
         large: Images of a large step.
         steps: In one program.
+        seeds: Trained at once.
         inference: Batches.
         checked: Images of a comparison with float64.
         adapters: How many in a batch.
@@ -85,6 +92,7 @@ class Sizes(NamedTuple):
     batch: int = 128
     large: int = 1024
     steps: int = 100
+    seeds: int = 3
     inference: tuple[int, ...] = (1, 128, 1024)
     checked: int = 8
     adapters: tuple[int, ...] = (8, 32, 128)
@@ -110,6 +118,7 @@ TINY = Sizes(
     batch=4,
     large=4,
     steps=2,
+    seeds=2,
     inference=(3,),
     checked=2,
     adapters=(2,),
@@ -282,6 +291,44 @@ def steps(
                 "images/s": batch / looped["median"],
             }
     return found
+
+
+def seeds(sizes: Sizes) -> Figures:
+    """Time a step of several seeds, one after the other and as one program over all of them."""
+    found: Figures = {}
+    for name, base in sizes.models:
+        apart, joined = _steps_of_seeds(_training(name, base, sizes, sizes.batch), sizes.seeds)
+        taken = _queued(apart, sizes), _queued(joined, sizes)
+        found[f"{_title(name, base)}, {sizes.seeds} seeds"] = {
+            "one after the other": taken[0],
+            "one program": taken[1],
+            "times as fast": taken[0]["median"] / taken[1]["median"],
+        }
+    return found
+
+
+def _steps_of_seeds(
+    training: Training, count: int
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Return what takes a step of each seed, and what takes one of all as one program."""
+    trainer, batch = training.trainer, training.batch
+    real = np.ones(len(batch[1]), np.bool_)
+    states: list[Any] = [trainer.init_state(seed) for seed in range(count)]
+    keys = [training_key(seed) for seed in range(count)]
+    stacked: list[Any] = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)]
+    step = make_train_step(trainer.model, trainer.optimizer)
+    of_all = jax.jit(jax.vmap(step, (0, 0, None, None, None)), donate_argnums=0)
+
+    def apart() -> object:
+        for seed, key in enumerate(keys):
+            states[seed], _ = trainer.train_step(states[seed], key, *batch, real)
+        return states
+
+    def joined() -> object:
+        stacked[0], _ = of_all(stacked[0], jnp.stack(keys), *batch, real)
+        return stacked
+
+    return apart, joined
 
 
 def floor(sizes: Sizes) -> Figures:

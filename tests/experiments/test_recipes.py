@@ -133,6 +133,7 @@ PUBLISHED = {
     "set3_resnet34": ({**SET_3, "models": ["resnet34"]}, 1),
     "preset1": ({**COMPACT, "fraction": 1.0, "epochs": 10, "models": COMPACTS}, 3),
     "preset2": ({**COMPACT, "models": COMPACTS}, 3),
+    "kinds2": ({**COMPACT, "models": ["compact_shared", "compact_gain"]}, 3),
     "preset3": ({**COMPACT, "fraction": 0.2, "models": COMPACTS}, 3),
     "geometry3": ({**COMPACT, "fraction": 0.2, "models": GEOMETRICS}, 3),
     "geometry1": (
@@ -381,6 +382,8 @@ PARAMETERS = {
         "compact_static": 147_087,
         "compact_wide": 347_263,
         "compact": 342_702,
+        "compact_shared": 196_030,
+        "compact_gain": 191_181,
         "compact_augmented": 147_087,
         "compact_fan": 147_087,
         "compact_context": 478_685,
