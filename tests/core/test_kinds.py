@@ -158,6 +158,8 @@ def kernels(params):
 # Each executor takes all kinds, several at a time, one for each of its kernels.
 COUNTS = {"CNN": 4, "ViT": 5, "NNX": 2, "Equinox": 3, "stacked": 2, "recurrent": 2}
 PLANS = [(name, start) for name, count in COUNTS.items() for start in range(0, len(KINDS), count)]
+# Also in bfloat16: every kind once, and every executor.
+HALF = {"CNN": [0], "ViT": [0], "NNX": [4, 6], "Equinox": [6], "stacked": [8], "recurrent": [10]}
 
 
 def plan(params, start):
@@ -213,14 +215,17 @@ def test_every_kind_in_every_executor(name, start):
     @jax.jit
     def both(params, factors, x):
         arguments = params, factors, x
-        with jax.numpy_dtype_promotion("standard"):  # the carry of a recurrent cell is float32
-            half = structured(*to_bfloat16(arguments))
+        half = None
+        if start in HALF[name]:
+            with jax.numpy_dtype_promotion("standard"):  # a recurrent cell's carry is float32
+                half = structured(*to_bfloat16(arguments))
         return grad(structured, *arguments), grad(reference, *arguments), half
 
     got, want, half = both(params, factors, x)
     jax.tree.map(lambda got, want: near(got, want, 3e-5), got, want)
-    assert half.dtype == (jnp.float32 if name == "recurrent" else jnp.bfloat16)
-    assert_close(half, want[1], 2 * TOLERANCE["bfloat16"])
+    if half is not None:
+        assert half.dtype == (jnp.float32 if name == "recurrent" else jnp.bfloat16)
+        assert_close(half, want[1], 2 * TOLERANCE["bfloat16"])
 
 
 def near(got, want, tolerance):

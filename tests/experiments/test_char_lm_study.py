@@ -144,7 +144,7 @@ def test_run_that_an_earlier_version_analysed_is_analysed_again(tmp_path):
 def test_study_in_bfloat16_says_so_and_goes_on_in_it(tmp_path, capsys):
     path, out = tmp_path / "some.txt", tmp_path / "out"
     path.write_text("one text, read again. " * 50)
-    words = ["--text", str(path), "--models", "lstm", "lowrank", "--parameters", "900"]
+    words = ["--text", str(path), "--models", "lowrank", "--parameters", "900"]
     words += ["--batch-size", "4", "--length", "10", "--epochs", "1", "--sample-length", "5"]
     words += ["--hyper-features", "3", "--jobs", "1", "--out", str(out), "--precision"]
     config = parse([*words, "bfloat16"])

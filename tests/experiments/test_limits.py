@@ -43,7 +43,13 @@ def test_accelerators_have_memory_of_their_own(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "executor"),
-    [("straw", "cnn"), ("straw", "vit"), ("compact", "cnn"), ("compact_context", "cnn")],
+    [
+        ("straw", "cnn"),
+        ("straw", "vit"),
+        ("compact", "cnn"),
+        ("compact_shared", "cnn"),
+        ("compact_context", "cnn"),
+    ],
 )
 def test_each_rank_adds_as_many_weights_as_models_say(name, executor):
     def count(rank, size):
@@ -58,7 +64,7 @@ def test_each_rank_adds_as_many_weights_as_models_say(name, executor):
 def test_models_that_follow_the_rank_say_so():
     wide = {name for name in MODELS if name.startswith(("wide", "compact_wide"))}
     assert {name for name, model in MODELS.items() if model.weights_a_rank} == {
-        *("straw", "compact", "compact_context"),
+        *("straw", "compact", "compact_shared", "compact_context"),
         *wide,
     }
 

@@ -74,7 +74,7 @@ def test_widened_executors_keep_their_proportions():
 @pytest.mark.parametrize("name", models.MODELS)
 def test_only_straws_write_weights(name):
     straw = models.straw_of(name, classes=47, rank=1, base="none")
-    writers = ("straw", "compact", "compact_context")
+    writers = ("straw", "compact", "compact_shared", "compact_gain", "compact_context")
     assert (straw is not None) == (name in writers or name.startswith("geometric"))
 
 

@@ -52,7 +52,7 @@ def no_jax(tmp_path_factory):
 )
 def test_every_study_is_a_command_of_run(name):
     settings = parse(STUDIES[name].flags.split())
-    trained = any(part in name for part in ("trained", "preset", "geometry", "vit"))
+    trained = any(part in name for part in ("trained", "preset", "kinds", "geometry", "vit"))
     assert trained == (settings.base == "trained")
     article = {"set1": "full_rank16", "set2": "10pct_rank16", "set3": "20pct_rank32"}
     if name[:4] in article:

@@ -218,12 +218,10 @@ def test_ratios_are_checked_as_they_are_counted(tmp_path, ratio):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("predict", ["weights", "outputs"])
-def test_study_in_bfloat16_says_so_and_goes_on_in_it(tmp_path, capsys, predict):
+def test_study_in_bfloat16_says_so_and_goes_on_in_it(tmp_path, capsys):
     out = tmp_path / "out"
-    words = ["--predict", predict, "--networks", "2-2-1", "--steps", "10", "--batch-size", "4"]
-    words += ["--predictors", "plain"] if predict == "outputs" else ["--pairs", "1"]
-    words += ["--jobs", "1", "--out", str(out), "--precision"]
+    words = ["--predict", "outputs", "--networks", "2-2-1", "--steps", "10", "--batch-size", "4"]
+    words += ["--predictors", "plain", "--jobs", "1", "--out", str(out), "--precision"]
     config = weight_arguments.parse([*words, "bfloat16"])
     conduct(Study(config), "a command")
     assert "bfloat16; one seed" in capsys.readouterr().out

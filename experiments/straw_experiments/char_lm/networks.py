@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from straw_experiments.char_lm.models import MODELS, Sizes
 from straw_experiments.runner.precision import module_dtype
 from straw_jax import costs
+from straw_jax.lowrank import accumulator_dtype
 from straw_jax.recurrent import Carry
 
 Params = Mapping[str, Any]
@@ -68,7 +69,7 @@ class CharacterModel(nn.Module):
         read = math.sqrt(self.characters) * jax.nn.one_hot(numbers, self.characters)
         carry, states = rnn(drop(read), initial_carry=carry)
         logits = nn.Dense(self.characters, dtype=self.dtype, name="output")(drop(states))
-        return carry, logits.astype(jnp.float32)
+        return carry, logits.astype(accumulator_dtype(logits.dtype))
 
     @nn.nowrap
     def initial_carry(self, batch_size: int) -> Carry:

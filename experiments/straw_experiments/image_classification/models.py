@@ -178,7 +178,7 @@ MODELS: Registry[ImageModel] = Registry(
             help="compact with low-rank updates in bases that all samples share",
             straw=_network("straw_of_compact_shared"),
             executor=_network("compact_executor"),
-            weights_a_rank=_A_COMPACT_RANK,
+            weights_a_rank={"cnn": 1_200},
         ),
         ImageModel(
             name="compact_gain",

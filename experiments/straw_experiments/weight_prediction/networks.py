@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from straw_experiments.weight_prediction.targets import Pairs, Weights, target
 from straw_jax import layers
 from straw_jax.encoders import Pooling, SetEncoder
+from straw_jax.lowrank import accumulator_dtype
 from straw_jax.straw import Straw, make_straw
 
 OutputKind: TypeAlias = Literal["plain", "concat", "residual"]
@@ -66,7 +67,9 @@ def predict(straw: Straw, params: Any, context: Pairs) -> Weights:
     """
     weights = straw.factors(params, jnp.concatenate([context.x, context.y], axis=-1))
     # All are whole, and their paths the layers' names.
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), cast(Weights, weights))
+    return jax.tree.map(
+        lambda leaf: leaf.astype(accumulator_dtype(leaf.dtype)), cast(Weights, weights)
+    )
 
 
 def output_predictor(

@@ -10,6 +10,7 @@ from jax import Array
 
 from straw_experiments.weight_prediction.networks import predict
 from straw_experiments.weight_prediction.targets import Pairs, compute, draw
+from straw_jax.lowrank import accumulator_dtype
 from straw_jax.straw import Straw
 
 Params: TypeAlias = Any
@@ -76,7 +77,7 @@ def outputs_objective(sizes: tuple[int, ...], predictor: nn.Module) -> Objective
     def outputs(params: Params, drawn: tuple[Array, Array]) -> tuple[Array, Array]:
         x, y = drawn
         predicted = cast(Array, predictor.apply({"params": params}, x))
-        return predicted.astype(jnp.float32), y
+        return predicted.astype(accumulator_dtype(predicted.dtype)), y
 
     def init(key: Array) -> Params:
         return predictor.init(key, drawn(jax.random.key(0), 1)[0])["params"]
