@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from straw_jax.adapters import load_peft, save_peft
     from straw_jax.costs import multiply_adds
     from straw_jax.encoders import ConvEncoder, NormEncoder, RecursiveEncoder, SetEncoder
     from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
@@ -75,6 +76,7 @@ __all__ = [
     "invert",
     "linen",
     "load_exported",
+    "load_peft",
     "make_geometric",
     "make_straw",
     "materialize",
@@ -83,9 +85,11 @@ __all__ = [
     "predictor",
     "resample",
     "save_exported",
+    "save_peft",
 ]
 
 _MODULES = {
+    "adapters": ["load_peft", "save_peft"],
     "costs": ["multiply_adds"],
     "encoders": ["ConvEncoder", "NormEncoder", "RecursiveEncoder", "SetEncoder"],
     "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],

@@ -24,6 +24,8 @@ INTERNAL = {
         "program",
     )
 }
+# Extras, by a function that needs them.
+NEEDED = {"save_exported": "flatbuffers", "save_peft": "safetensors"}
 EXAMPLES = [
     example
     for module in pkgutil.walk_packages(straw_jax.__path__, "straw_jax.")
@@ -36,8 +38,9 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_example_prints_what_it_shows(example):
-    if any("save_exported(" in line.source for line in example.examples):
-        pytest.importorskip("flatbuffers")
+    for name, package in NEEDED.items():
+        if any(f"{name}(" in line.source for line in example.examples):
+            pytest.importorskip(package)
     report = []
     doctest.DocTestRunner().run(example, out=report.append)
     assert not report, "".join(report)
