@@ -148,7 +148,15 @@ def _evaluate(
     kernels = [operand for operand in operands if isinstance(operand, Kernel)]
     out_avals = [atom.aval for atom in equation.outvars]
     if name in _PROGRAMS:
-        return _PROGRAMS[name](Nested(equation.params, operands, data, where, axis_name))
+        out, flags = _PROGRAMS[name](Nested(equation.params, operands, data, where, axis_name))
+        if name in _LOOPS and axis_name is None:  # with a name, results may be of all samples
+            out = [
+                each
+                if flag or isinstance(each, Kernel) or not jnp.issubdtype(each.dtype, jnp.inexact)
+                else _generated(each, kernels[0])
+                for each, flag in zip(out, flags, strict=True)
+            ]
+        return out, flags
     if any(data) and name in _ELEMENTWISE and _of_one_shape(operands, data, out_avals[0]):
         # As large as what is computed from the sample here anyway.
         kernels = [replace(kernel, allow_materialise=True) for kernel in kernels]
@@ -486,6 +494,9 @@ _ELEMENTWISE = {
 }  # fmt: skip
 
 _CALLS = "jit", "pjit", "checkpoint", "remat2"
+
+# Their results are plain arrays, also where they are computed from kernels alone.
+_LOOPS = {"cond", "while", "scan", "shard_map"}
 
 _PROGRAMS: dict[str, Callable[[Nested], tuple[list[Any], list[bool]]]] = {
     "jit": _jit,

@@ -308,8 +308,10 @@ def test_statistics_within_a_sample_are_those_of_dense_weights(within):
         lambda W, g: jax.jit(jnp.where)((g > 0)[None], W, jnp.zeros_like(W)),
         lambda W, g: W @ jnp.diag(g),
         lambda W, g: W * jnp.exp(g)[None],
+        lambda W, g: W * jax.lax.fori_loop(0, 2, lambda _, g: jnp.sin(g), g)[None],
+        lambda W, g: W * jax.lax.cond(W[0, 0] > 0, jnp.sin, jnp.cos, g)[None],
     ],
-    ids=["gain", "shift", "jit", "diagonal", "function"],
+    ids=["gain", "shift", "jit", "diagonal", "function", "loop", "branch"],
 )
 def test_a_gain_never_forms_kernels(gained):
     params, factors, x = dense_model()
