@@ -69,7 +69,8 @@ def test_models_that_follow_the_rank_say_so():
     }
 
 
-def test_published_sizes_fit_a_small_machine(monkeypatch):
+def test_published_sizes_fit_a_small_machine(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where no earlier run is
     monkeypatch.setattr(limits, "memory", lambda: 4 * 10**9)
     for words in ("", "--rank 64", "--batch-size 512", "--seeds 3 --jobs 8"):
         parse(words.split())

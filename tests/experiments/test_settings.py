@@ -125,7 +125,8 @@ def test_names_leave_out_what_is_usual():
 
 
 @pytest.mark.parametrize("study", ["image_classification", "char_lm", "weight_prediction"])
-def test_precision_is_one_setting_of_all_studies(study, tmp_path, capsys):
+def test_precision_is_one_setting_of_all_studies(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where no earlier run is
     parse = importlib.import_module(f"straw_experiments.{study}.config").parse
     usual, half = parse([]), parse(["--precision", "bfloat16"])
     assert (usual.precision, half.precision) == ("float32", "bfloat16")
