@@ -36,9 +36,7 @@ from straw_jax import expect
 from straw_jax.changes import (
     Difference,
     Leaf,
-    expected_shapes,
     factors_of,
-    formed,
     is_lowrank,
     leaves_of,
     not_none,
@@ -50,6 +48,7 @@ from straw_jax.changes import (
 )
 from straw_jax.factors import Entry, FactorSpec, FactorTree, as_updates, named_leaves
 from straw_jax.kinds import Factors
+from straw_jax.lowrank import formed
 from straw_jax.operations import combine
 from straw_jax.operators import Contraction, Kernel
 from straw_jax.readings import matrix_shape
@@ -539,8 +538,8 @@ def _split_layers(path: str, update: Any, axes: str, stacked: tuple[int, ...]) -
         whole, layer = (replace(update, **each) for each in fields)
     # Sizes that no rank has: they show which axis of an array is which of the leaf's.
     sizes = tuple(10_007 + 2 * i for i in range(len(axes)))
-    expected = expected_shapes(whole, sizes)
-    of_layer = expected_shapes(layer, sizes[len(stacked) :])
+    expected = whole.given_shapes(sizes)
+    of_layer = layer.given_shapes(sizes[len(stacked) :])
     arrays = {
         name: _of_layers(path, vars(update)[name], expected[name], of_layer[name], sizes, stacked)
         for name in expected

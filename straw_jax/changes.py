@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import Any
 
 import jax
@@ -16,9 +15,9 @@ from straw_jax import expect
 from straw_jax.factors import Entry, FactorTree, as_updates, named_leaves
 from straw_jax.kinds import Factors, InBasis, Mixed, Posed, Update
 from straw_jax.kinds.whole import WholeLeaf
-from straw_jax.lowrank import Generated, form
+from straw_jax.lowrank import formed
 from straw_jax.operators import Contraction, Kernel, Part, Term
-from straw_jax.readings import all_axes, matrix_axes
+from straw_jax.readings import matrix_axes, read_as
 
 _static: Any = {"static": True}
 
@@ -149,10 +148,7 @@ class Leaf:
 
     def formed(self, arrays: Sequence[Array]) -> Array:
         """Return the same change as an array."""
-        change = self.change(arrays)
-        formed = [term.materialise(change.shape) for term in change.terms]
-        zero = jnp.zeros(change.shape, change.dtype)
-        return reduce(jnp.add, [not_none(change.path, each) for each in formed], zero)
+        return self.change(arrays).materialise()
 
 
 def over_samples(function: Callable[..., Any], leaf: Leaf) -> Any:
@@ -362,11 +358,6 @@ def wide(updates: FactorTree) -> dict[str, Entry]:
     return {path: jax.tree.map(_float, formed(entry)) for path, entry in updates.items()}
 
 
-def formed(entry: Any) -> Any:
-    """Return an entry of a tree of factors with all arrays formed."""
-    return jax.tree.map(form, entry, is_leaf=lambda part: isinstance(part, Generated))
-
-
 def _float(array: Array) -> Array:
     is_wide = jnp.issubdtype(array.dtype, jnp.floating) and jnp.finfo(array.dtype).bits >= 32
     return array if is_wide else array.astype(jnp.float32)
@@ -468,7 +459,7 @@ def _marked(path: str, update: Update, shape: tuple[int, ...]) -> Any:
 
     def marked(update: Any) -> Any:
         shared = {}
-        for name, expected in expected_shapes(update, shape).items():
+        for name, expected in update.given_shapes(shape).items():
             got = vars(update)[name].shape
             extra = len(got) - len(expected)
             if extra not in (0, 1) or got[extra:] != expected:
@@ -479,16 +470,10 @@ def _marked(path: str, update: Update, shape: tuple[int, ...]) -> Any:
     return _in_each(marked, update)
 
 
-def expected_shapes(update: Update, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes that an update's arrays have for a leaf, without a sample axis."""
-    shapes = update.shapes(shape).items()
-    return {name: each for name, each in shapes if vars(update)[name] is not None}
-
-
 def _misfit(path: str, updates: Sequence[Update], shape: tuple[int, ...]) -> ValueError:
     expected, got = [], []
     for update in _single(updates):
-        for name, each in expected_shapes(update, shape).items():
+        for name, each in update.given_shapes(shape).items():
             label = update.labels.get(name, name)
             expected.append(f"{label} ({', '.join(['n', *map(str, each)])})")
             got.append(f"{label} {vars(update)[name].shape}")
@@ -505,4 +490,4 @@ def _reading(updates: Iterable[Update], shape: tuple[int, ...]) -> str:
         update.reading(shape) if isinstance(update, Factors) else getattr(update, "axes", "")
         for update in _single(updates)
     )
-    return next(filter(None, readings), next(iter(all_axes(len(shape))), ""))
+    return read_as(next(filter(None, readings), ""), len(shape))

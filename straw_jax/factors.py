@@ -15,7 +15,7 @@ from straw_jax import expect
 from straw_jax.kinds import Kind, LowRank, Pose, Shared, Update, Whole, Written
 from straw_jax.kinds.whole import WholeLeaf
 from straw_jax.lowrank import Generated, factor_shape, form
-from straw_jax.readings import all_axes, matrix_shape
+from straw_jax.readings import matrix_shape, read_as
 
 Rank: TypeAlias = int | Literal["whole", "pose"] | Kind | Sequence["Rank"]
 """What is generated for a leaf: a rank, a word, a kind, or several of them."""
@@ -82,7 +82,7 @@ class GeneratedLeaf:
     @property
     def reading(self) -> str:
         """How the leaf is read as a matrix, one letter per axis."""
-        return self.axes or next(iter(all_axes(len(self.shape))), "")
+        return read_as(self.axes, len(self.shape))
 
     @property
     def rows(self) -> int:

@@ -69,7 +69,7 @@ def _run(
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
     of_data = {atom for atom, is_data in zip(jaxpr.invars, data, strict=True) if is_data}
-    spread: dict[Any, Part] = {}  # of arrays repeated along axes, the small one
+    spread: dict[Any, Any] = {}  # how arrays are repeated along axes, and of which
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else values[atom]
@@ -77,45 +77,44 @@ def _run(
     def is_data(atom: Any) -> bool:
         return not isinstance(atom, core.Literal) and atom in of_data
 
+    def small(atom: Any) -> Part | None:
+        """Return the small array of one that is repeated along axes."""
+        if isinstance(atom, core.Literal) or atom not in spread:
+            return None
+        array, params, source = spread[atom]
+        return _spread(array, params, small(source))
+
     around = source_info_util.current()
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
         flags = [is_data(atom) for atom in equation.invars]
-        source = equation.source_info
-        if not source_info_util.summarize(source):  # within a function of JAX, such as jnp.pad
-            source = source.replace(traceback=around.traceback)
-        names = source_info_util.current_name_stack() + source.name_stack
+        info = equation.source_info
+        if not source_info_util.summarize(info):  # within a function of JAX, such as jnp.pad
+            info = info.replace(traceback=around.traceback)
+        names = source_info_util.current_name_stack() + info.name_stack
         # As when the model was traced: source lines for errors, names, and settings by `with`.
         with (
-            source_info_util.user_context(source.traceback, name_stack=names),
+            source_info_util.user_context(info.traceback, name_stack=names),
             equation.ctx.manager,
         ):
             if any(isinstance(operand, Kernel) for operand in operands):
-                where = source_info_util.summarize(source)
-                small = [
-                    None if isinstance(atom, core.Literal) else spread.get(atom)
-                    for atom in equation.invars
-                ]
-                out, out_flags = _evaluate(equation, operands, flags, small, where, axis_name)
+                where = source_info_util.summarize(info)
+                parts = [small(atom) for atom in equation.invars]
+                out, out_flags = _evaluate(equation, operands, flags, parts, where, axis_name)
             else:
                 out = _bind(equation, operands)
                 out_flags = _flags_of(equation, flags, axis_name)
                 if equation.primitive is lax.broadcast_in_dim_p and not any(flags):
-                    spread[equation.outvars[0]] = _spread(
-                        operands,
-                        equation.params,
-                        None
-                        if isinstance(equation.invars[0], core.Literal)
-                        else spread.get(equation.invars[0]),
-                    )
+                    source = equation.invars[0]
+                    spread[equation.outvars[0]] = operands[0], equation.params, source
         values.update(zip(equation.outvars, out, strict=True))
         of_data.update(atom for atom, flag in zip(equation.outvars, out_flags, strict=True) if flag)
     return [read(atom) for atom in jaxpr.outvars], [is_data(atom) for atom in jaxpr.outvars]
 
 
-def _spread(operands: Sequence[Any], params: Mapping[str, Any], small: Part | None) -> Part:
-    """Return the small array of one that `broadcast_in_dim` repeats along axes."""
-    array, places, shape = operands[0], params["broadcast_dimensions"], params["shape"]
+def _spread(array: Any, params: Mapping[str, Any], small: Part | None) -> Part:
+    """Return what `broadcast_in_dim` repeats along axes, of an array or of one itself repeated."""
+    places, shape = params["broadcast_dimensions"], params["shape"]
     sizes = jnp.shape(array)
     kept = [axis for axis, place in enumerate(places) if sizes[axis] == shape[place] != 1]
     if small is None:
@@ -148,15 +147,7 @@ def _evaluate(
     kernels = [operand for operand in operands if isinstance(operand, Kernel)]
     out_avals = [atom.aval for atom in equation.outvars]
     if name in _PROGRAMS:
-        out, flags = _PROGRAMS[name](Nested(equation.params, operands, data, where, axis_name))
-        if name in _LOOPS and axis_name is None:  # with a name, results may be of all samples
-            out = [
-                each
-                if flag or isinstance(each, Kernel) or not jnp.issubdtype(each.dtype, jnp.inexact)
-                else _generated(each, kernels[0])
-                for each, flag in zip(out, flags, strict=True)
-            ]
-        return out, flags
+        return _PROGRAMS[name](Nested(equation.params, operands, data, where, axis_name))
     if any(data) and name in _ELEMENTWISE and _of_one_shape(operands, data, out_avals[0]):
         # As large as what is computed from the sample here anyway.
         kernels = [replace(kernel, allow_materialise=True) for kernel in kernels]
@@ -170,12 +161,7 @@ def _evaluate(
         if out is not None:
             out = out if isinstance(out, list) else [out]
             return out, [any(data) and not isinstance(each, Kernel) for each in out]
-    whole = [
-        _array(operand, f"the operation '{name}'", where)
-        if isinstance(operand, Kernel)
-        else operand
-        for operand in operands
-    ]
+    whole = [_array(operand, f"the operation '{name}'", where) for operand in operands]
     out = _bind(equation, whole)
     if is_merged(equation, axis_name):
         return out, [False] * len(out)
@@ -378,6 +364,7 @@ def _shard_map(nested: Nested) -> tuple[list[Any], list[bool]]:
             arrays.append(part.array)
             specs.append(PartitionSpec(*(names.get(axis) for axis in part.axes)))
     flags: list[bool] = []
+    generated: list[bool] = []
 
     def run(*pieces: Any) -> list[Any]:
         given = iter(pieces)
@@ -392,6 +379,7 @@ def _shard_map(nested: Nested) -> tuple[list[Any], list[bool]]:
             else:
                 operands.append(next(given))
         out, flags[:] = _run(jaxpr, operands, nested.data, nested.axis_name)
+        generated[:] = [isinstance(each, Kernel) for each in out]
         return [_array(each, "returning it from shard_map", nested.where) for each in out]
 
     out = jax.shard_map(
@@ -402,7 +390,7 @@ def _shard_map(nested: Nested) -> tuple[list[Any], list[bool]]:
         axis_names=set(params.get("newly_manual_axes", params.get("manual_axes", ()))),
         check_vma=params["check_vma"],
     )(*arrays)
-    return list(out), flags
+    return nested.results(out, flags, generated)
 
 
 def _parts(kernel: Kernel, operation: str, where: str) -> list[Part]:
@@ -494,9 +482,6 @@ _ELEMENTWISE = {
 }  # fmt: skip
 
 _CALLS = "jit", "pjit", "checkpoint", "remat2"
-
-# Their results are plain arrays, also where they are computed from kernels alone.
-_LOOPS = {"cond", "while", "scan", "shard_map"}
 
 _PROGRAMS: dict[str, Callable[[Nested], tuple[list[Any], list[bool]]]] = {
     "jit": _jit,

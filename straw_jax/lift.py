@@ -419,12 +419,12 @@ def _axes_of(path: str, shape: tuple[int, ...], update: Update, batch: int | Non
             Generated(sample_axis, shared, shared) if isinstance(part, Generated) else sample_axis
         )
 
-    fields = {
-        name: (update.labels.get(name, name), getattr(update, name), expected)
-        for name, expected in update.shapes(shape).items()
-    }
     return _replaced(
-        update, {name: axis(*field) for name, field in fields.items() if field[1] is not None}
+        update,
+        {
+            name: axis(update.labels.get(name, name), getattr(update, name), expected)
+            for name, expected in update.given_shapes(shape).items()
+        },
     )
 
 

@@ -94,6 +94,26 @@ def form(factor: Factor) -> Array:
     return (product.astype(dtype) + bias).astype(product.dtype)
 
 
+def formed(tree: Any) -> Any:
+    """Return a tree with `Generated` factors as ordinary arrays.
+
+    Args:
+        tree: of arrays and factors, such as a tree of factors.
+
+    Returns:
+        The same tree of arrays.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Generated
+        >>> from straw_jax.lowrank import formed
+        >>> factor = Generated(jnp.ones(4), jnp.ones((3, 2, 4)), jnp.zeros((3, 2)))
+        >>> formed({"B": factor})["B"].shape
+        (3, 2)
+    """
+    return jax.tree.map(form, tree, is_leaf=lambda leaf: isinstance(leaf, Generated))
+
+
 class ConvGeometry(NamedTuple):
     """How a convolution's window moves over its input; one entry per spatial axis in each field.
 

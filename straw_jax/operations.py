@@ -72,6 +72,13 @@ class Operation:
             return kernel
         return kernel.each_part(lambda part: part.without(grown), shape)
 
+    def multiplier(self, place: int) -> Part | None:
+        """Return an operand of an element-wise operation as one array; None if it is more."""
+        if not isinstance(self.operands[place], Kernel):
+            return self.along(place)
+        kernel = self.spread_kernel(place)
+        return kernel.part if kernel is not None and kernel.is_array else None
+
     def shape(self, place: int) -> tuple[int, ...]:
         """Return an operand's shape, that of the result for a scalar."""
         operand = self.operands[place]
@@ -153,17 +160,7 @@ def _add(operation: Operation) -> Result:
 def _subtract(operation: Operation) -> Result:
     left, right = operation.spread_kernel(0), operation.spread_kernel(1)
     right = None if right is None else right.scaled(-1.0)
-    if left is None or right is None:
-        return None
-    # What is shared is negated at once, to be added to a base.
-    terms = (
-        Contraction.of(term.materialise(right.shape))
-        if isinstance(term, Contraction) and len(term.parts) == 1
-        and term.parts[0].axes == tuple(range(right.ndim))
-        else term
-        for term in right.terms
-    )  # fmt: skip
-    return left.plus(*terms)
+    return None if left is None or right is None else left.plus(*right.terms)
 
 
 @_rule("mul")
@@ -178,28 +175,18 @@ def _multiply(operation: Operation) -> Result:
         other = operation.spread_kernel(1 - place)
         axes = tuple(range(kernel.ndim))
         return None if other is None else combine(kernel, axes, other, axes, axes, operation.out[0])
-    return _times(kernel, operation.along(1 - place))
+    part = operation.along(1 - place)
+    return kernel.times(part.array, part.axes)
 
 
 @_rule("div")
 def _divide(operation: Operation) -> Result:
     if not isinstance(operation.operands[0], Kernel):
         return None
-    kernel, divisor = operation.spread_kernel(0), operation.operands[1]
-    if isinstance(divisor, Kernel):
-        spread = operation.spread_kernel(1)
-        if spread is None or not spread.is_array:
-            return None
-        part = spread.part
-    else:
-        part = operation.along(1)
-    return None if kernel is None else _times(kernel, replace(part, value=1 / part.array))
-
-
-def _times(kernel: Kernel, part: Part) -> Result:
-    if part.axes:
-        return kernel.each_term(lambda term: term.times(part))
-    return kernel.scaled(part.array)
+    kernel, divisor = operation.spread_kernel(0), operation.multiplier(1)
+    if kernel is None or divisor is None:
+        return None
+    return kernel.times(1 / divisor.array, divisor.axes)
 
 
 @_rule("square", "integer_pow")
@@ -214,22 +201,14 @@ def _square(operation: Operation) -> Result:
 @_rule("select_n")
 def _select(operation: Operation) -> Result:
     """Add up the cases, each where it is chosen."""
-    which, *cases = operation.operands
-    dtype = operation.out[0].dtype
-    if isinstance(which, Kernel):
-        spread = operation.spread_kernel(0)
-        if spread is None or not spread.is_array:
-            return None
-        part = spread.part
-    else:
-        part = operation.along(0)
+    which, dtype = operation.multiplier(0), operation.out[0].dtype
     total: Kernel | None = None
-    for i in range(len(cases)):
+    for i in range(len(operation.operands) - 1):
         kernel = operation.spread_kernel(i + 1)
-        chosen = part.array == part.array.dtype.type(i)
-        case = None if kernel is None else _times(
-            replace(kernel, dtype=dtype), replace(part, value=chosen.astype(dtype))
-        )  # fmt: skip
+        if kernel is None or which is None:
+            return None
+        chosen = which.array == which.array.dtype.type(i)
+        case = replace(kernel, dtype=dtype).times(chosen.astype(dtype), which.axes)
         if case is None:
             return None
         total = case if total is None else total.plus(*case.terms)

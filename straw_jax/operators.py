@@ -172,11 +172,11 @@ class Contraction(Term):
         )
 
     def scaled(self, factor: ArrayLike) -> "Contraction":
-        if isinstance(factor, (int, float)):
-            return replace(self, scale=self.scale * float(factor))
-        if self.is_array:  # not one more operation on activations
+        if self.is_array:  # which stays one, and is no further operation on activations
             (part,) = self.parts
             return replace(self, parts=(replace(part, value=part.array * factor),))
+        if isinstance(factor, (int, float)):
+            return replace(self, scale=self.scale * float(factor))
         return self.times(Part(jnp.asarray(factor), (), ()))
 
     def times(self, part: Part) -> "Contraction":
@@ -409,7 +409,9 @@ class Kernel:
         return self.each_term(lambda term: term.each_part(function), shape)
 
     def times(self, array: Array, axes: Axes) -> "Kernel | None":
-        """Return the kernel times an array along some of its axes."""
+        """Return the kernel times an array along some of its axes, or a scalar."""
+        if not axes:
+            return self.scaled(array)
         part = Part(array, axes, array.shape)
         return self.each_term(lambda term: term.times(part))
 

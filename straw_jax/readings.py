@@ -25,6 +25,24 @@ def all_axes(ndim: int) -> list[str]:
     ]
 
 
+def read_as(axes: str, ndim: int) -> str:
+    """Return how a kernel is read as a matrix: as it is said, or the default.
+
+    Args:
+        axes: one letter per axis, as in `factor_spec`, or none.
+        ndim: number of the kernel's axes.
+
+    Returns:
+        One letter per axis; none for a kernel of fewer than two axes.
+
+    Example:
+        >>> from straw_jax.readings import read_as
+        >>> read_as("", 3), read_as("rcc", 3)
+        ('rrc', 'rcc')
+    """
+    return axes or next(iter(all_axes(ndim)), "")
+
+
 def matrix_axes(axes: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return which of a kernel's axes belong to factor B, and which to A.
 

@@ -18,7 +18,7 @@ from straw_jax.factors import Entry, FactorSpec, Rank, factor_spec, is_kernel, n
 from straw_jax.generator import Generator
 from straw_jax.kernels import Use, uses_of_leaves
 from straw_jax.lift import materialize, modulate, take
-from straw_jax.lowrank import Generated, form
+from straw_jax.lowrank import formed
 from straw_jax.operations import is_linear_cast
 
 Params: TypeAlias = Any
@@ -371,7 +371,7 @@ def make_straw(
     def factors(params: Params, context: Any) -> dict[str, Entry]:
         expect.parts("Straw", params, modulator)
         generated = generator.apply(params["generator"], styles(params, context))
-        return jax.tree.map(form, generated, is_leaf=lambda leaf: isinstance(leaf, Generated))
+        return formed(generated)
 
     def in_parameters_dtype(written: dict[str, Entry]) -> dict[str, Entry]:
         """Cast factors to the dtypes of the leaves that they are; `modulate` does, given a base."""

@@ -1,7 +1,7 @@
 """What a kind of update has to say."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from jax.typing import ArrayLike
@@ -83,6 +83,11 @@ class Update:
         """Return the shapes that the fields have for a leaf, without a sample axis."""
         raise NotImplementedError
 
+    def given_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Return `shapes` without those of fields that are None."""
+        shapes = self.shapes(shape).items()
+        return {name: each for name, each in shapes if getattr(self, name) is not None}
+
     def flat(self) -> "tuple[Update, ...]":
         """Return the updates of which it consists, in their order."""
         return (self,)
@@ -106,7 +111,7 @@ class Kind:
     Example:
         A kind of one's own: one number is added to all entries of a kernel.
 
-        >>> from dataclasses import dataclass
+        >>> from dataclasses import dataclass, fields
         >>> import jax, jax.numpy as jnp
         >>> from straw_jax import factor_spec, modulate
         >>> from straw_jax.kinds import Kind, Update, Written
@@ -154,8 +159,10 @@ class Kind:
         raise NotImplementedError
 
     def parts(self, update: Any) -> dict[str, Any]:
-        """Return an update's arrays by name."""
-        return dict(vars(update))
+        """Return an update's arrays by name: by default its fields that are no settings."""
+        arrays = (field.name for field in fields(update) if not field.metadata.get("static"))
+        given = ((name, getattr(update, name)) for name in arrays)
+        return {name: array for name, array in given if array is not None}
 
 
 def misfit(where: str, leaf: Any, expected: str, hint: str) -> ValueError:

@@ -10,11 +10,11 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from straw_jax.kinds.base import Kind, Update, Written
-from straw_jax.kinds.lowrank import Factors, check_matrix, check_rank
+from straw_jax.kinds.lowrank import Factors, check_lowrank
 from straw_jax.lowrank import Factor, accumulator_dtype
 from straw_jax.operations import combine
 from straw_jax.operators import Kernel
-from straw_jax.readings import all_axes
+from straw_jax.readings import matrix_axes
 
 
 @jax.tree_util.register_dataclass
@@ -49,15 +49,11 @@ class Decomposed(Update):
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         factors = Factors(self.B, self.A, self.axes)
-        reading = factors.reading(shape)
-        columns = tuple(shape[i] for i, letter in enumerate(reading) if letter in "sc")
-        return {**factors.shapes(shape), "gains": columns}
+        return {**factors.shapes(shape), "gains": _columns(shape, factors.reading(shape))}
 
     def change(self, kernel: Kernel, scale: ArrayLike) -> Kernel:
         factors = Factors(self.B, self.A, self.axes)
-        columns = tuple(
-            i for i, letter in enumerate(factors.reading(kernel.shape)) if letter in "sc"
-        )
+        _, columns = matrix_axes(factors.reading(kernel.shape))
         changed = factors.change(kernel, scale)
         ratio = self.gains.astype(jnp.float32)
         if kernel.terms:
@@ -67,6 +63,12 @@ class Decomposed(Update):
         if gained is None:
             raise _no_norms(kernel)
         return gained
+
+
+def _columns(shape: tuple[int, ...], reading: str) -> tuple[int, ...]:
+    """Return the sizes of a kernel's columns."""
+    _, columns = matrix_axes(reading)
+    return tuple(shape[axis] for axis in columns)
 
 
 def _squares(kernel: Kernel, columns: tuple[int, ...]) -> Array:
@@ -120,20 +122,14 @@ class DoRA(Kind):
         return f"DoRA {self.rank}"
 
     def check(self, leaf: Any) -> None:
-        check_rank(self.rank, leaf)
-        check_matrix(leaf)
+        check_lowrank(self.rank, leaf)
 
     def written(self, leaf: Any) -> dict[str, Written]:
-        reading = leaf.axes or all_axes(len(leaf.shape))[0]
-        columns = tuple(leaf.shape[i] for i, letter in enumerate(reading) if letter in "sc")
         return {
             "B": Written((leaf.rows, self.rank), zero=False, factor=True),
             "A": Written((self.rank, leaf.columns), factor=True),
-            "gains": Written(columns, offset=1.0),
+            "gains": Written(_columns(leaf.shape, leaf.reading), offset=1.0),
         }
 
     def update(self, leaf: Any, parts: Mapping[str, Any]) -> Decomposed:
         return Decomposed(parts["B"], parts["A"], parts["gains"], leaf.reading)
-
-    def parts(self, update: Decomposed) -> dict[str, Any]:
-        return {"B": update.B, "A": update.A, "gains": update.gains}

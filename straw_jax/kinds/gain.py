@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from straw_jax.kinds.base import Kind, Update, Written, misfit
 from straw_jax.operators import Kernel
-from straw_jax.readings import all_axes
+from straw_jax.readings import read_as
 
 
 @jax.tree_util.register_dataclass
@@ -69,7 +69,7 @@ def gained(shape: tuple[int, ...], axes: str) -> tuple[tuple[int, ...], tuple[in
     """
     if len(shape) < 2:
         return (), tuple(range(len(shape)))
-    axes = axes or all_axes(len(shape))[0]
+    axes = read_as(axes, len(shape))
     stacked = tuple(i for i, letter in enumerate(axes) if letter == "s")
     rows = [i for i, letter in enumerate(axes) if letter == "r"]
     columns = tuple(i for i, letter in enumerate(axes) if letter == "c")
@@ -134,7 +134,3 @@ class Gain(Kind):
 
     def update(self, leaf: Any, parts: Mapping[str, Any]) -> Gains:
         return Gains(parts.get("inputs"), parts.get("outputs"), leaf.axes)
-
-    def parts(self, update: Gains) -> dict[str, Any]:
-        names = ("inputs", "outputs")
-        return {name: getattr(update, name) for name in names if getattr(self, name)}

@@ -103,8 +103,7 @@ class LowRank(Kind):
         return str(self.rank)
 
     def check(self, leaf: Any) -> None:
-        check_rank(self.rank, leaf)
-        check_matrix(leaf)
+        check_lowrank(self.rank, leaf)
 
     def written(self, leaf: Any) -> dict[str, Written]:
         return {
@@ -115,21 +114,14 @@ class LowRank(Kind):
     def update(self, leaf: Any, parts: Mapping[str, Any]) -> Factors:
         return Factors(parts["B"], parts["A"], leaf.reading)
 
-    def parts(self, update: Factors) -> dict[str, Any]:
-        return {"B": update.B, "A": update.A}
 
-
-def check_rank(rank: Any, leaf: Any) -> None:
-    """Raise a ValueError unless a rank is a whole number of at least 1."""
+def check_lowrank(rank: Any, leaf: Any) -> None:
+    """Raise a ValueError unless a rank is one, and the leaf is read as a matrix, as axes say."""
     if not expect.is_whole(rank) or rank < 1:
         raise ValueError(
             f"factor_spec: expected the rank of {leaf.path} to be a whole number of at least "
             f"1, or 'whole', or 'pose', got {rank!r}."
         )
-
-
-def check_matrix(leaf: Any) -> None:
-    """Raise a ValueError unless a leaf can be read as a matrix, as its axes say."""
     if len(leaf.shape) < 2:
         raise ValueError(
             f"factor_spec: expected a low-rank leaf to have at least two axes, got {leaf.path} "

@@ -9,9 +9,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from straw_jax.kinds.base import Kind, Shared, Update, Written
-from straw_jax.kinds.lowrank import check_matrix, check_rank, lowrank_term
+from straw_jax.kinds.lowrank import check_lowrank, lowrank_term
 from straw_jax.operators import Kernel, Part
-from straw_jax.readings import all_axes, matrix_shape
+from straw_jax.readings import matrix_shape, read_as
 
 
 @jax.tree_util.register_dataclass
@@ -45,12 +45,12 @@ class InBasis(Update):
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         rank = self.U.shape[-1]
-        rows, columns = matrix_shape(shape, self.axes or all_axes(len(shape))[0])
+        rows, columns = matrix_shape(shape, read_as(self.axes, len(shape)))
         core = (rank, rank) if self.full else (rank,)
         return {"core": core, "U": (rows, rank), "V": (rank, columns)}
 
     def change(self, kernel: Kernel, scale: ArrayLike) -> Kernel:
-        axes = self.axes or all_axes(kernel.ndim)[0]
+        axes = read_as(self.axes, kernel.ndim)
         term = lowrank_term(kernel, self.U, self.V, axes, scale)
         U, V, *rest = term.parts
         core = self.core.astype(kernel.dtype)
@@ -93,8 +93,7 @@ class SharedLowRank(Kind):
         return f"shared {self.rank}" + ("x" + str(self.rank) if self.full else "")
 
     def check(self, leaf: Any) -> None:
-        check_rank(self.rank, leaf)
-        check_matrix(leaf)
+        check_lowrank(self.rank, leaf)
 
     def written(self, leaf: Any) -> dict[str, Written]:
         return {"core": Written((self.rank, self.rank) if self.full else (self.rank,))}
@@ -107,6 +106,3 @@ class SharedLowRank(Kind):
 
     def update(self, leaf: Any, parts: Mapping[str, Any]) -> InBasis:
         return InBasis(parts["core"], parts["U"], parts["V"], leaf.reading, self.full)
-
-    def parts(self, update: InBasis) -> dict[str, Any]:
-        return {"core": update.core, "U": update.U, "V": update.V}

@@ -55,10 +55,10 @@ def weight_predictor(
 
 
 def predict(straw: Straw, params: Any, context: Pairs) -> Weights:
-    """Return the weights by layer, float32 `[tasks, in, out]`, that a predictor reads from pairs.
+    """Return the weights by layer, `[tasks, in, out]`, that a predictor reads from pairs.
 
-    They are float32 whatever the predictor computes in: target networks do, with which they are
-    compared.
+    They are float32 or wider whatever the predictor computes in: so are the target networks with
+    which they are compared.
 
     Args:
         straw: from `weight_predictor`.
