@@ -80,18 +80,20 @@ def test_gradients_are_those_of_differences(tiny):
 
 
 def test_bfloat16_of_weights_is_that_of_the_computation(tiny):
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tiny.params)
+    # Attention of this tiny model is sharp, and enlarges rounding: here with smaller queries.
+    readable = {
+        name: (each / 8 if "attn_q" in name else each).astype(jnp.bfloat16)
+        for name, each in tiny_llama.dequantised(TENSORS).items()
+    }
+    params = weights.arrange(tiny.config, readable.items(), jnp.bfloat16)
     with jax.numpy_dtype_promotion("standard"):  # JAX's own attention promotes
         logits = jax.jit(functools.partial(llama, tiny.config))(params, jnp.asarray(TEXTS))
     assert logits.dtype == jnp.float32
-    rounded = {
-        name: each.astype(jnp.bfloat16).astype(float)
-        for name, each in tiny_llama.dequantised(TENSORS).items()
-    }
-    expected = np.stack([tiny_llama.logits(rounded, text) for text in TEXTS])
-    error = np.abs(logits - expected)
-    assert 1e-3 < error.mean() < 0.03
-    assert np.quantile(error, 0.99) < 0.1  # attention is sharp: a few sums of others are far off
+    exact = {name: each.astype(float) for name, each in readable.items()}
+    expected = np.stack([tiny_llama.logits(exact, text) for text in TEXTS])
+    error = np.linalg.norm(logits - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert error.min() > 1e-4
+    assert error.max() < 0.02
 
 
 def test_a_module_has_these_parameters_and_computes_the_same(tiny):
