@@ -1,5 +1,6 @@
 """The language model beside NumPy at tiny sizes, and beside transformers where its weights are."""
 
+import doctest
 import functools
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_llama
 
-from straw_experiments.smollm import generation, weights
+from straw_experiments.smollm import generation, model, weights
 from straw_experiments.smollm.generation import answer, generate, side_by_side
 from straw_experiments.smollm.model import Llama, LlamaConfig, empty_cache, hidden_states, llama
 from straw_experiments.smollm.tokenizer import SYSTEM
@@ -214,13 +215,13 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
 
 def test_a_straw_of_it_starts_as_it_is_and_its_gradient_is_that_of_merged_weights(tiny, whole):
     config = tiny.config
-    model = Network(
+    executor = Network(
         init=lambda key, tokens: Llama(config).init(key, tokens)["params"],
         apply=functools.partial(llama, config),
     )
     tokens, context = jnp.asarray(TEXTS), jnp.asarray(RANDOM.normal(size=(3, 4)), jnp.float32)
     straw = make_straw(
-        model, tokens, rank={"layers/v": 4, "layers/down": 4}, axes={"layers/*": "src"},
+        executor, tokens, rank={"layers/v": 4, "layers/down": 4}, axes={"layers/*": "src"},
         base="frozen", encoder=Network(lambda key, x: {}, lambda params, x: x), context=context,
         hidden=8,
     )  # fmt: skip
@@ -230,12 +231,12 @@ def test_a_straw_of_it_starts_as_it_is_and_its_gradient_is_that_of_merged_weight
     mixing = jnp.asarray(RANDOM.normal(size=whole.shape), jnp.float32)
 
     def factored(factors):
-        logits = modulate(model.apply)(tiny.params, factors, tokens)
+        logits = modulate(executor.apply)(tiny.params, factors, tokens)
         return (logits * mixing).sum(), logits
 
     def merged(factors):
         def one(factors, tokens):
-            return model.apply(materialize(tiny.params, factors), tokens[None])[0]
+            return executor.apply(materialize(tiny.params, factors), tokens[None])[0]
 
         logits = jax.vmap(one)(factors, tokens)
         return (logits * mixing).sum(), logits
@@ -255,7 +256,7 @@ def test_a_straw_of_it_starts_as_it_is_and_its_gradient_is_that_of_merged_weight
 
 def test_each_text_is_continued_with_its_own_weights(tiny, settings):
     """`modulate` maps cache and counters over texts, in the compiled loop."""
-    model = linen(Llama(tiny.config))
+    executor = linen(Llama(tiny.config))
     shapes = {"v": (32, 16), "down": (64, 32)}
     factors = {
         f"layers/{name}": {
@@ -265,7 +266,7 @@ def test_each_text_is_continued_with_its_own_weights(tiny, settings):
         for name, (rows, columns) in shapes.items()
     }
     factors = {path: Factors(**each, axes="src") for path, each in factors.items()}
-    of_each = modulate(model.apply, per_sample=("cache", "counts"))
+    of_each = modulate(executor.apply, per_sample=("cache", "counts"))
     tokens, lengths = jnp.asarray(TEXTS), jnp.asarray(LENGTHS)
 
     @jax.jit
@@ -281,7 +282,7 @@ def test_each_text_is_continued_with_its_own_weights(tiny, settings):
     def merged(params, factors, tokens, lengths):
         cache = empty_cache(tiny.config, 1, 7 + MOST)
         params = materialize(params, factors)
-        return generate(model.apply, params, tokens, lengths, cache, most=MOST).tokens[0]
+        return generate(executor.apply, params, tokens, lengths, cache, most=MOST).tokens[0]
 
     found = own(tiny.params, factors).tokens
     for i in range(3):
@@ -327,6 +328,13 @@ def test_answers_do_not_depend_on_the_questions_beside_them(tiny):
     both = answer(tiny, questions, most=4)
     assert both == answer(tiny, questions[::-1], most=4)[::-1]
     assert len(set(both)) == 2
+
+
+@pytest.mark.parametrize("module", [generation, model, weights])
+def test_examples_of_docstrings(module):
+    failed, attempted = doctest.testmod(module)
+    assert attempted
+    assert not failed
 
 
 # --- What is refused -----------------------------------------------------------------------------
@@ -412,6 +420,8 @@ def test_other_bad_input_is_refused(tiny):
         LlamaConfig(width=0, heads=2.0)
     with pytest.raises(ValueError, match=r"at least a token, got lengths \[1, 0\]"):
         side_by_side([[1], []])
+    with pytest.raises(ValueError, match="temperature above 0, got -1"):
+        answer(tiny, ["in"], key=jax.random.key(0), temperature=-1)
     with pytest.raises(ValueError, match="a list of questions, got 'in'"):
         answer(tiny, "in")
     for turns in ([], [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]):
@@ -463,6 +473,15 @@ def test_logits_and_hidden_states_are_those_of_transformers(real, reference):
     np.testing.assert_allclose(mixed, reference["mixed"], atol=0.02)
     # Some numbers are in the thousands: what later layers subtract again.
     np.testing.assert_allclose(states[:, :-1, ::8, ::64], reference["states"], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_page_is_true(real, monkeypatch):
+    monkeypatch.setattr(weights, "load", lambda: real)
+    page = Path(__file__).parents[2] / "docs" / "guides" / "language_models.md"
+    failed, attempted = doctest.testfile(str(page), False, optionflags=doctest.ELLIPSIS)
+    assert attempted
+    assert not failed
 
 
 @pytest.mark.slow

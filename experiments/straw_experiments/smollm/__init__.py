@@ -3,7 +3,7 @@
 - `model`: sizes, parameters, logits, hidden states, a cache of keys and values.
 - `weights`: a GGUF file is found and read.
 - `tokenizer`: text to tokens and back, turns of a conversation.
-- `generate`: continuations in one compiled loop, and answers to questions.
+- `generation`: continuations in one compiled loop, and answers to questions.
 
-`model` and `generation` need jax and flax alone, the rest the extra "smollm".
+`weights.load` and `tokenizer` need the extra "smollm", the rest jax and flax alone.
 """

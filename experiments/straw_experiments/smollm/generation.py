@@ -80,9 +80,10 @@ def generate(
         >>> from straw_experiments.smollm.model import Llama, LlamaConfig, empty_cache, llama
         >>> config = LlamaConfig(50, width=8, layers=1, heads=2, kv_heads=1, head=4, mlp=8)
         >>> tokens = jnp.ones((3, 5), int)
-        >>> params = Llama(config).init(jax.random.key(0), tokens)["params"]
+        >>> params = jax.jit(Llama(config).init)(jax.random.key(0), tokens)["params"]
         >>> apply, cache = functools.partial(llama, config), empty_cache(config, 3, 9)
-        >>> generate(apply, params, tokens, jnp.array([5, 2, 1]), cache, most=4).tokens.shape
+        >>> write = jax.jit(functools.partial(generate, apply, most=4))
+        >>> write(params, tokens, jnp.array([5, 2, 1]), cache).tokens.shape
         (3, 4)
     """
     _check(tokens, lengths, cache, most, key, temperature, top_k, top_p)
@@ -161,7 +162,10 @@ def answer(
     most: int = 128,
     apply: Apply | None = None,
     params: Any = None,
-    **settings: Any,
+    key: Array | None = None,
+    temperature: ArrayLike | None = None,
+    top_k: int | None = None,
+    top_p: ArrayLike | None = None,
 ) -> list[str]:
     """Answer questions side by side.
 
@@ -174,8 +178,10 @@ def answer(
         apply: In place of `llama` of the model's sizes, as in `generate`; always the same object,
             else all is compiled again.
         params: Its first argument, in place of the model's weights.
-        **settings: `key`, `temperature`, `top_k` and `top_p`, as in `generate`; without a key each
-            token is the most likely one.
+        key: As in `generate`, like all that follow: without one each token is the most likely.
+        temperature: See there.
+        top_k: See there; makes drawing cheaper, as the vocabulary is not sorted.
+        top_p: See there.
 
     Raises:
         ValueError: There is no question, or settings are out of range.
@@ -191,15 +197,21 @@ def answer(
             f"answer: expected a list of questions, got {questions!r}. One is a list of one."
         )
     tokens, lengths = side_by_side([model.tokenizer.chat(each) for each in questions])
+    dtype = model.params["norm"].dtype
+    cache = empty_cache(model.config, len(tokens), tokens.shape[1] + most, dtype)
+    _check(tokens, lengths, cache, most, key, temperature, top_k, top_p)  # before it is traced
     wrote = _generate(
         apply or _plain(model.config),
         model.params if params is None else params,
         tokens,
         lengths,
-        empty_cache(model.config, len(tokens), tokens.shape[1] + most, model.params["norm"].dtype),
+        cache,
         most=most,
         end=model.tokenizer.end_of_turn,
-        **settings,
+        key=key,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
     )
     texts = zip(np.asarray(wrote.tokens), np.asarray(wrote.lengths), strict=True)
     return [model.tokenizer.decode(tokens[:length]) for tokens, length in texts]

@@ -163,7 +163,7 @@ def llama(
         >>> from straw_experiments.smollm.model import Llama, LlamaConfig, empty_cache, llama
         >>> config = LlamaConfig(50, width=8, layers=2, heads=4, kv_heads=2, head=4, mlp=16)
         >>> tokens = jnp.ones((3, 5), int)
-        >>> params = Llama(config).init(jax.random.key(0), tokens)["params"]
+        >>> params = jax.jit(Llama(config).init)(jax.random.key(0), tokens)["params"]
         >>> llama(config, params, tokens).shape
         (3, 5, 50)
         >>> logits, cache = llama(config, params, tokens, cache=empty_cache(config, 3, 9))

