@@ -414,6 +414,10 @@ def test_other_bad_input_is_refused(tiny):
         hidden_states(tiny.config, params, jnp.ones(3, int))
     with pytest.raises(ValueError, match=r"at most 4 tokens, .* got 7"):
         apply(params, jnp.asarray(TEXTS), cache=empty_cache(tiny.config, 3, 4))
+    with pytest.raises(ValueError, match=r"llama: .* at most 160 tokens, the model's context"):
+        apply(params, jnp.ones((1, 161), int))
+    with pytest.raises(ValueError, match=r"empty_cache: .* at most 160 tokens, .* got 224"):
+        answer(tiny, ["in"], most=128)
     with pytest.raises(ValueError, match="counts with a cache only"):
         apply(params, jnp.asarray(TEXTS), counts=jnp.asarray(LENGTHS))
     with pytest.raises(ValueError, match=r"sizes of at least 1, got {'width': 0, 'heads': 2.0}"):
@@ -421,7 +425,7 @@ def test_other_bad_input_is_refused(tiny):
     with pytest.raises(ValueError, match=r"at least a token, got lengths \[1, 0\]"):
         side_by_side([[1], []])
     with pytest.raises(ValueError, match="temperature above 0, got -1"):
-        answer(tiny, ["in"], key=jax.random.key(0), temperature=-1)
+        answer(tiny, ["in"], most=4, key=jax.random.key(0), temperature=-1)
     with pytest.raises(ValueError, match="a list of questions, got 'in'"):
         answer(tiny, "in")
     for turns in ([], [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]):
@@ -451,6 +455,7 @@ def reference():
 
 @pytest.mark.slow
 def test_tokens_are_those_of_transformers(real, reference):
+    assert real.config == LlamaConfig()
     for text, tokens in reference["texts"].items():
         assert real.tokenizer.encode(text) == tokens
         assert real.tokenizer.decode(tokens) == text

@@ -58,6 +58,7 @@ def write(path, tensors, **changed):
     kinds = [gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(TOKENS) - 3)
     fields = {
         "block_count": LAYERS,
+        "context_length": 160,
         "embedding_length": WIDTH,
         "feed_forward_length": MLP,
         "head_count": HEADS,

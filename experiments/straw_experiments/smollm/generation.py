@@ -184,7 +184,8 @@ def answer(
         top_p: See there.
 
     Raises:
-        ValueError: There is no question, or settings are out of range.
+        ValueError: There is no question, one is too long for the model's context, or settings are
+            out of range.
 
     Example:
         >>> from straw_experiments.smollm.generation import answer

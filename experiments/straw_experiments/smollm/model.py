@@ -34,6 +34,7 @@ class LlamaConfig:
         kv_heads: Of keys and values; each serves `heads / kv_heads` heads of queries.
         head: Length of a head, even.
         mlp: Hidden width of the gated MLPs.
+        context: The most tokens of a text that the model was trained for.
         rotary_base: Of the wavelengths of rotary positions.
         epsilon: Added to mean squares in norms.
 
@@ -48,6 +49,7 @@ class LlamaConfig:
     kv_heads: int = 3
     head: int = 64
     mlp: int = 1536
+    context: int = 8192
     rotary_base: float = 100_000.0
     epsilon: float = 1e-5
 
@@ -92,11 +94,15 @@ def empty_cache(
         capacity: The most tokens that a text may have.
         dtype: Of keys and values: that of the model's embedding, or a shorter one.
 
+    Raises:
+        ValueError: The capacity is beyond the model's context.
+
     Example:
         >>> from straw_experiments.smollm.model import LlamaConfig, empty_cache
         >>> empty_cache(LlamaConfig(), 2, 100).keys.shape
         (2, 30, 100, 3, 64)
     """
+    _check_context("empty_cache", config, capacity)
     shape = batch, config.layers, capacity, config.kv_heads, config.head
     nothing = jnp.zeros(shape, dtype)
     return Cache(nothing, nothing, jnp.zeros(batch, jnp.int32))
@@ -150,8 +156,8 @@ def llama(
         `[batch, vocabulary]` and the cache with what was read.
 
     Raises:
-        ValueError: Tokens are not integers `[batch, time]`, there are more than the cache has room
-            for, or there are counts without a cache.
+        ValueError: Tokens are not integers `[batch, time]`, there are more than the model's context
+            or the cache has room for, or there are counts without a cache.
 
     References:
         Touvron et al., "LLaMA" (2023); Su et al., "RoFormer" (2021); Ainslie et al., "GQA" (2023);
@@ -159,14 +165,15 @@ def llama(
         Layer Normalization" (2019).
 
     Example:
-        >>> import jax, jax.numpy as jnp
+        >>> import functools, jax, jax.numpy as jnp
         >>> from straw_experiments.smollm.model import Llama, LlamaConfig, empty_cache, llama
         >>> config = LlamaConfig(50, width=8, layers=2, heads=4, kv_heads=2, head=4, mlp=16)
         >>> tokens = jnp.ones((3, 5), int)
         >>> params = jax.jit(Llama(config).init)(jax.random.key(0), tokens)["params"]
-        >>> llama(config, params, tokens).shape
+        >>> apply = jax.jit(functools.partial(llama, config))
+        >>> apply(params, tokens).shape
         (3, 5, 50)
-        >>> logits, cache = llama(config, params, tokens, cache=empty_cache(config, 3, 9))
+        >>> logits, cache = apply(params, tokens, cache=empty_cache(config, 3, 9))
         >>> logits.shape, cache.length.tolist()
         ((3, 50), [5, 5, 5])
     """
@@ -196,7 +203,7 @@ def hidden_states(config: LlamaConfig, params: Params, tokens: Array) -> Array:
         `[batch, layers + 1, time, width]`; first the embedded tokens; without the last norm.
 
     Raises:
-        ValueError: Tokens are not integers `[batch, time]`.
+        ValueError: Tokens are not integers `[batch, time]`, or more than the model's context.
     """
     last, before = _whole(config, params, tokens, keep=True)
     return jnp.concatenate([jnp.moveaxis(before, 0, 1), last[:, None]], axis=1)
@@ -248,7 +255,8 @@ def _array(module: Any, name: str, shape: tuple[int, ...]) -> Array:
 
 def _whole(config: LlamaConfig, params: Params, tokens: Array, keep: bool = False) -> Any:
     """Read whole texts: return the last layer's output and, if asked, all layers' inputs."""
-    positions = jnp.arange(_length(tokens))[None]
+    _check_context("llama", config, _length(tokens))
+    positions = jnp.arange(tokens.shape[1])[None]
     rotation = _rotation(config, positions)
     seen = _seen(positions, tokens.shape[1])
 
@@ -283,6 +291,14 @@ def _continued(
 
     start = params["embedding"][tokens], cache.keys, cache.values
     return lax.scan(layer, start, (jnp.arange(config.layers), params["layers"]))[0]
+
+
+def _check_context(where: str, config: LlamaConfig, tokens: int) -> None:
+    if tokens > config.context:
+        raise ValueError(
+            f"{where}: expected at most {config.context} tokens, the model's context, got {tokens}."
+            " Shorten the text, or cut it into pieces."
+        )
 
 
 def _length(tokens: Array) -> int:

@@ -152,6 +152,7 @@ def _config(fields: _Fields) -> LlamaConfig:
         kv_heads=fields.get("llama.attention.head_count_kv", heads),
         head=head,
         mlp=fields.need("llama.feed_forward_length"),
+        context=fields.need("llama.context_length"),
         rotary_base=fields.get("llama.rope.freq_base", 10_000.0),
         # Stored as float32: nine digits give back the number that was meant.
         epsilon=float(f"{fields.need('llama.attention.layer_norm_rms_epsilon'):.6g}"),
