@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from straw_jax import expect
+from straw_jax.bank import choose, count_of, indexed
 from straw_jax.factors import Entry, FactorTree, as_updates, named_leaves
 from straw_jax.interpreter import apply_kernels
 from straw_jax.kinds import Update
-from straw_jax.lowrank import Generated, factor_shape
+from straw_jax.lowrank import Generated, Indexed, factor_shape
 from straw_jax.operations import is_linear_cast
 from straw_jax.operators import Contraction, Kernel
 
@@ -25,6 +26,7 @@ def modulate(
     per_sample: str | Iterable[str] | Mapping[str, Any] = (),
     axis_name: str | None = None,
     out_axes: Any = 0,
+    index: str = "index",
 ) -> Callable[..., Any]:
     """Return a version of a model function that takes per-sample weights.
 
@@ -50,6 +52,8 @@ def modulate(
         out_axes: as in `jax.vmap`, 0 or None for all outputs, or a tree of them: 0 for an output
             with the batch axis, None for one that all samples have in common and that has no batch
             axis, such as updated statistics. A model that takes and returns state has `(0, None)`.
+        index: the name of the keyword argument that chooses adapters of a bank; another one where
+            the model has an argument of this name.
 
     Returns:
         `modulated(params, factors, x, *more, **kwargs) -> y`. `params` is the argument of `apply`;
@@ -58,12 +62,23 @@ def modulate(
         without; a leaf without factors keeps its weights. `x` is an array `[batch, ...]` or a tree
         of them, and so is each further input. Keyword arguments are passed to `apply`, the same for
         every sample unless `per_sample` names them; typed random keys among them are split, one for
-        each sample.
+        each sample. A scalar within a tree that `per_sample` names, such as the position of a
+        key-value cache, is what all samples have in common, and so is the one that comes out.
+
+        With `index=ids`, `factors` is a bank: its arrays have an axis of adapters in front in place
+        of the sample axis (`stack_adapters`), and ids `[batch]` are whole numbers that say which
+        one each sample has, -1 for none. Factors are not repeated for each sample in memory where
+        there are many more samples than adapters. `index=(ids, weights)`, both `[batch, k]`, is a
+        weighted sum of several: of low-rank updates the sum of their products, of gains the sum of
+        their differences from 1. Ids `[batch, tokens]` are for packed sequences: each position of
+        the second axis of `x` has its own adapter, in products alone. In a traced function ids are
+        not known: rows of ids that are out of range are NaN.
 
     Raises:
         ValueError: (when called) if factors do not fit the parameters or the samples, a leaf has
             neither weights nor factors, an operation is not supported, a random key is not typed,
-            an output has no batch axis, or one without differs from sample to sample.
+            an output has no batch axis, one without differs from sample to sample, or ids are known
+            to be out of range, or are -1 where an update cannot be left out.
 
     References:
         The STRAW article, "The Adaptive Forward Pass".
@@ -93,8 +108,14 @@ def modulate(
             " to the front, or that of the result with jnp.moveaxis."
         )
     mapped_axes = _mapped_axes(per_sample)
+    if not isinstance(index, str):
+        raise ValueError(
+            f"modulate: expected index to be the name of a keyword argument, got {index!r}. The"
+            " numbers of adapters are given to the function that it returns, as index=ids."
+        )
 
     def modulated(params: Any, factors: FactorTree, x: Any, /, *more: Any, **kwargs: Any) -> Any:
+        chosen = kwargs.pop(index, None)
         inputs = {"x" if i == 1 else f"x ({i})": each for i, each in enumerate((x, *more), 1)}
         own_axes = {name: axis for name, axis in mapped_axes.items() if name in kwargs}
         arguments = inputs | {name: kwargs.pop(name) for name in own_axes}
@@ -102,7 +123,10 @@ def modulate(
         is_own = _is_own(dict.fromkeys(inputs, 0) | own_axes, arguments)
         mapped = [leaf for leaf, own in zip(every, is_own, strict=True) if own]
         batch = _batch_size(arguments, is_own)
-        updates, axes = _checked(params, factors, batch)
+        if chosen is None:
+            updates, axes = _checked(params, factors, batch)
+        else:
+            updates, axes = _of_bank(params, factors, chosen, batch)
         options, treedef = jax.tree.flatten(kwargs)
         keys = _keys_of_samples(kwargs, batch)
 
@@ -232,6 +256,27 @@ def take(params: Any, factors: FactorTree, index: Any) -> dict[str, Entry]:
 _Updates: TypeAlias = dict[str, tuple[Update, ...]]
 
 
+def _of_bank(
+    params: Any, bank: FactorTree, index: Any, batch: int
+) -> tuple[_Updates, dict[str, Any]]:
+    """Return the updates of samples that choose among those of a bank, and vmap's in_axes."""
+    updates, axes = _checked(params, bank)
+    choice = choose(index, batch, count_of(axes, updates))
+    leaves = named_leaves(params)
+    made = {}
+    for path, each in updates.items():
+        has_base = not isinstance(leaves[path], jax.ShapeDtypeStruct)
+        made[path] = [
+            one
+            for update, own in zip(each, axes[path], strict=True)
+            for one in indexed(path, update, own, choice, has_base)
+        ]
+    return (
+        {path: tuple(update for update, _ in each) for path, each in made.items()},
+        {path: tuple(own for _, own in each) for path, each in made.items()},
+    )
+
+
 def _is_kernel(value: Any) -> bool:
     return isinstance(value, Kernel)
 
@@ -247,7 +292,7 @@ def _substitute(params: Any, updates: _Updates, scale: float, allow_materialise:
     def weight(path: str, leaf: Any) -> Any:
         if path not in updates:
             return leaf
-        parts = [part.dtype for part in jax.tree.leaves(updates[path])]
+        parts = [part.dtype for part in _arrays(updates[path])]
         given = not isinstance(leaf, jax.ShapeDtypeStruct)
         linear = given and is_linear_cast(leaf.dtype)
         dtype = leaf.dtype if linear else jnp.result_type(*parts)
@@ -259,6 +304,12 @@ def _substitute(params: Any, updates: _Updates, scale: float, allow_materialise:
 
     leaves = [weight(path, leaf) for path, leaf in named_leaves(params).items()]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _arrays(updates: Any) -> list[Array]:
+    """Return arrays of updates; of a bank, not those that choose in it."""
+    leaves = jax.tree.leaves(updates, is_leaf=lambda leaf: isinstance(leaf, Indexed))
+    return [leaf.bank if isinstance(leaf, Indexed) else leaf for leaf in leaves]
 
 
 def _mapped_axes(per_sample: Any) -> dict[str, Any]:
