@@ -1,5 +1,6 @@
 """Per-sample weights for unmodified model code: `modulate`, and their dense form, `materialize`."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -116,11 +117,18 @@ def modulate(
 
     def modulated(params: Any, factors: FactorTree, x: Any, /, *more: Any, **kwargs: Any) -> Any:
         chosen = kwargs.pop(index, None)
+        if chosen is not None and index in _parameters(apply):
+            raise ValueError(
+                f"modulate: expected an argument {index!r} of the adapters alone, got a model that"
+                f" has one, too. Name that of the adapters, modulate(apply, index='adapter')."
+            )
         inputs = {"x" if i == 1 else f"x ({i})": each for i, each in enumerate((x, *more), 1)}
         own_axes = {name: axis for name, axis in mapped_axes.items() if name in kwargs}
         arguments = inputs | {name: kwargs.pop(name) for name in own_axes}
         every, tree = jax.tree.flatten(arguments)
         is_own = _is_own(dict.fromkeys(inputs, 0) | own_axes, arguments)
+        of_arrays = _share_scalars(arguments, inputs, is_own)
+        has_scalars, is_own = of_arrays != is_own, of_arrays
         mapped = [leaf for leaf, own in zip(every, is_own, strict=True) if own]
         batch = _batch_size(arguments, is_own)
         if chosen is None:
@@ -161,13 +169,35 @@ def modulate(
 
             batch_of_one = jax.tree.map(lambda leaf: leaf[None], samples)
             y, own = apply_kernels(model, [leaves[i] for i in places], batch_of_one, axis_name)
-            return jax.tree.map_with_path(_result, y, own, _axes_of_outputs(out_axes, y))
+            has_batch = _axes_of_outputs(out_axes, y)
+            if has_scalars:
+                has_batch = jax.tree.map(_has_batch, y, own, has_batch)
+            results = jax.tree.map_with_path(_result, y, own, has_batch)
+            outputs[:] = jax.tree.structure(results), jax.tree.leaves(has_batch)
+            pairs = list(zip(jax.tree.leaves(results), outputs[1], strict=True))
+            return [leaf for leaf, has in pairs if has], [leaf for leaf, has in pairs if not has]
 
-        return jax.vmap(
-            one_sample, in_axes=(axes, 0, 0), out_axes=out_axes, axis_name=axis_name
-        )(updates, mapped, keys)  # fmt: skip
+        outputs: list[Any] = []
+        of_samples, of_all = map(
+            iter,
+            jax.vmap(one_sample, in_axes=(axes, 0, 0), out_axes=(0, None), axis_name=axis_name)(
+                updates, mapped, keys
+            ),
+        )
+        structure, has_batch = outputs
+        return jax.tree.unflatten(
+            structure, [next(of_samples if has else of_all) for has in has_batch]
+        )
 
     return modulated
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """Return the parameters of a function, none where they are not known."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def materialize(params: Any, factors: FactorTree, *, scale: float = 1.0) -> Any:
@@ -338,6 +368,23 @@ def _is_own(axes: dict[str, Any], arguments: dict[str, Any]) -> list[bool]:
             f" {expect.describe(arguments)}, got {axes!r}. One 0 stands for all arrays of an"
             " argument."
         ) from error
+
+
+def _share_scalars(arguments: dict[str, Any], inputs: Any, is_own: list[bool]) -> list[bool]:
+    """Return `is_own` without scalars in trees of keyword arguments.
+
+    They are as the position of a key-value cache, which all samples have in common.
+    """
+    shared = (
+        (path, jnp.ndim(leaf) == 0 and len(path) > 1 and path[0].key not in inputs)
+        for path, leaf in jax.tree.leaves_with_path(arguments)
+    )
+    return [own and not scalar for own, (_, scalar) in zip(is_own, shared, strict=True)]
+
+
+def _has_batch(output: Any, own: bool, has_batch: bool) -> bool:
+    """Return whether an output has a batch axis: no scalar that all samples have in common has."""
+    return has_batch and (own or jnp.ndim(output) > 0)
 
 
 def _batch_size(arguments: dict[str, Any], is_own: list[bool]) -> int:  # or symbolic, in an export
