@@ -104,7 +104,7 @@ def _joined(path: str, updates: list[Update | None]) -> Update:
         if name in one.common and _all_equal(arrays):
             stacked[name] = next(array for array in arrays if array is not None)
         else:
-            rank = {each: axis for each, axis in zip(one.factors, (-1, -2), strict=False)}
+            rank = dict(zip(one.factors, (-1, -2), strict=False))
             stacked[name] = _stack(f"{name} of {path}", arrays, one.neutral.get(name),
                                    rank.get(name))  # fmt: skip
     return replace(one, **stacked)
@@ -163,9 +163,8 @@ class Choice:
     """Which adapter of a bank each sample has.
 
     Attributes:
-        ids: whole numbers `[samples, terms]`, or `[samples, tokens]`.
+        ids: whole numbers `[samples, terms]`.
         weights: of the terms, `[samples, terms]`; None for one term of weight 1.
-        of_tokens: whether numbers are those of tokens.
         count: of adapters.
         known: whether all are known to be those of adapters.
         has_none: whether -1 is known to be among them.
@@ -173,7 +172,6 @@ class Choice:
 
     ids: Array
     weights: Array | None
-    of_tokens: bool
     count: int
     known: bool
     has_none: bool
@@ -183,8 +181,7 @@ def choose(index: Any, samples: Any, count: int) -> Choice:
     """Return what the argument `index` says; raise a ValueError unless it fits.
 
     Args:
-        index: `[samples]`, or `[samples, tokens]`, or a pair of numbers and weights
-            `[samples, terms]`.
+        index: `[samples]`, or a pair of numbers and weights `[samples, terms]`.
         samples: how many.
         count: of adapters.
 
@@ -193,20 +190,20 @@ def choose(index: Any, samples: Any, count: int) -> Choice:
     """
     ids, weights = index if isinstance(index, tuple) and len(index) == 2 else (index, None)
     whole = expect.is_array(ids) and jnp.issubdtype(ids.dtype, jnp.integer)
-    axes = (1, 2) if weights is None else (2,)
-    if not whole or len(ids.shape) not in axes or ids.shape[0] != samples:
+    axes = 1 if weights is None else 2
+    if not whole or len(ids.shape) != axes or ids.shape[0] != samples:
         raise ValueError(
-            f"modulate: expected index as whole numbers [{samples}] of adapters, one a sample, as"
-            f" x has; or [{samples}, tokens]; or (numbers, weights), both [{samples}, adapters], got"
-            f" {expect.describe(index)}. Convert lists with jnp.asarray."
+            f"modulate: expected index as whole numbers [{samples}] of adapters, one a sample of x,"
+            f" or (numbers, weights), both [{samples}, adapters], got {expect.describe(index)}."
+            " Convert lists with jnp.asarray."
         )
     floating = weights is None or (
         expect.is_array(weights) and jnp.issubdtype(weights.dtype, jnp.floating)
     )
     if not floating or (weights is not None and weights.shape != ids.shape):
         raise ValueError(
-            f"modulate: expected the weights of a mixture as floating numbers {list(ids.shape)}, one"
-            f" for each number of an adapter, got {expect.describe(weights)}."
+            f"modulate: expected the weights of a mixture as floating numbers {list(ids.shape)},"
+            f" one for each number of an adapter, got {expect.describe(weights)}. Cast them."
         )
     known, has_none = False, False
     if not isinstance(ids, jax.core.Tracer):
@@ -214,14 +211,14 @@ def choose(index: Any, samples: Any, count: int) -> Choice:
         wrong = numbers[(numbers < -1) | (numbers >= count)]
         if wrong.size:
             raise ValueError(
-                f"modulate: expected index to be numbers from 0 to {count - 1}, of {count} adapters,"
-                f" or -1 for none, got {wrong[0]}."
+                f"modulate: expected index to be numbers from 0 to {count - 1}, as the bank has"
+                f" {count} adapters, or -1 for none, got {wrong[0]}. Add it to the bank."
             )
         has_none = bool((numbers < 0).any())
         known = not has_none
     ids = jnp.asarray(ids)
-    of_tokens = weights is None and ids.ndim == 2
-    return Choice(ids if ids.ndim == 2 else ids[:, None], weights, of_tokens, count, known, has_none)
+    ids = ids if ids.ndim == 2 else ids[:, None]
+    return Choice(ids, weights, count, known, has_none)
 
 
 def count_of(axes: Any, updates: Mapping[str, tuple[Update, ...]]) -> int:
@@ -248,8 +245,8 @@ def count_of(axes: Any, updates: Mapping[str, tuple[Update, ...]]) -> int:
                 counts[f"{name} of {path}"] = factor_shape(getattr(update, name))[0]
     if len(set(counts.values())) != 1:
         raise ValueError(
-            f"modulate: expected arrays with one number of adapters in front, got {counts}. Make the"
-            " bank with stack_adapters."
+            f"modulate: expected arrays with one number of adapters in front, got {counts}. Make"
+            " the bank with stack_adapters."
         )
     return next(iter(counts.values()))
 
@@ -276,12 +273,12 @@ def indexed(
         gathered.
 
     Raises:
-        ValueError: if its kind cannot be mixed, left out, or be that of a token.
+        ValueError: if its kind cannot be mixed or left out.
     """
     names = _with_axis(update, axes)
     factors = set(names) & set(update.factors)
     _check(path, update, names, choice, has_base)
-    if choice.of_tokens or (not factors and (update.mixing == "fields" or len(names) == 1)):
+    if not factors and (update.mixing == "fields" or len(names) == 1):
         return [_of_samples(update, axes, names, choice, has_base)]
     weights = choice.weights
     terms = (
@@ -305,13 +302,8 @@ def _check(path: str, update: Update, names: list[str], choice: Choice, has_base
     if choice.has_none and not (has_base and set(names) <= set(update.neutral)):
         lacking = f"{kind}, which always changes it" if has_base else "no weights of its own"
         raise ValueError(
-            f"modulate: expected an adapter for each sample, got index -1, and {path} with {lacking}"
-            ". Give these samples an adapter, or run them through the model itself."
-        )
-    if choice.of_tokens and (update.mixing != "terms" or set(_arrays(update)) - set(update.factors)):
-        raise ValueError(
-            f"modulate: expected low-rank factors for index [{choice.ids.shape[0]}, tokens], got"
-            f" {kind} for {path}. Give each sample one adapter, index [{choice.ids.shape[0]}]."
+            f"modulate: expected an adapter for each sample, got index -1, and {path} with"
+            f" {lacking}. Give these samples an adapter, or run them through the model itself."
         )
 
 
@@ -325,11 +317,10 @@ def _of_samples(
     made: dict[str, Any] = {}
     own: dict[str, Any] = {}
     for name in names:
-        array = form(getattr(update, name))
+        array = jnp.asarray(form(getattr(update, name)))
         if name in update.factors:
-            index = ids if choice.of_tokens else ids[:, 0]
             weight = None if weights is None else weights[:, 0]
-            made[name] = Indexed(array, index, weight, choice.known)
+            made[name] = Indexed(array, ids[:, 0], weight, choice.known)
             of_weight: Any = None if weight is None else 0
             own[name] = Indexed(shared, sample_axis, of_weight, choice.known)
         else:

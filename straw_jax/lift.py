@@ -71,9 +71,8 @@ def modulate(
         one each sample has, -1 for none. Factors are not repeated for each sample in memory where
         there are many more samples than adapters. `index=(ids, weights)`, both `[batch, k]`, is a
         weighted sum of several: of low-rank updates the sum of their products, of gains the sum of
-        their differences from 1. Ids `[batch, tokens]` are for packed sequences: each position of
-        the second axis of `x` has its own adapter, in products alone. In a traced function ids are
-        not known: rows of ids that are out of range are NaN.
+        their differences from 1. In a traced function ids are not known: rows of ids that are out
+        of range are NaN. A sample has one choice for all its positions.
 
     Raises:
         ValueError: (when called) if factors do not fit the parameters or the samples, a leaf has

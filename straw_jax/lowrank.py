@@ -59,8 +59,8 @@ class Indexed:
 
     Attributes:
         bank: `[adapters, m, n]`, shared by all samples.
-        index: which of them, a whole number, or `[tokens]` with one for each token. -1 is a factor
-            of zeros, any other number outside of the bank one of NaN.
+        index: which of them, a whole number. -1 is a factor of zeros, any other number outside of
+            the bank one of NaN.
         weight: a number by which the factor is multiplied, or None.
         known: whether all numbers are known to be those of adapters, so that none is checked.
 
@@ -233,8 +233,7 @@ def apply_factor(x: Array, factor: Factor, precision: lax.PrecisionLike = None) 
 
     Args:
         x: `[..., m]`, all vectors of one sample.
-        factor: `[m, n]`, an array, `Generated` or `Indexed`, of the dtype of `x`. Of one with a
-            number for each token, `x` is `[1, tokens, ..., m]`.
+        factor: `[m, n]`, an array, `Generated` or `Indexed`, of the dtype of `x`.
         precision: of the matrix products, as in `jax.lax.dot_general`.
 
     Returns:
@@ -516,13 +515,10 @@ def indexed_dot(x: Array, bank: Array, index: Array, precision: lax.PrecisionLik
 
 
 def _apply_indexed(x: Array, factor: Indexed, precision: lax.PrecisionLike) -> Array:
-    """Multiply by a factor of a bank; of one with a number for each token, along the second axis."""
-    index = factor.index.reshape(-1)
-    count, size = factor.bank.shape[0], x.shape[-1]
-    within = index if factor.known else jnp.clip(index, 0, count - 1)
-    y = indexed_dot(x.reshape(index.shape[0], -1, size), factor.bank, within, precision)
-    y = y.reshape(*x.shape[:-1], y.shape[-1])
-    return _where_present(y, factor, axis=1)
+    """Multiply by a factor of a bank."""
+    within = jnp.clip(factor.index, 0, factor.bank.shape[0] - 1)
+    y = indexed_dot(x.reshape(1, -1, x.shape[-1]), factor.bank, within[None], precision)
+    return _where_present(y.reshape(*x.shape[:-1], y.shape[-1]), factor)
 
 
 def looked_up_rows(factor: Indexed, rows: Array) -> Array:
@@ -544,31 +540,22 @@ def looked_up_rows(factor: Indexed, rows: Array) -> Array:
     """
     count, size, _ = factor.bank.shape
     places = jnp.clip(factor.index, 0, count - 1), jnp.clip(rows, 0, size - 1)
-    return _where_present(factor.bank.at[places].get(mode="promise_in_bounds"), factor)
+    return _where_present(jnp.asarray(factor.bank).at[places].get(mode="promise_in_bounds"), factor)
 
 
-def _where_present(array: Array, factor: Indexed, axis: int = 0) -> Array:
-    """Return what a bank gives, times a weight: zeros where there is no adapter, or NaN.
-
-    Numbers for each token are along an axis of the array.
-    """
-
-    def along(each: Array) -> Array:
-        shape = [1] * array.ndim
-        shape[axis] = -1
-        return each.reshape(shape) if each.ndim else each
-
+def _where_present(array: Array, factor: Indexed) -> Array:
+    """Return what a bank gives, times a weight: zeros where there is no adapter, or NaN."""
     if factor.weight is not None:
-        array = array * along(factor.weight).astype(array.dtype)
+        array = array * factor.weight.astype(array.dtype)
     if factor.known:
         return array
-    index, count = along(factor.index), factor.bank.shape[0]
-    array = jnp.where((index < -1) | (index >= count), jnp.nan, array)
+    index = factor.index
+    array = jnp.where((index < -1) | (index >= factor.bank.shape[0]), jnp.nan, array)
     return jnp.where(index == -1, jnp.zeros((), array.dtype), array)
 
 
 def _looked_up(bank: Array, index: Array) -> Array:
-    return bank.at[jnp.clip(index, 0, bank.shape[0] - 1)].get(mode="promise_in_bounds")
+    return jnp.asarray(bank).at[jnp.clip(index, 0, bank.shape[0] - 1)].get(mode="promise_in_bounds")
 
 
 def _rows_dot(x: Array, bank: Array, index: Array, precision: lax.PrecisionLike) -> Array:
@@ -585,8 +572,10 @@ def _rows_dot(x: Array, bank: Array, index: Array, precision: lax.PrecisionLike)
     order = jnp.argsort(index)
     of_sorted = index[order]
     first = (jnp.cumsum(needed) - needed) * block - (jnp.cumsum(owned) - owned)
-    places = jnp.zeros_like(index).at[order].set(
-        (first[of_sorted] + jnp.arange(rows)).astype(index.dtype), unique_indices=True
+    places = (
+        jnp.zeros_like(index)
+        .at[order]
+        .set((first[of_sorted] + jnp.arange(rows)).astype(index.dtype), unique_indices=True)
     )
     owner = jnp.repeat(jnp.arange(count), needed, total_repeat_length=blocks)
     padded = jnp.zeros((blocks * block, *x.shape[1:]), x.dtype)

@@ -468,8 +468,9 @@ def _gather(operation: Operation) -> Result:
             array = form(Generated(hidden, *map(look_up, rows)))
         elif isinstance(part.value, Indexed) and few:
             # Rows of the bank's tables, so that no table is gathered for a sample.
-            rows = part.ordered(lambda each: each != axis)
-            array = looked_up_rows(as_matrix(rows, table.shape[axis]), indices[..., 0])
+            matrix = as_matrix(part.ordered(lambda each: each != axis), table.shape[axis])
+            assert isinstance(matrix, Indexed)
+            array = looked_up_rows(matrix, indices[..., 0])
             if params["mode"] == lax.GatherScatterMode.FILL_OR_DROP:
                 inside = (indices >= 0) & (indices < table.shape[axis])
                 array = jnp.where(inside, array, jnp.nan if fill is None else fill)

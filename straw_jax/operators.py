@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 from straw_jax.lowrank import (
     ConvGeometry,
     Factor,
+    Generated,
     Indexed,
     apply_factor,
     conv,
@@ -635,7 +636,7 @@ def as_matrix(part: Part, rows: int) -> Factor:
     value = part.value
     if isinstance(value, Indexed):
         return value.rearranged(lambda array: array.reshape(rows, -1))
-    return value if is_lazy(value) else value.reshape(rows, -1)
+    return value if isinstance(value, Generated) else value.reshape(rows, -1)
 
 
 def _along(part: Part, axes: Axes, dtype: Any) -> Array:

@@ -372,8 +372,8 @@ def make_geometric(
         expect.parts("Straw", params, ("encoder", "executor"))
         if "index" in kwargs:
             raise ValueError(
-                "Straw: expected a pose for each sample, or one for all, got index, which a model of"
-                " make_geometric does not have. Give styles[index], each a few numbers."
+                "Straw: expected a pose for each sample, or one for all, got index, which a model"
+                " of make_geometric does not have. Give styles[index], each a few numbers."
             )
         styles = for_each_sample(styles, expect.like("Straw", "x", x, sample))
         if styles.shape[1] == 0 or styles.shape[1] % NUMBERS:
