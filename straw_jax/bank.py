@@ -158,8 +158,57 @@ def _stack(name: str, arrays: list[Array | None], neutral: Any, rank: int | None
     )
 
 
+def of_samples(
+    leaves: Mapping[str, Any],
+    updates: Mapping[str, tuple[Update, ...]],
+    axes: Mapping[str, Any],
+    index: Any,
+    samples: Any,
+) -> tuple[dict[str, tuple[Update, ...]], dict[str, Any]]:
+    """Return the updates of samples that choose among those of a bank.
+
+    Args:
+        leaves: of the parameters, by path.
+        updates: of all adapters, by path.
+        axes: of updates, as `in_axes` of `jax.vmap`: which arrays have the axis of adapters.
+        index: `[samples]` whole numbers, or a pair of numbers and weights `[samples, terms]`.
+        samples: how many.
+
+    Returns:
+        Updates with factors that are `Indexed` and other arrays gathered, and their axes.
+
+    Raises:
+        ValueError: if the bank is none, or numbers or weights do not fit it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import Factors
+        >>> from straw_jax.bank import of_samples
+        >>> bank = {"W": (Factors(jnp.ones((4, 3, 2)), jnp.ones((4, 2, 5))),)}
+        >>> ids, axes = jnp.array([3, 3, 0]), {"W": (Factors(0, 0),)}
+        >>> updates, axes = of_samples({"W": jnp.ones((3, 5))}, bank, axes, ids, 3)
+        >>> updates["W"][0].B.bank.shape, updates["W"][0].B.index.shape
+        ((4, 3, 2), (3,))
+    """
+    choice = _choose(index, samples, _count_of(axes, updates))
+    made = {
+        path: [
+            one
+            for update, own in zip(each, axes[path], strict=True)
+            for one in _indexed(
+                path, update, own, choice, not isinstance(leaves[path], jax.ShapeDtypeStruct)
+            )
+        ]
+        for path, each in updates.items()
+    }
+    return (
+        {path: tuple(update for update, _ in each) for path, each in made.items()},
+        {path: tuple(own for _, own in each) for path, each in made.items()},
+    )
+
+
 @dataclass(frozen=True)
-class Choice:
+class _Choice:
     """Which adapter of a bank each sample has.
 
     Attributes:
@@ -177,17 +226,8 @@ class Choice:
     has_none: bool
 
 
-def choose(index: Any, samples: Any, count: int) -> Choice:
-    """Return what the argument `index` says; raise a ValueError unless it fits.
-
-    Args:
-        index: `[samples]`, or a pair of numbers and weights `[samples, terms]`.
-        samples: how many.
-        count: of adapters.
-
-    Returns:
-        The choice.
-    """
+def _choose(index: Any, samples: Any, count: int) -> _Choice:
+    """Return what the argument `index` says; raise a ValueError unless it fits."""
     ids, weights = index if isinstance(index, tuple) and len(index) == 2 else (index, None)
     whole = expect.is_array(ids) and jnp.issubdtype(ids.dtype, jnp.integer)
     axes = 1 if weights is None else 2
@@ -218,19 +258,11 @@ def choose(index: Any, samples: Any, count: int) -> Choice:
         known = not has_none
     ids = jnp.asarray(ids)
     ids = ids if ids.ndim == 2 else ids[:, None]
-    return Choice(ids, weights, count, known, has_none)
+    return _Choice(ids, weights, count, known, has_none)
 
 
-def count_of(axes: Any, updates: Mapping[str, tuple[Update, ...]]) -> int:
-    """Return the number of adapters of a bank; raise a ValueError unless each update has as many.
-
-    Args:
-        axes: as for `jax.vmap`, of the updates.
-        updates: by path.
-
-    Returns:
-        The number.
-    """
+def _count_of(axes: Any, updates: Mapping[str, tuple[Update, ...]]) -> int:
+    """Return the number of adapters; raise a ValueError unless each update has as many."""
     counts: dict[str, int] = {}
     for path, each in updates.items():
         for update, own in zip(each, axes[path], strict=True):
@@ -256,25 +288,10 @@ def _with_axis(update: Update, axes: Any) -> list[str]:
     return [name for name in _arrays(update) if jax.tree.leaves(getattr(axes, name))]
 
 
-def indexed(
-    path: str, update: Update, axes: Any, choice: Choice, has_base: bool
+def _indexed(
+    path: str, update: Update, axes: Any, choice: _Choice, has_base: bool
 ) -> list[tuple[Update, Any]]:
-    """Return an update of a bank as those of samples, with their axes for `jax.vmap`.
-
-    Args:
-        path: of its leaf.
-        update: of all adapters.
-        axes: which of its arrays have the axis of adapters.
-        choice: of each sample.
-        has_base: whether the leaf has weights without an adapter.
-
-    Returns:
-        An update, or one for each term of a mixture: its factors are `Indexed`, its other arrays
-        gathered.
-
-    Raises:
-        ValueError: if its kind cannot be mixed or left out.
-    """
+    """Return an update of a bank as that of samples, with its axes; of a mixture, one a term."""
     names = _with_axis(update, axes)
     factors = set(names) & set(update.factors)
     _check(path, update, names, choice, has_base)
@@ -292,7 +309,7 @@ def indexed(
     return [_of_samples(update, axes, names, term, has_base) for term in terms]
 
 
-def _check(path: str, update: Update, names: list[str], choice: Choice, has_base: bool) -> None:
+def _check(path: str, update: Update, names: list[str], choice: _Choice, has_base: bool) -> None:
     kind = type(update).__name__
     if choice.weights is not None and not update.mixing:
         raise ValueError(
@@ -308,7 +325,7 @@ def _check(path: str, update: Update, names: list[str], choice: Choice, has_base
 
 
 def _of_samples(
-    update: Any, axes: Any, names: list[str], choice: Choice, has_base: bool
+    update: Any, axes: Any, names: list[str], choice: _Choice, has_base: bool
 ) -> tuple[Update, Any]:
     ids, weights = choice.ids, choice.weights
     if not has_base and not choice.known:
@@ -333,7 +350,7 @@ def _of_samples(
 
 
 def _gathered(
-    array: Array, ids: Array, weights: Array | None, neutral: Any, choice: Choice
+    array: Array, ids: Array, weights: Array | None, neutral: Any, choice: _Choice
 ) -> Array:
     """Return the arrays of samples, or their weighted sums, taken from a neutral value."""
     count = choice.count

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from straw_jax import expect
-from straw_jax.bank import choose, count_of, indexed
+from straw_jax.bank import of_samples
 from straw_jax.factors import Entry, FactorTree, as_updates, named_leaves
 from straw_jax.interpreter import apply_kernels
 from straw_jax.kinds import Update
@@ -133,7 +133,8 @@ def modulate(
         if chosen is None:
             updates, axes = _checked(params, factors, batch)
         else:
-            updates, axes = _of_bank(params, factors, chosen, batch)
+            updates, axes = _checked(params, factors)
+            updates, axes = of_samples(named_leaves(params), updates, axes, chosen, batch)
         options, treedef = jax.tree.flatten(kwargs)
         keys = _keys_of_samples(kwargs, batch)
 
@@ -177,7 +178,7 @@ def modulate(
             return [leaf for leaf, has in pairs if has], [leaf for leaf, has in pairs if not has]
 
         outputs: list[Any] = []
-        of_samples, of_all = map(
+        own_outputs, common_outputs = map(
             iter,
             jax.vmap(one_sample, in_axes=(axes, 0, 0), out_axes=(0, None), axis_name=axis_name)(
                 updates, mapped, keys
@@ -185,7 +186,7 @@ def modulate(
         )
         structure, has_batch = outputs
         return jax.tree.unflatten(
-            structure, [next(of_samples if has else of_all) for has in has_batch]
+            structure, [next(own_outputs if has else common_outputs) for has in has_batch]
         )
 
     return modulated
@@ -283,27 +284,6 @@ def take(params: Any, factors: FactorTree, index: Any) -> dict[str, Entry]:
 
 
 _Updates: TypeAlias = dict[str, tuple[Update, ...]]
-
-
-def _of_bank(
-    params: Any, bank: FactorTree, index: Any, batch: int
-) -> tuple[_Updates, dict[str, Any]]:
-    """Return the updates of samples that choose among those of a bank, and vmap's in_axes."""
-    updates, axes = _checked(params, bank)
-    choice = choose(index, batch, count_of(axes, updates))
-    leaves = named_leaves(params)
-    made = {}
-    for path, each in updates.items():
-        has_base = not isinstance(leaves[path], jax.ShapeDtypeStruct)
-        made[path] = [
-            one
-            for update, own in zip(each, axes[path], strict=True)
-            for one in indexed(path, update, own, choice, has_base)
-        ]
-    return (
-        {path: tuple(update for update, _ in each) for path, each in made.items()},
-        {path: tuple(own for _, own in each) for path, each in made.items()},
-    )
 
 
 def _is_kernel(value: Any) -> bool:
