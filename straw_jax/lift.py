@@ -115,8 +115,8 @@ def modulate(
         )
 
     def modulated(params: Any, factors: FactorTree, x: Any, /, *more: Any, **kwargs: Any) -> Any:
-        chosen = kwargs.pop(index, None)
-        if chosen is not None and index in _parameters(apply):
+        chosen = kwargs.pop(index) if kwargs.get(index) is not None else None
+        if chosen is not None and (index in _parameters(apply) or index in mapped_axes):
             raise ValueError(
                 f"modulate: expected an argument {index!r} of the adapters alone, got a model that"
                 f" has one, too. Name that of the adapters, modulate(apply, index='adapter')."
