@@ -43,7 +43,7 @@ from straw_experiments.image_classification.step import (
 )
 from straw_experiments.runner.environment import device, versions
 from straw_experiments.runner.state import training_key
-from straw_jax import hyperlora, make_straw
+from straw_jax import Factors, hyperlora, make_straw, modulate
 from straw_jax.straw import Base
 
 Figure = float | dict[str, float]
@@ -497,7 +497,19 @@ def _batch(size: int) -> tuple[jax.Array, jax.Array]:
 
 
 def adapters(sizes: Sizes) -> Figures:
-    """Time a layer with several low-rank adapters in a batch beside the layer without any."""
+    """Time a layer with several low-rank adapters in a batch beside the layer without any.
+
+    Each adapter has its own share of tokens, or each token its number: by index, and with factors
+    repeated for each token.
+    """
+    layer = modulate(lambda params, x: x @ params["W"])
+
+    def by_index(kernel: Any, bank: Any, x: Any, ids: Any) -> Any:
+        return layer({"W": kernel}, {"W": bank}, x, index=ids)
+
+    def repeated(kernel: Any, bank: Any, x: Any, ids: Any) -> Any:
+        return layer({"W": kernel}, {"W": jax.tree.map(lambda each: each[ids], bank)}, x)
+
     found: Figures = {}
     for dtype in ("float32", "bfloat16"):
         kernel = jnp.ones((sizes.width, sizes.width), dtype)
@@ -507,10 +519,18 @@ def adapters(sizes: Sizes) -> Figures:
             A = jnp.ones((count, sizes.rank, sizes.width), dtype)
             base = _queued(functools.partial(jax.jit(jnp.matmul), x, kernel), sizes)
             own = _queued(functools.partial(jax.jit(hyperlora), x, B, A, kernel), sizes)
+            rows = x.reshape(-1, sizes.width)
+            ids = jax.random.randint(jax.random.key(0), rows.shape[:1], 0, count)
+            arguments = kernel, Factors(B, A), rows, ids
+            indexed = _queued(functools.partial(jax.jit(by_index), *arguments), sizes)
+            each = _queued(functools.partial(jax.jit(repeated), *arguments), sizes)
             found[f"{dtype}, {count} adapters"] = {
                 "layer alone": base,
                 "with adapters": own,
                 "x alone": own["median"] / base["median"],
+                "by index": indexed,
+                "by index, x alone": indexed["median"] / base["median"],
+                "repeated": each,
             }
     return found
 

@@ -12,6 +12,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from straw_jax.adapters import load_peft, save_peft
+    from straw_jax.bank import stack_adapters
     from straw_jax.costs import multiply_adds
     from straw_jax.encoders import ConvEncoder, NormEncoder, RecursiveEncoder, SetEncoder
     from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
@@ -86,10 +87,12 @@ __all__ = [
     "resample",
     "save_exported",
     "save_peft",
+    "stack_adapters",
 ]
 
 _MODULES = {
     "adapters": ["load_peft", "save_peft"],
+    "bank": ["stack_adapters"],
     "costs": ["multiply_adds"],
     "encoders": ["ConvEncoder", "NormEncoder", "RecursiveEncoder", "SetEncoder"],
     "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],

@@ -1,5 +1,6 @@
 """Per-sample weights for unmodified model code: `modulate`, and their dense form, `materialize`."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from straw_jax import expect
+from straw_jax.bank import of_samples
 from straw_jax.factors import Entry, FactorTree, as_updates, named_leaves
 from straw_jax.interpreter import apply_kernels
 from straw_jax.kinds import Update
-from straw_jax.lowrank import Generated, factor_shape
+from straw_jax.lowrank import Generated, Indexed, factor_shape
 from straw_jax.operations import is_linear_cast
 from straw_jax.operators import Contraction, Kernel
 
@@ -25,6 +27,7 @@ def modulate(
     per_sample: str | Iterable[str] | Mapping[str, Any] = (),
     axis_name: str | None = None,
     out_axes: Any = 0,
+    index: str = "index",
 ) -> Callable[..., Any]:
     """Return a version of a model function that takes per-sample weights.
 
@@ -50,6 +53,8 @@ def modulate(
         out_axes: as in `jax.vmap`, 0 or None for all outputs, or a tree of them: 0 for an output
             with the batch axis, None for one that all samples have in common and that has no batch
             axis, such as updated statistics. A model that takes and returns state has `(0, None)`.
+        index: the name of the keyword argument that chooses adapters of a bank; another one where
+            the model has an argument of this name.
 
     Returns:
         `modulated(params, factors, x, *more, **kwargs) -> y`. `params` is the argument of `apply`;
@@ -58,12 +63,22 @@ def modulate(
         without; a leaf without factors keeps its weights. `x` is an array `[batch, ...]` or a tree
         of them, and so is each further input. Keyword arguments are passed to `apply`, the same for
         every sample unless `per_sample` names them; typed random keys among them are split, one for
-        each sample.
+        each sample. A scalar within a tree that `per_sample` names, such as the position of a
+        key-value cache, is what all samples have in common, and so is the one that comes out.
+
+        With `index=ids`, `factors` is a bank: its arrays have an axis of adapters in front in place
+        of the sample axis (`stack_adapters`), and ids `[batch]` are whole numbers that say which
+        one each sample has, -1 for none. Factors are not repeated for each sample in memory where
+        there are many more samples than adapters. `index=(ids, weights)`, both `[batch, k]`, is a
+        weighted sum of several: of low-rank updates the sum of their products, of gains the sum of
+        their differences from 1. In a traced function ids are not known: rows of ids that are out
+        of range are NaN. A sample has one choice for all its positions.
 
     Raises:
         ValueError: (when called) if factors do not fit the parameters or the samples, a leaf has
             neither weights nor factors, an operation is not supported, a random key is not typed,
-            an output has no batch axis, or one without differs from sample to sample.
+            an output has no batch axis, one without differs from sample to sample, or ids are known
+            to be out of range, or are -1 where an update cannot be left out.
 
     References:
         The STRAW article, "The Adaptive Forward Pass".
@@ -93,16 +108,33 @@ def modulate(
             " to the front, or that of the result with jnp.moveaxis."
         )
     mapped_axes = _mapped_axes(per_sample)
+    if not isinstance(index, str):
+        raise ValueError(
+            f"modulate: expected index to be the name of a keyword argument, got {index!r}. The"
+            " numbers of adapters are given to the function that it returns, as index=ids."
+        )
 
     def modulated(params: Any, factors: FactorTree, x: Any, /, *more: Any, **kwargs: Any) -> Any:
+        chosen = kwargs.pop(index) if kwargs.get(index) is not None else None
+        if chosen is not None and (index in _parameters(apply) or index in mapped_axes):
+            raise ValueError(
+                f"modulate: expected an argument {index!r} of the adapters alone, got a model that"
+                f" has one, too. Name that of the adapters, modulate(apply, index='adapter')."
+            )
         inputs = {"x" if i == 1 else f"x ({i})": each for i, each in enumerate((x, *more), 1)}
         own_axes = {name: axis for name, axis in mapped_axes.items() if name in kwargs}
         arguments = inputs | {name: kwargs.pop(name) for name in own_axes}
         every, tree = jax.tree.flatten(arguments)
         is_own = _is_own(dict.fromkeys(inputs, 0) | own_axes, arguments)
+        of_arrays = _share_scalars(arguments, inputs, is_own)
+        has_scalars, is_own = of_arrays != is_own, of_arrays
         mapped = [leaf for leaf, own in zip(every, is_own, strict=True) if own]
         batch = _batch_size(arguments, is_own)
-        updates, axes = _checked(params, factors, batch)
+        if chosen is None:
+            updates, axes = _checked(params, factors, batch)
+        else:
+            updates, axes = _checked(params, factors)
+            updates, axes = of_samples(named_leaves(params), updates, axes, chosen, batch)
         options, treedef = jax.tree.flatten(kwargs)
         keys = _keys_of_samples(kwargs, batch)
 
@@ -137,13 +169,35 @@ def modulate(
 
             batch_of_one = jax.tree.map(lambda leaf: leaf[None], samples)
             y, own = apply_kernels(model, [leaves[i] for i in places], batch_of_one, axis_name)
-            return jax.tree.map_with_path(_result, y, own, _axes_of_outputs(out_axes, y))
+            has_batch = _axes_of_outputs(out_axes, y)
+            if has_scalars:
+                has_batch = jax.tree.map(_has_batch, y, own, has_batch)
+            results = jax.tree.map_with_path(_result, y, own, has_batch)
+            outputs[:] = jax.tree.structure(results), jax.tree.leaves(has_batch)
+            pairs = list(zip(jax.tree.leaves(results), outputs[1], strict=True))
+            return [leaf for leaf, has in pairs if has], [leaf for leaf, has in pairs if not has]
 
-        return jax.vmap(
-            one_sample, in_axes=(axes, 0, 0), out_axes=out_axes, axis_name=axis_name
-        )(updates, mapped, keys)  # fmt: skip
+        outputs: list[Any] = []
+        own_outputs, common_outputs = map(
+            iter,
+            jax.vmap(one_sample, in_axes=(axes, 0, 0), out_axes=(0, None), axis_name=axis_name)(
+                updates, mapped, keys
+            ),
+        )
+        structure, has_batch = outputs
+        return jax.tree.unflatten(
+            structure, [next(own_outputs if has else common_outputs) for has in has_batch]
+        )
 
     return modulated
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """Return the parameters of a function, none where they are not known."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def materialize(params: Any, factors: FactorTree, *, scale: float = 1.0) -> Any:
@@ -247,7 +301,7 @@ def _substitute(params: Any, updates: _Updates, scale: float, allow_materialise:
     def weight(path: str, leaf: Any) -> Any:
         if path not in updates:
             return leaf
-        parts = [part.dtype for part in jax.tree.leaves(updates[path])]
+        parts = [part.dtype for part in _arrays(updates[path])]
         given = not isinstance(leaf, jax.ShapeDtypeStruct)
         linear = given and is_linear_cast(leaf.dtype)
         dtype = leaf.dtype if linear else jnp.result_type(*parts)
@@ -259,6 +313,12 @@ def _substitute(params: Any, updates: _Updates, scale: float, allow_materialise:
 
     leaves = [weight(path, leaf) for path, leaf in named_leaves(params).items()]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _arrays(updates: Any) -> list[Array]:
+    """Return arrays of updates; of a bank, not those that choose in it."""
+    leaves = jax.tree.leaves(updates, is_leaf=lambda leaf: isinstance(leaf, Indexed))
+    return [leaf.bank if isinstance(leaf, Indexed) else leaf for leaf in leaves]
 
 
 def _mapped_axes(per_sample: Any) -> dict[str, Any]:
@@ -287,6 +347,23 @@ def _is_own(axes: dict[str, Any], arguments: dict[str, Any]) -> list[bool]:
             f" {expect.describe(arguments)}, got {axes!r}. One 0 stands for all arrays of an"
             " argument."
         ) from error
+
+
+def _share_scalars(arguments: dict[str, Any], inputs: Any, is_own: list[bool]) -> list[bool]:
+    """Return `is_own` without scalars in trees of keyword arguments.
+
+    They are as the position of a key-value cache, which all samples have in common.
+    """
+    shared = (
+        (path, jnp.ndim(leaf) == 0 and len(path) > 1 and path[0].key not in inputs)
+        for path, leaf in jax.tree.leaves_with_path(arguments)
+    )
+    return [own and not scalar for own, (_, scalar) in zip(is_own, shared, strict=True)]
+
+
+def _has_batch(output: Any, own: bool, has_batch: bool) -> bool:
+    """Return whether an output has a batch axis: no scalar that all samples have in common has."""
+    return has_batch and (own or jnp.ndim(output) > 0)
 
 
 def _batch_size(arguments: dict[str, Any], is_own: list[bool]) -> int:  # or symbolic, in an export

@@ -12,11 +12,13 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike, DTypeLike
 
@@ -46,14 +48,96 @@ class Generated(NamedTuple):
     bias: Array
 
 
-Factor: TypeAlias = Array | Generated
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Indexed:
+    """A factor `[m, n]`, stored as its number in a bank that all samples share.
+
+    `modulate(...)(..., index=ids)` makes it; `jax.vmap` maps over `index` and `weight` alone. A
+    product with it sees all samples at once, and gathers factors once for several samples of one
+    adapter (`indexed_dot`).
+
+    Attributes:
+        bank: `[adapters, m, n]`, shared by all samples.
+        index: which of them, a whole number. -1 is a factor of zeros, any other number outside of
+            the bank one of NaN.
+        weight: a number by which the factor is multiplied, or None.
+        known: whether all numbers are known to be those of adapters, so that none is checked.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax import form
+        >>> from straw_jax.lowrank import Indexed
+        >>> bank = jnp.arange(3.0).reshape(3, 1, 1)
+        >>> [form(Indexed(bank, jnp.asarray(i))).item() for i in (2, -1, 7)]
+        [2.0, 0.0, nan]
+    """
+
+    bank: Array
+    index: Array
+    weight: Array | None = None
+    known: bool = field(default=False, metadata={"static": True})
+
+    def each_array(self, function: Callable[[Array], Array]) -> "Indexed":
+        """Return the factor with a linear function of its bank, such as a cast."""
+        return replace(self, bank=function(self.bank))
+
+    def rearranged(self, function: Callable[[Array], Array]) -> "Indexed":
+        """Return the factor with a function of each factor of its bank, such as a reshape."""
+        return replace(self, bank=jax.vmap(function)(self.bank))
+
+
+Factor: TypeAlias = Array | Generated | Indexed
+
+
+def is_lazy(value: Any) -> "TypeGuard[Generated | Indexed]":
+    """Return whether a value is a factor that is not an array yet.
+
+    Args:
+        value: anything.
+
+    Returns:
+        Whether it is `Generated` or `Indexed`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.lowrank import is_lazy
+        >>> is_lazy(jnp.ones((3, 2)))
+        False
+    """
+    return isinstance(value, Generated | Indexed)
+
+
+def each_number(function: Callable[[Array], Array], tree: Any) -> Any:
+    """Return a tree with a linear function of each array of numbers, not of what chooses them.
+
+    Args:
+        function: such as a cast.
+        tree: of arrays and factors.
+
+    Returns:
+        The same tree with the function's results.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.lowrank import Indexed, each_number
+        >>> factor = Indexed(jnp.ones((3, 4, 2)), jnp.asarray(1))
+        >>> half = each_number(lambda array: array.astype(jnp.bfloat16), {"B": factor})["B"]
+        >>> half.bank.dtype, half.index.dtype
+        (dtype(bfloat16), dtype('int32'))
+    """
+
+    def of_leaf(leaf: Any) -> Any:
+        return leaf.each_array(function) if isinstance(leaf, Indexed) else function(leaf)
+
+    return jax.tree.map(of_leaf, tree, is_leaf=lambda leaf: isinstance(leaf, Indexed))
 
 
 def factor_shape(factor: Factor) -> tuple[int, ...]:
     """Return the shape of a factor once it is formed.
 
     Args:
-        factor: an array, or a `Generated` factor.
+        factor: an array, or a `Generated` or `Indexed` factor.
 
     Returns:
         `(m, n)`, or `(batch, m, n)`.
@@ -65,6 +149,8 @@ def factor_shape(factor: Factor) -> tuple[int, ...]:
         >>> factor_shape(Generated(jnp.ones((8, 4)), jnp.ones((3, 2, 4)), jnp.zeros((3, 2))))
         (8, 3, 2)
     """
+    if isinstance(factor, Indexed):
+        return (*factor.index.shape, *factor.bank.shape[1:])
     if not isinstance(factor, Generated):
         return factor.shape
     m, n, _ = factor.kernel.shape
@@ -75,7 +161,8 @@ def form(factor: Factor) -> Array:
     """Return a factor as an ordinary array.
 
     Args:
-        factor: an array, returned as it is, or a `Generated` factor, with or without a sample axis.
+        factor: an array, returned as it is, or a `Generated` or `Indexed` factor, with or without a
+            sample axis.
 
     Returns:
         `[m, n]`, or `[batch, m, n]` where the factor has a sample axis.
@@ -86,6 +173,8 @@ def form(factor: Factor) -> Array:
         >>> form(Generated(jnp.ones(4), jnp.ones((3, 2, 4)), jnp.zeros((3, 2)))).tolist()
         [[4.0, 4.0], [4.0, 4.0], [4.0, 4.0]]
     """
+    if isinstance(factor, Indexed):
+        return _where_present(_looked_up(factor.bank, factor.index), factor)
     if not isinstance(factor, Generated):
         return factor
     product = jnp.tensordot(factor.hidden, factor.kernel, axes=(-1, -1))
@@ -95,7 +184,7 @@ def form(factor: Factor) -> Array:
 
 
 def formed(tree: Any) -> Any:
-    """Return a tree with `Generated` factors as ordinary arrays.
+    """Return a tree with `Generated` and `Indexed` factors as ordinary arrays.
 
     Args:
         tree: of arrays and factors, such as a tree of factors.
@@ -111,7 +200,7 @@ def formed(tree: Any) -> Any:
         >>> formed({"B": factor})["B"].shape
         (3, 2)
     """
-    return jax.tree.map(form, tree, is_leaf=lambda leaf: isinstance(leaf, Generated))
+    return jax.tree.map(form, tree, is_leaf=is_lazy)
 
 
 class ConvGeometry(NamedTuple):
@@ -144,7 +233,7 @@ def apply_factor(x: Array, factor: Factor, precision: lax.PrecisionLike = None) 
 
     Args:
         x: `[..., m]`, all vectors of one sample.
-        factor: `[m, n]`, an array or `Generated`, of the dtype of `x`.
+        factor: `[m, n]`, an array, `Generated` or `Indexed`, of the dtype of `x`.
         precision: of the matrix products, as in `jax.lax.dot_general`.
 
     Returns:
@@ -158,6 +247,8 @@ def apply_factor(x: Array, factor: Factor, precision: lax.PrecisionLike = None) 
         >>> apply_factor(jnp.ones((5, 3)), factor).shape
         (5, 2)
     """
+    if isinstance(factor, Indexed):
+        return _apply_indexed(x, factor, precision)
     if not isinstance(factor, Generated):
         return dot(x, factor, precision)
     m, n, h = factor.kernel.shape
@@ -298,8 +389,12 @@ def _apply_to_windows(
     # Patches of one row of the window, multiplied by all its rows at once. The products of one
     # window are then some rows apart; shift and add them.
     row = geometry._replace(window=(1, *geometry.window[1:]), strides=(1, *geometry.strides[1:]))
-    matrix = form(B).reshape(size, rest, r).swapaxes(0, 1).reshape(rest, size * r)
-    products = dot(patches(x, row), matrix, precision)
+
+    def joined(B: Array) -> Array:
+        return B.reshape(size, rest, r).swapaxes(0, 1).reshape(rest, size * r)
+
+    matrix = B.rearranged(joined) if isinstance(B, Indexed) else joined(form(B))
+    products = apply_factor(patches(x, row), matrix, precision)
     span = products.shape[1] - dilation * (size - 1)
     shifted = (
         lax.slice_in_dim(part, i * dilation, i * dilation + span, stride, axis=1)
@@ -371,6 +466,147 @@ def dot(x: Array, matrix: Array, precision: lax.PrecisionLike) -> Array:
     rows = x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x
     y = multiply(functools.partial(jnp.matmul, precision=precision), rows, matrix)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def indexed_dot(x: Array, bank: Array, index: Array, precision: lax.PrecisionLike = None) -> Array:
+    """Multiply rows by the matrices of a bank, each row by its own.
+
+    `jax.vmap` over `x` and `index` makes more rows of them. A matrix is gathered once for a block
+    of rows of the same number, where there are many more rows than matrices; else once a row.
+
+    Args:
+        x: `[rows, vectors, in]`.
+        bank: `[m, in, out]`.
+        index: `[rows]`, whole numbers from 0 to m - 1.
+        precision: as in `jax.lax.dot_general`.
+
+    Returns:
+        `[rows, vectors, out]`, of dtype `accumulator_dtype(x.dtype)`.
+
+    References:
+        Chen et al., "Punica: Multi-Tenant LoRA Serving" (2023), for grouping by adapter.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.lowrank import indexed_dot
+        >>> bank = jnp.stack([jnp.eye(2), 5 * jnp.eye(2)])
+        >>> indexed_dot(jnp.ones((3, 1, 2)), bank, jnp.array([1, 0, 1]))[:, 0].tolist()
+        [[5.0, 5.0], [1.0, 1.0], [5.0, 5.0]]
+    """
+
+    def plain(x: Array, bank: Array, index: Array) -> Array:
+        return _rows_dot(x, bank, index, precision)
+
+    over_rows = custom_vmap(plain)
+
+    def batched(size: int, mapped: Any, x: Array, bank: Array, index: Array) -> tuple[Array, bool]:
+        if mapped[1]:
+            axes = [0 if each else None for each in mapped]
+            return jax.vmap(plain, axes)(x, bank, index), True
+        x, index = (
+            each if own else jnp.broadcast_to(each, (size, *each.shape))
+            for each, own in ((x, mapped[0]), (index, mapped[2]))
+        )
+        y = plain(x.reshape(-1, *x.shape[2:]), bank, index.reshape(-1))
+        return y.reshape(*x.shape[:2], *y.shape[1:]), True
+
+    over_rows.def_vmap(batched)
+    return over_rows(x, bank, index)
+
+
+def _apply_indexed(x: Array, factor: Indexed, precision: lax.PrecisionLike) -> Array:
+    """Multiply by a factor of a bank."""
+    within = jnp.clip(factor.index, 0, factor.bank.shape[0] - 1)
+    y = indexed_dot(x.reshape(1, -1, x.shape[-1]), factor.bank, within[None], precision)
+    return _where_present(y.reshape(*x.shape[:-1], y.shape[-1]), factor)
+
+
+def looked_up_rows(factor: Indexed, rows: Array) -> Array:
+    """Return rows of a factor of a bank, without the others.
+
+    Args:
+        factor: `[m, n]`, with one number.
+        rows: of any shape; those outside of the factor are the nearest within.
+
+    Returns:
+        `[*rows.shape, n]`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.lowrank import Indexed, looked_up_rows
+        >>> factor = Indexed(jnp.arange(12.0).reshape(2, 3, 2), jnp.asarray(1))
+        >>> looked_up_rows(factor, jnp.array([2, 0])).tolist()
+        [[10.0, 11.0], [6.0, 7.0]]
+    """
+    count, size, _ = factor.bank.shape
+    places = jnp.clip(factor.index, 0, count - 1), jnp.clip(rows, 0, size - 1)
+    return _where_present(jnp.asarray(factor.bank).at[places].get(mode="promise_in_bounds"), factor)
+
+
+def _where_present(array: Array, factor: Indexed) -> Array:
+    """Return what a bank gives, times a weight: zeros where there is no adapter, or NaN."""
+    if factor.weight is not None:
+        array = array * factor.weight.astype(array.dtype)
+    if factor.known:
+        return array
+    index = factor.index
+    array = jnp.where((index < -1) | (index >= factor.bank.shape[0]), jnp.nan, array)
+    return jnp.where(index == -1, jnp.zeros((), array.dtype), array)
+
+
+def _looked_up(bank: Array, index: Array) -> Array:
+    return jnp.asarray(bank).at[jnp.clip(index, 0, bank.shape[0] - 1)].get(mode="promise_in_bounds")
+
+
+def _rows_dot(x: Array, bank: Array, index: Array, precision: lax.PrecisionLike) -> Array:
+    product = functools.partial(jnp.matmul, precision=precision)
+    rows, vectors = x.shape[:2]
+    count = bank.shape[0]
+    block = rows_of_block(rows, vectors, count)
+    if block < 2:
+        return multiply(product, x, _looked_up(bank, index))
+    # Rows are sorted by number, and each number's begin with a new block.
+    blocks = min(rows, (rows + count * (block - 1)) // block)  # at most, whatever the numbers
+    owned = jnp.bincount(index, length=count)
+    needed = -(-owned // block)
+    order = jnp.argsort(index)
+    of_sorted = index[order]
+    first = (jnp.cumsum(needed) - needed) * block - (jnp.cumsum(owned) - owned)
+    places = (
+        jnp.zeros_like(index)
+        .at[order]
+        .set((first[of_sorted] + jnp.arange(rows)).astype(index.dtype), unique_indices=True)
+    )
+    owner = jnp.repeat(jnp.arange(count), needed, total_repeat_length=blocks)
+    padded = jnp.zeros((blocks * block, *x.shape[1:]), x.dtype)
+    padded = padded.at[places].set(x, unique_indices=True, mode="promise_in_bounds")
+    padded = padded.reshape(blocks, block * vectors, -1)
+    y = multiply(product, padded, _looked_up(bank, owner))
+    y = y.reshape(blocks * block, vectors, -1)
+    return y.at[places].get(unique_indices=True, mode="promise_in_bounds")
+
+
+def rows_of_block(rows: Any, vectors: int, count: int) -> int:
+    """Return for how many rows `indexed_dot` gathers a matrix once.
+
+    Args:
+        rows: how many, or a symbolic number of an export.
+        vectors: of each row.
+        count: of matrices.
+
+    Returns:
+        Rows of a block; 1 where each row gathers its own: where there are few more rows than
+        matrices, or a row's vectors are more numbers than its matrix.
+
+    Example:
+        >>> from straw_jax.lowrank import rows_of_block
+        >>> [rows_of_block(rows, 1, 8) for rows in (8, 64, 4096)]
+        [1, 8, 64]
+    """
+    if not isinstance(rows, int):
+        return 1
+    each = rows // count
+    return min(each, max(16, each // 4), max(64 // vectors, 1))
 
 
 def multiply(product: Callable[..., Array], x: Array, y: Array) -> Array:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from straw_jax.lowrank import ConvGeometry, Generated, form
-from straw_jax.operators import Axes, Contraction, Kernel, Part, reshaped
+from straw_jax.lowrank import ConvGeometry, Generated, Indexed, form, looked_up_rows
+from straw_jax.operators import Axes, Contraction, Kernel, Part, as_matrix, reshaped
 
 Result = Any  # an array, a kernel, a list of them, or None where there is no rule
 
@@ -143,6 +143,8 @@ def _constrain(operation: Operation) -> Result:
     names = dict(enumerate(sharding.spec))
 
     def constrained(part: Part) -> Part:
+        if isinstance(part.value, Indexed):
+            return part  # a bank is where the caller put it
         spec = PartitionSpec(*(names.get(axis) for axis in part.axes))
         array = lax.with_sharding_constraint(part.array, NamedSharding(sharding.mesh, spec))
         return Part(array, part.axes, part.shape)
@@ -464,6 +466,14 @@ def _gather(operation: Operation) -> Result:
             hidden, kernel, bias = part.value
             rows = [each.reshape(table.shape[axis], -1, *each.shape[2:]) for each in (kernel, bias)]
             array = form(Generated(hidden, *map(look_up, rows)))
+        elif isinstance(part.value, Indexed) and few:
+            # Rows of the bank's tables, so that no table is gathered for a sample.
+            matrix = as_matrix(part.ordered(lambda each: each != axis), table.shape[axis])
+            assert isinstance(matrix, Indexed)
+            array = looked_up_rows(matrix, indices[..., 0])
+            if params["mode"] == lax.GatherScatterMode.FILL_OR_DROP:
+                inside = (indices >= 0) & (indices < table.shape[axis])
+                array = jnp.where(inside, array, jnp.nan if fill is None else fill)
         else:
             array = look_up(part.ordered(lambda each: each != axis).array)
         array = array.reshape(*indices.shape[:-1], *shape)

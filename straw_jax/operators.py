@@ -25,9 +25,13 @@ from straw_jax.lowrank import (
     ConvGeometry,
     Factor,
     Generated,
+    Indexed,
+    apply_factor,
     conv,
     dot,
+    each_number,
     form,
+    is_lazy,
     lowrank_conv,
     lowrank_dot,
     multiply,
@@ -77,8 +81,7 @@ class Part:
         if axes == self.axes:
             return self
         places = [self.axes.index(axis) for axis in axes]
-        array = self.array.transpose(places)
-        return Part(array, axes, array.shape)
+        return self._with(lambda array: array.transpose(places), axes)
 
     def without(self, axes: Iterable[int]) -> "Part":
         """Return the part without some axes, of size one."""
@@ -94,8 +97,15 @@ class Part:
         """Return the part after a function `(array, axes) -> array`, if it has any of some axes."""
         if not set(axes) & set(self.axes):
             return self
-        array = function(self.array, self.axes)
-        return Part(array, self.axes, array.shape)
+        return self._with(lambda array: function(array, self.axes), self.axes)
+
+    def _with(self, function: Callable[[Array], Array], axes: Axes) -> "Part":
+        """Return the part after a function of its array; of a bank, of each array in it."""
+        if not isinstance(self.value, Indexed):
+            array = function(self.array)
+            return Part(array, axes, array.shape)
+        value = self.value.rearranged(lambda array: function(array.reshape(self.shape)))
+        return Part(value, axes, value.bank.shape[1:])
 
 
 class Term:
@@ -109,7 +119,7 @@ class Term:
 
     def each_array(self, function: Callable[[Array], Array]) -> "Term":
         """Return the term after a function that is linear and keeps shapes, such as a cast."""
-        return jax.tree.map(function, self)
+        return each_number(function, self)
 
     def scaled(self, factor: ArrayLike) -> "Term | None":
         """Return the term times a scalar."""
@@ -167,7 +177,7 @@ class Contraction(Term):
         return (
             len(self.parts) == 1
             and self.scale == 1.0
-            and not isinstance(self.parts[0].value, Generated)
+            and not is_lazy(self.parts[0].value)
             and all(axis >= 0 for axis in self.parts[0].axes)
         )
 
@@ -245,8 +255,8 @@ class Contraction(Term):
                 x = x.transpose([x_axes.index(axis) for axis in (*free, *rows)])
                 y = lowrank_dot(
                     x.reshape(*x.shape[: len(free)], size),
-                    _matrix(B, size),
-                    _matrix(A, A.shape[0]),
+                    as_matrix(B, size),
+                    as_matrix(A, A.shape[0]),
                     None,
                     scale=self.scale,
                     precision=precision,
@@ -278,7 +288,7 @@ class Contraction(Term):
                 if axis in later or axis in wanted
             )
             last = i == len(order) - 1
-            y = _einsum(x, x_axes, part.array, part.axes, wanted if last else between, precision)
+            y = _times(x, x_axes, part, wanted if last else between, precision)
             if not scaled:
                 y, scaled = y * jnp.asarray(self.scale, y.dtype), True
             x, x_axes = (y if last else y.astype(x.dtype)), between
@@ -318,7 +328,7 @@ class Contraction(Term):
         B, A = pair[0]
         size = math.prod(B.size(axis) for axis in rows)
         return lowrank_conv(
-            x, _matrix(B, size), _matrix(A, A.shape[0]), None, geometry,
+            x, as_matrix(B, size), as_matrix(A, A.shape[0]), None, geometry,
             scale=self.scale, precision=precision,
         )  # fmt: skip
 
@@ -621,8 +631,11 @@ def _factor_pair(parts: Sequence[Part], rows: Axes) -> tuple[tuple[Part, Part], 
     return ((B, A), B.axes[:-1], A.axes[1:]) if fits else None
 
 
-def _matrix(part: Part, rows: int) -> Factor:
+def as_matrix(part: Part, rows: int) -> Factor:
+    """Return a part's array as a matrix of so many rows."""
     value = part.value
+    if isinstance(value, Indexed):
+        return value.rearranged(lambda array: array.reshape(rows, -1))
     return value if isinstance(value, Generated) else value.reshape(rows, -1)
 
 
@@ -642,6 +655,22 @@ def _dense(x: Array, x_axes: Axes, part: Part, out_axes: Axes, precision: Any) -
     size = math.prod(part.size(axis) for axis in rows)
     x = x.transpose([x_axes.index(axis) for axis in (*free, *rows)])
     y = dot(x.reshape(*x.shape[: len(free)], size), matrix.reshape(size, -1), precision)
+    y = y.reshape(*y.shape[:-1], *(part.size(axis) for axis in columns))
+    return y.transpose([[*free, *columns].index(axis) for axis in out_axes])
+
+
+def _times(x: Array, x_axes: Axes, part: Part, out_axes: Axes, precision: Any) -> Array:
+    """Multiply by one array, and sum over axes not in `out_axes`."""
+    rows = [axis for axis in part.axes if axis in x_axes]
+    columns = [axis for axis in part.axes if axis not in x_axes]
+    free = [axis for axis in x_axes if axis not in rows]
+    one_matrix = rows and set(out_axes) == {*free, *columns}
+    if not isinstance(part.value, Indexed) or not one_matrix:
+        return _einsum(x, x_axes, part.array, part.axes, out_axes, precision)
+    matrix = part.ordered([*rows, *columns].index)
+    size = math.prod(part.size(axis) for axis in rows)
+    x = x.transpose([x_axes.index(axis) for axis in (*free, *rows)])
+    y = apply_factor(x.reshape(*x.shape[: len(free)], size), as_matrix(matrix, size), precision)
     y = y.reshape(*y.shape[:-1], *(part.size(axis) for axis in columns))
     return y.transpose([[*free, *columns].index(axis) for axis in out_axes])
 

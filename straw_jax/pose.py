@@ -370,6 +370,11 @@ def make_geometric(
 
     def apply_styles(params: Params, styles: Array, x: Any, **kwargs: Any) -> Any:
         expect.parts("Straw", params, ("encoder", "executor"))
+        if "index" in kwargs:
+            raise ValueError(
+                "Straw: expected a pose for each sample, or one for all, got index, which a model"
+                " of make_geometric does not have. Give styles[index], each a few numbers."
+            )
         styles = for_each_sample(styles, expect.like("Straw", "x", x, sample))
         if styles.shape[1] == 0 or styles.shape[1] % NUMBERS:
             raise ValueError(
@@ -390,6 +395,9 @@ def make_geometric(
         expect.like("Straw", "x", x, sample)
         return apply_styles(params, styles(params, x if context is None else context), x, **kwargs)
 
+    def apply_factors(params: Params, factors: Any, x: Any, **kwargs: Any) -> Any:
+        return executor_apply(params["executor"], factors, x, **kwargs)
+
     def factors(params: Params, context: Any) -> dict[str, Entry]:
         return {kernel: Posed(matrices(styles(params, context))[:, 0])}
 
@@ -399,7 +407,7 @@ def make_geometric(
             " cannot be merged. Resample the image instead."
         )
 
-    straw = Straw(spec, init, apply, styles, apply_styles, factors, merge)
+    straw = Straw(spec, init, apply, styles, apply_styles, apply_factors, factors, merge)
     return Geometric(straw, encoder, poses)
 
 

@@ -14,11 +14,19 @@ from jax.typing import DTypeLike
 
 from straw_jax import expect
 from straw_jax.encoders import ConvEncoder
-from straw_jax.factors import Entry, FactorSpec, Rank, factor_spec, is_kernel, named_leaves
+from straw_jax.factors import (
+    Entry,
+    FactorSpec,
+    FactorTree,
+    Rank,
+    factor_spec,
+    is_kernel,
+    named_leaves,
+)
 from straw_jax.generator import Generator
 from straw_jax.kernels import Use, uses_of_leaves
 from straw_jax.lift import materialize, modulate, take
-from straw_jax.lowrank import formed
+from straw_jax.lowrank import factor_shape, formed
 from straw_jax.operations import is_linear_cast
 
 Params: TypeAlias = Any
@@ -63,13 +71,19 @@ class Straw:
             for base "trained", "executor". For base "frozen" it has the modulator's parameters
             only, to be trained and saved; the functions below take them together with the
             executor's weights, `{**params, "executor": weights}`.
-        apply: `(params, x, *, context=x, **kwargs) -> y`; one context, `[1, ...]`, is used for all
-            samples. Keyword arguments are passed to the executor, with typed random keys among them
-            split, one for each sample. An executor with state takes and returns it:
+        apply: `(params, x, *, context=x, index=None, **kwargs) -> y`; one context, `[1, ...]`, is
+            used for all samples. With `index=ids`, `[n]` whole numbers, each of n samples has the
+            context of its number; factors are written once a context (`modulate` has more). Other
+            keyword arguments are passed to the executor, with typed random keys among them split,
+            one for each sample. An executor with state takes and returns it:
             `(params, x, *, state, **kwargs) -> (y, state)`, and so does `apply_styles`.
         styles: `(params, context) -> [batch, style]`, the style vectors.
-        apply_styles: `(params, styles, x, **kwargs) -> y`, as `apply` with given style vectors:
-            those of other samples, a mean, or changed ones; one for each sample, or `[1, style]`.
+        apply_styles: `(params, styles, x, *, index=None, **kwargs) -> y`, as `apply` with given
+            style vectors: those of other samples, a mean, or changed ones; one for each sample, or
+            `[1, style]`.
+        apply_factors: `(params, factors, x, *, index=None, **kwargs) -> y`, as `apply` with given
+            factors, as `factors` returns them: write once, use often. One for each sample, or of
+            one context, or a bank with `index`.
         factors: `(params, context) -> factors`, a tree of factors with a sample axis, as
             `FactorSpec` describes.
         merge: `(params, context) -> weights`, the executor's ordinary weights for one context
@@ -96,6 +110,7 @@ class Straw:
     apply: Callable[..., Any]
     styles: Callable[[Params, Any], Array]
     apply_styles: Callable[..., Any]
+    apply_factors: Callable[..., Any]
     factors: Callable[[Params, Any], dict[str, Entry]]
     merge: Callable[[Params, Any], Params]
     init_state: Callable[[Array], Any] | None = None
@@ -401,15 +416,50 @@ def make_straw(
         )
         return jax.lax.stop_gradient(params["executor"]) if base == "frozen" else params["executor"]
 
-    def apply_styles(params: Params, styles: Array, x: Any, **kwargs: Any) -> Any:
+    def apply_styles(
+        params: Params, styles: Array, x: Any, *, index: Any = None, **kwargs: Any
+    ) -> Any:
         expect.parts("Straw", params, modulator)
         size = expect.like("Straw", "x", x, sample)
-        generated = generator.apply(params["generator"], for_each_sample(styles, size))
-        return executor_apply(weights_of(params), in_parameters_dtype(generated), x, **kwargs)
+        check_styles(styles, size if index is None else None)
+        generated = generator.apply(params["generator"], styles)
+        return with_factors(params, generated, x, index, size, **kwargs)
 
-    def apply(params: Params, x: Any, *, context: Any = None, **kwargs: Any) -> Any:
+    def apply_factors(
+        params: Params, factors: FactorTree, x: Any, *, index: Any = None, **kwargs: Any
+    ) -> Any:
+        size = expect.like("Straw", "x", x, sample)
+        spec.check(factors)
+        return with_factors(params, factors, x, index, size, **kwargs)
+
+    def with_factors(
+        params: Params, factors: Any, x: Any, index: Any, size: Any, **kwargs: Any
+    ) -> Any:
+        weights = weights_of(params)
+        if index is not None:
+            kwargs["index"] = index
+        elif of_one(factors) and size != 1:
+            factors = take(weights, formed(factors), 0)  # without a sample axis: all share them
+        return executor_apply(weights, in_parameters_dtype(factors), x, **kwargs)
+
+    def of_one(factors: Any) -> bool:
+        """Return whether factors are those of one context, with an axis in front."""
+        leaf = spec.leaves[0]
+        name, part = next(iter(leaf.written.items()))
+        shape = factor_shape(leaf.disassemble(factors[leaf.path])[name])
+        return len(shape) > len(part.shape) and shape[0] == 1
+
+    def apply(
+        params: Params, x: Any, *, context: Any = None, index: Any = None, **kwargs: Any
+    ) -> Any:
         expect.like("Straw", "x", x, sample)
-        return apply_styles(params, styles(params, x if context is None else context), x, **kwargs)
+        if index is not None and context is None:
+            raise ValueError(
+                "Straw: expected contexts to which the numbers of index belong, got none. Give"
+                " context=contexts, of which samples choose."
+            )
+        given = styles(params, x if context is None else context)
+        return apply_styles(params, given, x, index=index, **kwargs)
 
     def merge(params: Params, context: Any) -> Params:
         expect.arrays("Straw.merge", "the context", context)
@@ -423,8 +473,9 @@ def make_straw(
         return materialize(weights_of(params), in_parameters_dtype(own), scale=scale)
 
     return Straw(
-        spec, init, apply, styles, apply_styles, factors, merge, init_state if first_state else None
-    )
+        spec, init, apply, styles, apply_styles, apply_factors, factors, merge,
+        init_state if first_state else None,
+    )  # fmt: skip
 
 
 def _style(encoder: Network, context: Any) -> jax.ShapeDtypeStruct:
@@ -471,6 +522,31 @@ def _without_state(executor: Network, sample: Any, axis_name: str | None) -> Cal
     return lambda params, x: one(apply)(params, jax.tree.map(lambda leaf: leaf[None], x))
 
 
+def check_styles(styles: Array, count: Any) -> None:
+    """Raise a ValueError unless style vectors are one for each sample, or one for all.
+
+    Args:
+        styles: `[count, style]`, or `[1, style]` for all samples.
+        count: number of samples; None where samples choose among any number.
+
+    Raises:
+        ValueError: if there are others.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.straw import check_styles
+        >>> check_styles(jnp.ones((1, 5)), 3)
+    """
+    expect.arrays("Straw", "style vectors", styles)
+    if styles.ndim != 2 or (count is not None and styles.shape[0] not in (1, count)):
+        raise ValueError(
+            "Straw: expected a context or style vector for each sample of x, or one for all,"
+            f" [{count}, ...] or [1, ...], got style vectors {expect.describe(styles)}. For several"
+            " samples of each of several contexts give index=ids; for the weights of one context,"
+            " use merge."
+        )
+
+
 def for_each_sample(styles: Array, count: Any) -> Array:
     """Return style vectors with one for each sample.
 
@@ -490,13 +566,7 @@ def for_each_sample(styles: Array, count: Any) -> Array:
         >>> for_each_sample(jnp.ones((1, 5)), 3).shape
         (3, 5)
     """
-    expect.arrays("Straw", "style vectors", styles)
-    if styles.ndim != 2 or styles.shape[0] not in (1, count):
-        raise ValueError(
-            "Straw: expected a context or style vector for each sample of x, or one for all,"
-            f" [{count}, ...] or [1, ...], got style vectors {expect.describe(styles)}. For the"
-            " weights of one context, use merge."
-        )
+    check_styles(styles, count)
     if styles.shape[0] == count:
         return styles
     return jnp.broadcast_to(styles, (count, styles.shape[1]))

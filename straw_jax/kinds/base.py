@@ -78,6 +78,14 @@ class Update:
     labels: ClassVar[Mapping[str, str]] = {}
     #: Whether it is a weight without a base, too.
     stands_alone: ClassVar[bool] = True
+    #: The fields' values with which it changes nothing; without them it is in each row of a batch.
+    neutral: ClassVar[Mapping[str, Any]] = {}
+    #: The fields that products use as factors, never formed; they have two axes.
+    factors: ClassVar[tuple[str, ...]] = ()
+    #: The fields that all samples usually have in common.
+    common: ClassVar[tuple[str, ...]] = ()
+    #: What a weighted sum of several is: further "terms", or sums of "fields", from neutral values.
+    mixing: ClassVar[str] = ""
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Return the shapes that the fields have for a leaf, without a sample axis."""

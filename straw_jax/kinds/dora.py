@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,9 @@ class Decomposed(Update):
     A: Factor
     gains: Array
     axes: str = field(default="", metadata={"static": True})
+
+    neutral: ClassVar[Mapping[str, Any]] = {"B": 0.0, "A": 0.0, "gains": 1.0}
+    factors: ClassVar[tuple[str, ...]] = ("B", "A")
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         factors = Factors(self.B, self.A, self.axes)

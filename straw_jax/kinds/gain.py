@@ -39,6 +39,8 @@ class Gains(Update):
     axes: str = field(default="", metadata={"static": True})
 
     stands_alone: ClassVar[bool] = False
+    neutral: ClassVar[Mapping[str, Any]] = {"inputs": 1.0, "outputs": 1.0}
+    mixing: ClassVar[str] = "fields"
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         inputs, outputs = gained(shape, self.axes)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from straw_jax import expect
 from straw_jax.kinds.base import Kind, Update, Written
-from straw_jax.lowrank import Factor, factor_shape
+from straw_jax.lowrank import Factor, each_number, factor_shape
 from straw_jax.operators import Contraction, Kernel, Part
 from straw_jax.readings import all_axes, matrix_axes, matrix_shape
 
@@ -37,6 +37,10 @@ class Factors(Update):
     B: Factor
     A: Factor
     axes: str = field(default="", metadata={"static": True})
+
+    neutral: ClassVar[Mapping[str, Any]] = {"B": 0.0, "A": 0.0}
+    mixing: ClassVar[str] = "terms"
+    factors: ClassVar[tuple[str, ...]] = ("B", "A")
 
     def __iter__(self) -> Iterator[Factor]:
         return iter((self.B, self.A))
@@ -65,7 +69,7 @@ def lowrank_term(
     """Return the term `scale * B @ A` of a kernel that is read as a matrix."""
     rows, columns = matrix_axes(axes)
     rank = factor_shape(A)[-2]
-    B, A = jax.tree.map(lambda array: array.astype(kernel.dtype), (B, A))
+    B, A = each_number(lambda array: array.astype(kernel.dtype), (B, A))
     sizes = [tuple(kernel.shape[axis] for axis in each) for each in (rows, columns)]
     term = Contraction(
         (Part(B, (*rows, -1), (*sizes[0], rank)), Part(A, (-1, *columns), (rank, *sizes[1])))

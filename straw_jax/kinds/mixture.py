@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jax import Array
@@ -39,6 +39,10 @@ class Mixed(Update):
 
     weights: Array
     templates: Array
+
+    neutral: ClassVar[Mapping[str, Any]] = {"weights": 0.0, "templates": 0.0}
+    common: ClassVar[tuple[str, ...]] = ("templates",)
+    mixing: ClassVar[str] = "terms"
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         count = self.weights.shape[-1:]

@@ -51,6 +51,7 @@ class Posed(Update):
 
     labels: ClassVar[Mapping[str, str]] = {"matrix": "the pose"}
     stands_alone: ClassVar[bool] = False
+    neutral: ClassVar[Mapping[str, Any]] = {"matrix": np.eye(2, 3, dtype=np.float32)}
 
     def __post_init__(self) -> None:
         if self.grid is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jax import Array
@@ -42,6 +42,10 @@ class InBasis(Update):
     V: Array
     axes: str = field(default="", metadata={"static": True})
     full: bool = field(default=False, metadata={"static": True})
+
+    neutral: ClassVar[Mapping[str, Any]] = {"core": 0.0, "U": 0.0, "V": 0.0}
+    common: ClassVar[tuple[str, ...]] = ("U", "V")
+    mixing: ClassVar[str] = "terms"
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         rank = self.U.shape[-1]

@@ -24,6 +24,8 @@ class WholeLeaf(Update):
     whole: Factor
 
     labels: ClassVar[Mapping[str, str]] = {"whole": "the whole"}
+    neutral: ClassVar[Mapping[str, Any]] = {"whole": 0.0}
+    mixing: ClassVar[str] = "terms"
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         return {"whole": shape}
