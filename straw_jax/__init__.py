@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from straw_jax.lowrank import Generated, form
     from straw_jax.models import CNN, CompactCNN, ResNet34, ViT
     from straw_jax.pose import Geometric, PoseEncoder, PoseEstimate, PoseRange, make_geometric
+    from straw_jax.quantised import Quantised, dequantise, quantise
     from straw_jax.straw import Network, Straw, linen, make_straw
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "PoseEstimate",
     "PoseRange",
     "Posed",
+    "Quantised",
     "RecursiveEncoder",
     "ResNet34",
     "SetEncoder",
@@ -69,6 +71,7 @@ __all__ = [
     "affine",
     "delta_rule",
     "delta_rule_outputs",
+    "dequantise",
     "factor_spec",
     "form",
     "hebb",
@@ -84,6 +87,7 @@ __all__ = [
     "modulate",
     "multiply_adds",
     "predictor",
+    "quantise",
     "resample",
     "save_exported",
     "save_peft",
@@ -116,6 +120,7 @@ _MODULES = {
     "lowrank": ["Generated", "form"],
     "models": ["CNN", "CompactCNN", "ResNet34", "ViT"],
     "pose": ["Geometric", "PoseEncoder", "PoseEstimate", "PoseRange", "make_geometric"],
+    "quantised": ["Quantised", "dequantise", "quantise"],
     "straw": ["Network", "Straw", "linen", "make_straw"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -24,6 +24,7 @@ from straw_jax import expect
 from straw_jax.factors import Entry, FactorTree, named_leaves
 from straw_jax.kinds import Decomposed, Factors
 from straw_jax.lowrank import form
+from straw_jax.quantised import dequantise
 from straw_jax.readings import all_axes, matrix_axes, matrix_shape
 
 Place: TypeAlias = str | tuple[str, int]
@@ -563,7 +564,8 @@ def _norms(where: str, path: str, leaf: Any, axes: str) -> np.ndarray:
             f" got {'a shape' if isinstance(leaf, jax.ShapeDtypeStruct) else leaf.dtype}."
         )
     summed = tuple(axis for axis, letter in enumerate(axes) if letter == "r")
-    return np.sqrt(np.sum(np.square(np.asarray(leaf).astype(_wide(leaf.dtype))), axis=summed))
+    whole = np.asarray(dequantise(leaf))
+    return np.sqrt(np.sum(np.square(whole.astype(_wide(leaf.dtype))), axis=summed))
 
 
 # To PEFT

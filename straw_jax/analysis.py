@@ -51,6 +51,7 @@ from straw_jax.kinds import Factors
 from straw_jax.lowrank import formed
 from straw_jax.operations import combine
 from straw_jax.operators import Contraction, Kernel
+from straw_jax.quantised import dequantise
 from straw_jax.readings import matrix_shape
 
 
@@ -144,7 +145,7 @@ def params_by_layer(spec: FactorSpec, params: Any) -> dict[str, Any]:
         >>> {path: leaf.shape for path, leaf in analysis.params_by_layer(spec, params).items()}
         {'b': (5,), 'W[0]': (6, 5), 'W[1]': (6, 5)}
     """
-    apart = named_leaves(params)
+    apart = named_leaves(dequantise(params))
     like = {leaf.path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in spec}
     expect.fits("params_by_layer", like, apart, "Give those that the specification was made of.")
     for leaf in spec:

@@ -16,7 +16,9 @@ from straw_jax.factors import Entry, FactorTree, as_updates, named_leaves
 from straw_jax.kinds import Factors, InBasis, Mixed, Posed, Update
 from straw_jax.kinds.whole import WholeLeaf
 from straw_jax.lowrank import formed
-from straw_jax.operators import Contraction, Kernel, Part, Term
+from straw_jax.operators import Contraction, Kernel, Term
+from straw_jax.parts import Part
+from straw_jax.quantised import dequantise
 from straw_jax.readings import matrix_axes, read_as
 
 _static: Any = {"static": True}
@@ -342,7 +344,7 @@ def leaves_of(updates: FactorTree, params: Any) -> dict[str, Leaf]:
     Raises:
         ValueError: if updates do not fit `params`, have no sample axis, or need `params`.
     """
-    bases = None if params is None else named_leaves(params)
+    bases = None if params is None else named_leaves(dequantise(params))
     return {path: _leaf(path, entry, bases) for path, entry in wide(updates).items()}
 
 

@@ -15,6 +15,7 @@ from straw_jax import expect
 from straw_jax.kinds import Kind, LowRank, Pose, Shared, Update, Whole, Written
 from straw_jax.kinds.whole import WholeLeaf
 from straw_jax.lowrank import Generated, factor_shape, form
+from straw_jax.quantised import as_quantised, is_quantised
 from straw_jax.readings import matrix_shape, read_as
 
 Rank: TypeAlias = int | Literal["whole", "pose"] | Kind | Sequence["Rank"]
@@ -28,7 +29,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     """Return a parameter tree's leaves by path.
 
     Args:
-        tree: any tree.
+        tree: any tree; a quantised array is one leaf, a `Quantised`.
 
     Returns:
         Leaves in tree order; paths are joined by "/".
@@ -38,8 +39,13 @@ def named_leaves(tree: Any) -> dict[str, Any]:
         >>> named_leaves({"Dense_0": {"kernel": 1.0, "bias": 2.0}})
         {'Dense_0/bias': 2.0, 'Dense_0/kernel': 1.0}
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_quantised)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            as_quantised(leaf) if is_quantised(leaf) else leaf
+        )
+        for path, leaf in leaves
+    }
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,7 +59,11 @@ for _update in kinds.UPDATES:
 
 
 def predictor(
-    apply: Callable[..., Any], params: Any, *, batch_sizes: Sequence[int] = BATCH_SIZES
+    apply: Callable[..., Any],
+    params: Any,
+    *,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    shared: str | Iterable[str] | Mapping[str, Any] = (),
 ) -> Callable[..., Any]:
     """Compile a model for any number of samples, at most once for each of a few batch sizes.
 
@@ -71,15 +75,19 @@ def predictor(
         apply: `(params, x, **kwargs) -> y`, batch to batch, sample by sample.
         params: its first argument, any tree.
         batch_sizes: sizes to compile for, each at its first use.
+        shared: names of keyword arguments that all samples have in common, without a sample axis,
+            such as one adapter, or a bank of them; or a dict from names to trees of 0 and None, as
+            `in_axes` of `jax.vmap` has them: None for what all samples have in common, 0 for what
+            has a sample axis. They are passed as they are.
 
     Returns:
-        `predict(x, **kwargs) -> y`. `x` and each keyword argument is an array `[n, ...]` (of JAX or
-        NumPy) or a tree of them, all with the same `n >= 0`; `y` is a JAX array `[n, ...]` or a
-        tree of them. `predict` can be used in `jax.jit` and `jax.grad`.
+        `predict(x, **kwargs) -> y`. `x` and each other keyword argument is an array `[n, ...]` (of
+        JAX or NumPy) or a tree of them, all with the same `n >= 0`; `y` is a JAX array `[n, ...]`
+        or a tree of them. `predict` can be used in `jax.jit` and `jax.grad`.
 
     Raises:
-        ValueError: if the sizes are not positive numbers, or the parameters no arrays; by
-            `predict`, if inputs or outputs are not batches of one size.
+        ValueError: if the sizes are not positive numbers, the parameters no arrays, or `shared` no
+            names or axes; by `predict`, if inputs or outputs are not batches of one size.
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,20 +108,21 @@ def predictor(
             f" {expect.describe(apply)} and {expect.describe(params)}. Bind other things to apply"
             " with functools.partial."
         )
+    axes = _axes("predictor", shared)
     params = jax.device_put(params)
     run = jax.jit(apply)
 
     def predict(x: Any, **kwargs: Any) -> Any:
-        inputs = _inputs("predict", x, kwargs)
-        n = jax.tree.leaves(inputs)[0].shape[0]
+        inputs, own = _inputs("predict", x, kwargs, axes)
+        n = jax.tree.leaves(inputs["x"])[0].shape[0]
         if n == 0:
-            y = _call(partial(jax.eval_shape, run), params, _specs(inputs, sizes[0]))
+            y = _call(partial(jax.eval_shape, run), params, _specs(inputs, own, sizes[0]))
             return jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape[1:]), leaf.dtype), y)
         results = []
         for start in range(0, n, sizes[-1]):
             stop = min(start + sizes[-1], n)
             size = next(size for size in sizes if size >= stop - start)
-            y = _call(run, params, _cut(inputs, start, stop, size))
+            y = _call(run, params, _cut(inputs, own, start, stop, size))
             results.append(_first(y, stop - start, size))
         if len(results) == 1:
             return results[0]
@@ -130,6 +139,7 @@ def save_exported(
     *,
     platforms: Sequence[str] | None = None,
     key: bytes | None = None,
+    shared: str | Iterable[str] | Mapping[str, Any] = (),
     **kwargs: Any,
 ) -> None:
     """Write a model to one file, which `load_exported` runs without the model's code.
@@ -152,13 +162,16 @@ def save_exported(
             that runs the file.
         key: secret, of any length. The file then has an HMAC of it, too, by which `load_exported`
             with the same key knows that nobody else made or changed the file.
+        shared: as for `predictor`, of the arguments in `kwargs`: what all samples have in common,
+            such as one adapter, a bank of them, or the templates of a mixture. Its sizes are those
+            of the sample.
         **kwargs: samples of the keyword arguments that `predict` will take, such as `context`. They
             may be, or hold, `Factors`: adapters that are exchanged without compiling again.
 
     Raises:
         ValueError: if a parameter is not an array of numbers, inputs or outputs are not batches,
-            a platform is unknown, or the key is not bytes. An error that `apply` raises while it is
-            traced for any batch size gets a note with the usual causes.
+            `shared` does not fit, a platform is unknown, or the key is not bytes. An error that
+            `apply` raises while it is traced for any batch size gets a note with the usual causes.
         ImportError: if flatbuffers is not installed.
 
     Example:
@@ -177,7 +190,15 @@ def save_exported(
     if platforms is not None and not (platforms and set(platforms) <= set(PLATFORMS)):
         raise ValueError(f"save_exported: expected platforms of {PLATFORMS}, got {platforms!r}.")
     params = _parameters(params)
-    inputs = _specs(_inputs("save_exported", sample, kwargs), *export.symbolic_shape("batch"))
+    axes = _axes("save_exported", shared)
+    if unknown := sorted(set(axes) - set(kwargs)):
+        raise ValueError(
+            f"save_exported: expected shared to name some of the inputs {sorted(kwargs)}, got"
+            f" {unknown}. Give a sample of each."
+        )
+    inputs = _specs(
+        *_inputs("save_exported", sample, kwargs, axes), *export.symbolic_shape("batch")
+    )
     exported, program = _export(apply, params, inputs, platforms)
     header = {
         "format": _FORMAT,
@@ -246,10 +267,17 @@ def load_exported(
     def apply(leaves: list[Array], x: Any, **kwargs: Any) -> Any:
         return exported.call(leaves, {"x": x} | kwargs)
 
-    run = predictor(apply, leaves, batch_sizes=batch_sizes)
+    axes = {
+        name: jax.tree.map(lambda spec: 0 if _has_samples(spec) else None, each)
+        for name, each in expected.items()
+        if name != "x"
+    }
+    run = predictor(apply, leaves, batch_sizes=batch_sizes, shared=axes)
 
     def predict(x: Any, **kwargs: Any) -> Any:
-        return run(**_as_expected(expected, _inputs("predict", x, kwargs)))
+        _check_names(expected, _with_arrays(x, kwargs))
+        inputs, own = _inputs("predict", x, kwargs, axes)
+        return run(**_as_expected(expected, inputs, own))
 
     return predict
 
@@ -262,25 +290,67 @@ def _call(apply: Callable[..., Any], params: Any, inputs: dict[str, Any]) -> Any
     return apply(params, kwargs.pop("x"), **kwargs)
 
 
-def _inputs(where: str, x: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return all inputs as one tree of arrays, and check that they have one batch size."""
-    inputs = dict(x=x, **kwargs)
-    inputs = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), inputs)
-    leaves = jax.tree.leaves(inputs)
-    batches = {leaf.shape[:1] for leaf in leaves}
-    if len(batches) != 1 or () in batches or not all(map(expect.is_array, leaves)):
+def _has_samples(spec: Any) -> bool:
+    """Return whether an input of a program has the batch, a symbol, as its first axis."""
+    return bool(spec.shape) and not isinstance(spec.shape[0], int)
+
+
+def _axes(where: str, shared: Any) -> dict[str, Any]:
+    """Return which inputs have no sample axis: names to trees of None and 0."""
+    shared = [shared] if isinstance(shared, str) else shared
+    named = isinstance(shared, Mapping)
+    names = list(shared) if named or isinstance(shared, Iterable) else [shared]
+    axes = dict(shared) if named else dict.fromkeys(names)
+    leaves = jax.tree.leaves(list(axes.values()), is_leaf=lambda axis: axis is None)
+    fits = all(axis is None or (expect.is_whole(axis) and axis == 0) for axis in leaves)
+    if not fits or "x" in axes or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"{where}: expected shared to be names of keyword arguments, or a dict from names to"
+            f" trees of 0 and None, got {shared!r}. x has a sample axis."
+        )
+    return axes
+
+
+def _inputs(
+    where: str, x: Any, kwargs: dict[str, Any], axes: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return all inputs as one tree of arrays, and which of them have a sample axis.
+
+    Check that those have one batch size.
+    """
+    inputs = _with_arrays(x, kwargs)
+    has_axis = {name: axes.get(name, 0) for name in inputs}
+    flags = jax.tree.map(lambda axis: axis == 0, has_axis, is_leaf=lambda axis: axis is None)
+    try:
+        own = jax.tree.broadcast(flags, inputs)
+    except ValueError as error:
+        raise ValueError(
+            f"{where}: expected shared to be trees like the inputs {expect.describe(inputs)}, got"
+            f" {axes!r}. One None stands for all arrays of an input."
+        ) from error
+    pairs = list(zip(jax.tree.leaves(inputs), jax.tree.leaves(own), strict=True))
+    batches = {leaf.shape[:1] for leaf, has_samples in pairs if has_samples}
+    if len(batches) != 1 or () in batches or not all(expect.is_array(leaf) for leaf, _ in pairs):
         raise ValueError(
             f"{where}: expected arrays [batch, ...] with one batch size, got "
             f"{expect.describe(inputs)}. "
-            "Give each input an axis of samples first, also where there is one sample."
+            "Give each input an axis of samples first, also where there is one sample; what all"
+            " samples have in common is named in shared, of predictor and save_exported."
         )
-    return inputs
+    return inputs, own
 
 
-def _specs(inputs: dict[str, Any], batch: Any) -> dict[str, Any]:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), _dtype_here(leaf.dtype)), inputs
-    )
+def _with_arrays(x: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    inputs = dict(x=x, **kwargs)
+    return jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), inputs)
+
+
+def _specs(inputs: dict[str, Any], own: dict[str, Any], batch: Any) -> dict[str, Any]:
+    def spec(leaf: Any, has_samples: bool) -> jax.ShapeDtypeStruct:
+        shape = (batch, *leaf.shape[1:]) if has_samples else leaf.shape
+        return jax.ShapeDtypeStruct(shape, _dtype_here(leaf.dtype))
+
+    return jax.tree.map(spec, inputs, own)
 
 
 def _dtype_here(dtype: Any) -> Any:
@@ -288,10 +358,14 @@ def _dtype_here(dtype: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
 
 
-def _cut(inputs: dict[str, Any], start: int, stop: int, size: int) -> dict[str, Any]:
+def _cut(
+    inputs: dict[str, Any], own: dict[str, Any], start: int, stop: int, size: int
+) -> dict[str, Any]:
     """Return samples `start` to `stop`, padded to `size` with copies of the first of them."""
 
-    def cut(leaf: Any) -> Any:
+    def cut(leaf: Any, has_samples: bool) -> Any:
+        if not has_samples:
+            return leaf
         leaf = leaf[start:stop] if stop - start < leaf.shape[0] else leaf
         if leaf.shape[0] == size:
             return leaf
@@ -301,7 +375,7 @@ def _cut(inputs: dict[str, Any], start: int, stop: int, size: int) -> dict[str, 
         fill = library.broadcast_to(leaf[:1], (size - leaf.shape[0], *leaf.shape[1:]))
         return library.concatenate([leaf, fill])
 
-    return jax.tree.map(cut, inputs)
+    return jax.tree.map(cut, inputs, own)
 
 
 def _first(y: Any, count: int, size: int) -> Any:
@@ -314,16 +388,22 @@ def _first(y: Any, count: int, size: int) -> Any:
     return y if count == size else jax.tree.map(lambda leaf: leaf[:count], y)
 
 
-def _as_expected(expected: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return inputs in the expected tree; raise unless names, shapes and dtypes are as expected."""
-    want, got = _named(expected), _named(inputs)
-    if [name for name, _ in want] != [name for name, _ in got]:
+def _check_names(expected: dict[str, Any], inputs: dict[str, Any]) -> None:
+    if [name for name, _ in _named(expected)] != [name for name, _ in _named(inputs)]:
         raise ValueError(
             f"predict: expected the inputs {_list(expected)}, got {_list(inputs)}. Those are the "
             "inputs that the model was saved with."
         )
-    for (name, spec), (_, leaf) in zip(want, got, strict=True):
-        if (leaf.shape[1:], _dtype_here(leaf.dtype)) != (spec.shape[1:], spec.dtype):
+
+
+def _as_expected(
+    expected: dict[str, Any], inputs: dict[str, Any], own: dict[str, Any]
+) -> dict[str, Any]:
+    """Return inputs in the expected tree; raise unless shapes and dtypes are as expected."""
+    want, got = _named(expected), _named(inputs)
+    for (name, spec), (_, leaf), first in zip(want, got, jax.tree.leaves(own), strict=True):
+        sizes = leaf.shape[int(first) :], spec.shape[int(first) :]  # without a sample axis
+        if sizes[0] != sizes[1] or _dtype_here(leaf.dtype) != spec.dtype:
             raise ValueError(
                 f"predict: {name}: expected {_describe(spec)}, got {_describe(leaf)}. Convert it, "
                 "or save the model with such a sample."
@@ -357,7 +437,7 @@ def _export(
             "arrays in dicts, lists and tuples."
         )
         raise
-    batch = jax.tree.leaves(inputs)[0].shape[:1]
+    batch = jax.tree.leaves(inputs["x"])[0].shape[:1]
     if any(aval.shape[:1] != batch for aval in exported.out_avals):
         raise ValueError(
             "save_exported: expected the model to return arrays [batch, ...], got "

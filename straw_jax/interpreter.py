@@ -24,9 +24,9 @@ from jax.extend import core, source_info_util
 from jax.sharding import PartitionSpec
 
 from straw_jax.costs import nested_jaxprs
-from straw_jax.lowrank import Indexed
 from straw_jax.operations import RULES, Operation
-from straw_jax.operators import Contraction, Kernel, Part, refusal
+from straw_jax.operators import Contraction, Kernel, refusal
+from straw_jax.parts import Part
 from straw_jax.program import check_program, is_merged
 
 
@@ -336,28 +336,15 @@ def _layers(value: Any, where: str) -> tuple[Any, Callable[[Any], Any]]:
         return value, lambda array: array
     parts = [part.ordered(lambda axis: axis != 0) for part in
              _parts(value, "a loop over its layers", where)]  # fmt: skip
-    arrays = [_with_layers_in_front(part) for part in parts if 0 in part.axes]
+    arrays = [part.layers() for part in parts if 0 in part.axes]
 
     def one_layer(arrays: Sequence[Any]) -> Kernel:
         given = iter(arrays)
         names = {axis: axis - 1 for axis in range(1, value.ndim)}
-        inner = (_of_layer(part, next(given)) if 0 in part.axes else part for part in parts)
+        inner = (part.of_layer(next(given)) if 0 in part.axes else part for part in parts)
         return _rebuilt(value, (part.renamed(names) for part in inner), value.shape[1:])
 
     return arrays, one_layer
-
-
-def _with_layers_in_front(part: Part) -> Any:
-    """Return the array of a part with layers along its first axis; of a bank, all of its arrays."""
-    if isinstance(part.value, Indexed):
-        return part.value.bank.reshape(-1, *part.shape).swapaxes(0, 1)
-    return part.array
-
-
-def _of_layer(part: Part, array: Any) -> Part:
-    """Return the part of one layer, given what `_with_layers_in_front` has of it."""
-    value = replace(part.value, bank=array) if isinstance(part.value, Indexed) else array
-    return Part(value, part.axes[1:], part.shape[1:])
 
 
 def _shard_map(nested: Nested) -> tuple[list[Any], list[bool]]:

@@ -17,6 +17,7 @@ from straw_jax.kinds import Update
 from straw_jax.lowrank import Generated, Indexed, factor_shape
 from straw_jax.operations import is_linear_cast
 from straw_jax.operators import Contraction, Kernel
+from straw_jax.quantised import Quantised, is_quantised
 
 
 def modulate(
@@ -300,6 +301,8 @@ def _substitute(params: Any, updates: _Updates, scale: float, allow_materialise:
 
     def weight(path: str, leaf: Any) -> Any:
         if path not in updates:
+            if isinstance(leaf, Quantised):  # the same for all samples: formed where need be
+                return Kernel((Contraction.of(leaf),), leaf.shape, leaf.dtype, path, True)
             return leaf
         parts = [part.dtype for part in _arrays(updates[path])]
         given = not isinstance(leaf, jax.ShapeDtypeStruct)
@@ -312,7 +315,7 @@ def _substitute(params: Any, updates: _Updates, scale: float, allow_materialise:
         return kernel
 
     leaves = [weight(path, leaf) for path, leaf in named_leaves(params).items()]
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+    return jax.tree.unflatten(jax.tree.structure(params, is_leaf=is_quantised), leaves)
 
 
 def _arrays(updates: Any) -> list[Array]:

@@ -11,6 +11,7 @@ axis. `straw_jax.functional` and `straw_jax.lift` have the versions with checks 
 import functools
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
@@ -48,9 +49,34 @@ class Generated(NamedTuple):
     bias: Array
 
 
+class Lazy(ABC):
+    """An array of few numbers that is formed where it is used.
+
+    Example:
+        >>> from straw_jax import Quantised
+        >>> from straw_jax.lowrank import Indexed, Lazy
+        >>> issubclass(Indexed, Lazy), issubclass(Quantised, Lazy)
+        (True, True)
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+
+    @property
+    @abstractmethod
+    def array(self) -> Array:
+        """The array, formed."""
+
+    @abstractmethod
+    def each_array(self, function: Callable[[Array], Array]) -> "Lazy":
+        """Return the array after a function that is linear and keeps shapes, such as a cast."""
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Indexed:
+class Indexed(Lazy):
     """A factor `[m, n]`, stored as its number in a bank that all samples share.
 
     `modulate(...)(..., index=ids)` makes it; `jax.vmap` maps over `index` and `weight` alone. A
@@ -78,6 +104,16 @@ class Indexed:
     weight: Array | None = None
     known: bool = field(default=False, metadata={"static": True})
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(m, n)`, or `(batch, m, n)`."""
+        return (*self.index.shape, *self.bank.shape[1:])
+
+    @property
+    def array(self) -> Array:
+        """The factor, formed."""
+        return _where_present(_looked_up(self.bank, self.index), self)
+
     def each_array(self, function: Callable[[Array], Array]) -> "Indexed":
         """Return the factor with a linear function of its bank, such as a cast."""
         return replace(self, bank=function(self.bank))
@@ -87,17 +123,17 @@ class Indexed:
         return replace(self, bank=jax.vmap(function)(self.bank))
 
 
-Factor: TypeAlias = Array | Generated | Indexed
+Factor: TypeAlias = Array | Generated | Lazy
 
 
-def is_lazy(value: Any) -> "TypeGuard[Generated | Indexed]":
-    """Return whether a value is a factor that is not an array yet.
+def is_lazy(value: Any) -> "TypeGuard[Generated | Lazy]":
+    """Return whether a value is formed where it is used, and no array yet.
 
     Args:
         value: anything.
 
     Returns:
-        Whether it is `Generated` or `Indexed`.
+        Whether it is `Generated` or another `Lazy` one.
 
     Example:
         >>> import jax.numpy as jnp
@@ -105,7 +141,7 @@ def is_lazy(value: Any) -> "TypeGuard[Generated | Indexed]":
         >>> is_lazy(jnp.ones((3, 2)))
         False
     """
-    return isinstance(value, Generated | Indexed)
+    return isinstance(value, Generated | Lazy)
 
 
 def each_number(function: Callable[[Array], Array], tree: Any) -> Any:
@@ -128,9 +164,9 @@ def each_number(function: Callable[[Array], Array], tree: Any) -> Any:
     """
 
     def of_leaf(leaf: Any) -> Any:
-        return leaf.each_array(function) if isinstance(leaf, Indexed) else function(leaf)
+        return leaf.each_array(function) if isinstance(leaf, Lazy) else function(leaf)
 
-    return jax.tree.map(of_leaf, tree, is_leaf=lambda leaf: isinstance(leaf, Indexed))
+    return jax.tree.map(of_leaf, tree, is_leaf=lambda leaf: isinstance(leaf, Lazy))
 
 
 def factor_shape(factor: Factor) -> tuple[int, ...]:
@@ -149,8 +185,6 @@ def factor_shape(factor: Factor) -> tuple[int, ...]:
         >>> factor_shape(Generated(jnp.ones((8, 4)), jnp.ones((3, 2, 4)), jnp.zeros((3, 2))))
         (8, 3, 2)
     """
-    if isinstance(factor, Indexed):
-        return (*factor.index.shape, *factor.bank.shape[1:])
     if not isinstance(factor, Generated):
         return factor.shape
     m, n, _ = factor.kernel.shape
@@ -173,8 +207,8 @@ def form(factor: Factor) -> Array:
         >>> form(Generated(jnp.ones(4), jnp.ones((3, 2, 4)), jnp.zeros((3, 2)))).tolist()
         [[4.0, 4.0], [4.0, 4.0], [4.0, 4.0]]
     """
-    if isinstance(factor, Indexed):
-        return _where_present(_looked_up(factor.bank, factor.index), factor)
+    if isinstance(factor, Lazy):
+        return factor.array
     if not isinstance(factor, Generated):
         return factor
     product = jnp.tensordot(factor.hidden, factor.kernel, axes=(-1, -1))
@@ -250,7 +284,7 @@ def apply_factor(x: Array, factor: Factor, precision: lax.PrecisionLike = None) 
     if isinstance(factor, Indexed):
         return _apply_indexed(x, factor, precision)
     if not isinstance(factor, Generated):
-        return dot(x, factor, precision)
+        return dot(x, form(factor), precision)
     m, n, h = factor.kernel.shape
     one_vector = math.prod(x.shape[:-1]) == 1
     if not one_vector or h >= m:

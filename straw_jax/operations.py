@@ -17,7 +17,9 @@ from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from straw_jax.lowrank import ConvGeometry, Generated, Indexed, form, looked_up_rows
-from straw_jax.operators import Axes, Contraction, Kernel, Part, as_matrix, reshaped
+from straw_jax.operators import Contraction, Kernel, reshaped
+from straw_jax.parts import Axes, Part, as_matrix
+from straw_jax.quantised import Quantised
 
 Result = Any  # an array, a kernel, a list of them, or None where there is no rule
 
@@ -143,8 +145,8 @@ def _constrain(operation: Operation) -> Result:
     names = dict(enumerate(sharding.spec))
 
     def constrained(part: Part) -> Part:
-        if isinstance(part.value, Indexed):
-            return part  # a bank is where the caller put it
+        if isinstance(part.value, Indexed | Quantised):
+            return part  # where the caller put it
         spec = PartitionSpec(*(names.get(axis) for axis in part.axes))
         array = lax.with_sharding_constraint(part.array, NamedSharding(sharding.mesh, spec))
         return Part(array, part.axes, part.shape)
@@ -447,12 +449,11 @@ def _gather(operation: Operation) -> Result:
     positions = tuple(place for place in range(out_ndim) if place not in numbers.offset_dims)
 
     def look_up(array: Array) -> Array:  # along the first axis
+        own = 0 if jnp.issubdtype(array.dtype, jnp.integer) else fill
         last = tuple(range(indices.ndim - 1, indices.ndim - 2 + array.ndim))
         of_rows = lax.GatherDimensionNumbers(last, (0,), (0,))
         options = {name: params[name] for name in ("indices_are_sorted", "unique_indices", "mode")}
-        return lax.gather(
-            array, indices, of_rows, (1, *array.shape[1:]), fill_value=fill, **options
-        )
+        return lax.gather(array, indices, of_rows, (1, *array.shape[1:]), fill_value=own, **options)
 
     few = math.prod(indices.shape[:-1]) < table.shape[axis]
 
@@ -474,6 +475,14 @@ def _gather(operation: Operation) -> Result:
             if params["mode"] == lax.GatherScatterMode.FILL_OR_DROP:
                 inside = (indices >= 0) & (indices < table.shape[axis])
                 array = jnp.where(inside, array, jnp.nan if fill is None else fill)
+        elif part.axes[0] == axis and (value := part.quantised) is not None:
+            found = value.along(look_up)
+            if found is None:
+                array = look_up(part.array)
+            else:  # integers have no NaN for rows that are not there
+                there = look_up(jnp.ones((table.shape[axis],), value.dtype))
+                rows_axes = tuple(range(there.ndim, there.ndim + len(shape)))
+                array = found.array * jnp.expand_dims(there, rows_axes)
         else:
             array = look_up(part.ordered(lambda each: each != axis).array)
         array = array.reshape(*indices.shape[:-1], *shape)

@@ -11,10 +11,10 @@ Arrays here have no sample axis; `jax.vmap` adds it.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, ClassVar, TypeAlias, TypeGuard, TypeVar
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,89 +23,20 @@ from jax.typing import ArrayLike
 
 from straw_jax.lowrank import (
     ConvGeometry,
-    Factor,
-    Generated,
-    Indexed,
-    apply_factor,
     conv,
-    dot,
     each_number,
-    form,
     is_lazy,
     lowrank_conv,
     lowrank_dot,
-    multiply,
     patches,
 )
-
-# Axes are named by numbers: those of a kernel 0, 1, ...; those that a term sums over -1, -2, ....
-Axes: TypeAlias = tuple[int, ...]
+from straw_jax.parts import Axes, Part, as_matrix, scales_of
+from straw_jax.products import along, dense, times, with_array
+from straw_jax.quantised import Quantised
 
 _T = TypeVar("_T")
 
 _static: Any = {"static": True}
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Part:
-    """One array of a term.
-
-    Attributes:
-        value: of `shape`, or with neighbouring axes joined, such as a factor `[in, r]` of a kernel
-            `[*window, in, out]`.
-        axes: the names of its axes.
-        shape: their sizes.
-    """
-
-    value: Factor
-    axes: Axes = field(metadata=_static)
-    shape: Axes = field(metadata=_static)
-
-    @property
-    def array(self) -> Array:
-        """The array, formed, `shape`."""
-        return form(self.value).reshape(self.shape)
-
-    def size(self, axis: int) -> int:
-        """Return the size of an axis, 1 if it has none of this name."""
-        return self.shape[self.axes.index(axis)] if axis in self.axes else 1
-
-    def renamed(self, names: Mapping[int, int]) -> "Part":
-        """Return the same array with other names of axes."""
-        return replace(self, axes=tuple(names.get(axis, axis) for axis in self.axes))
-
-    def ordered(self, order: Callable[[int], Any]) -> "Part":
-        """Return the part with its axes sorted by a key."""
-        axes = tuple(sorted(self.axes, key=order))
-        if axes == self.axes:
-            return self
-        places = [self.axes.index(axis) for axis in axes]
-        return self._with(lambda array: array.transpose(places), axes)
-
-    def without(self, axes: Iterable[int]) -> "Part":
-        """Return the part without some axes, of size one."""
-        removed = set(axes)
-        kept = [place for place, axis in enumerate(self.axes) if axis not in removed]
-        return replace(
-            self,
-            axes=tuple(self.axes[place] for place in kept),
-            shape=tuple(self.shape[place] for place in kept),
-        )
-
-    def changed(self, function: Callable[[Array, Axes], Array], axes: Iterable[int]) -> "Part":
-        """Return the part after a function `(array, axes) -> array`, if it has any of some axes."""
-        if not set(axes) & set(self.axes):
-            return self
-        return self._with(lambda array: function(array, self.axes), self.axes)
-
-    def _with(self, function: Callable[[Array], Array], axes: Axes) -> "Part":
-        """Return the part after a function of its array; of a bank, of each array in it."""
-        if not isinstance(self.value, Indexed):
-            array = function(self.array)
-            return Part(array, axes, array.shape)
-        value = self.value.rearranged(lambda array: function(array.reshape(self.shape)))
-        return Part(value, axes, value.bank.shape[1:])
 
 
 class Term:
@@ -167,9 +98,13 @@ class Contraction(Term):
     may_form: bool = field(default=False, metadata=_static)
 
     @staticmethod
-    def of(array: Array) -> "Contraction":
-        """Return a term that is one array."""
-        return Contraction((Part(array, tuple(range(array.ndim)), array.shape),))
+    def of(array: Array | Quantised) -> "Contraction":
+        """Return a term that is one array; a quantised one with scales as an array of their own."""
+        axes = tuple(range(array.ndim))
+        if isinstance(array, Quantised) and (scales := scales_of(array)) is not None:
+            integers = replace(array, scales=None)
+            return Contraction((Part(integers, axes, array.shape), scales))
+        return Contraction((Part(array, axes, array.shape),))
 
     @property
     def is_array(self) -> bool:
@@ -214,10 +149,10 @@ class Contraction(Term):
         summed = set(x_axes) - set(out_axes)
         core, before, after = self._gains(summed, set(out_axes))
         for part in before:
-            x = x * _along(part, x_axes, x.dtype)
+            x = x * along(part, x_axes, x.dtype)
         y = self._core_product(core, x, x_axes, out_axes, sizes, precision)
         for part in after:
-            y = y * _along(part, out_axes, y.dtype)
+            y = y * along(part, out_axes, y.dtype)
         return y
 
     def _gains(
@@ -247,7 +182,7 @@ class Contraction(Term):
         has = {axis for part in parts for axis in part.axes} | set(x_axes)
         if not set(rows) & set(out_axes) and set(out_axes) <= has:
             if len(parts) == 1 and set(rows) <= set(parts[0].axes) and self.scale == 1.0:
-                return _dense(x, x_axes, parts[0], out_axes, precision)
+                return dense(x, x_axes, parts[0], out_axes, precision)
             if pair := _factor_pair(parts, rows):
                 (B, A), rows, columns = pair
                 free = [axis for axis in x_axes if axis not in rows]
@@ -288,7 +223,7 @@ class Contraction(Term):
                 if axis in later or axis in wanted
             )
             last = i == len(order) - 1
-            y = _times(x, x_axes, part, wanted if last else between, precision)
+            y = times(x, x_axes, part, wanted if last else between, precision)
             if not scaled:
                 y, scaled = y * jnp.asarray(self.scale, y.dtype), True
             x, x_axes = (y if last else y.astype(x.dtype)), between
@@ -308,11 +243,11 @@ class Contraction(Term):
             core, before, after = self._gains({rows}, {out})
             scaled = x
             for part in before:
-                scaled = scaled * _along(part, (*[-1] * (x.ndim - 1), rows), x.dtype)
+                scaled = scaled * along(part, (*[-1] * (x.ndim - 1), rows), x.dtype)
             y = self._core_convolution(core, scaled, geometry, precision, (*window, rows), out)
             if y is not None:
                 for part in after:
-                    y = y * _along(part, (*[-1] * (y.ndim - 1), out), y.dtype)
+                    y = y * along(part, (*[-1] * (y.ndim - 1), out), y.dtype)
                 return y
         return self._by_patches(x, sizes, geometry, groups, precision)
 
@@ -321,7 +256,7 @@ class Contraction(Term):
         rows: Axes, out: int,
     ) -> Array | None:  # fmt: skip
         if len(parts) == 1 and parts[0].axes == (*rows, out) and self.scale == 1.0:
-            return conv(x, parts[0].array, geometry, precision)
+            return with_array(lambda x, kernel: conv(x, kernel, geometry, precision), x, parts[0])
         pair = _factor_pair(parts, rows)
         if pair is None or pair[1:] != (rows, (out,)):
             return None
@@ -629,61 +564,6 @@ def _factor_pair(parts: Sequence[Part], rows: Axes) -> tuple[tuple[Part, Part], 
         and all(axis >= 0 for axis in (*B.axes[:-1], *A.axes[1:]))
     )
     return ((B, A), B.axes[:-1], A.axes[1:]) if fits else None
-
-
-def as_matrix(part: Part, rows: int) -> Factor:
-    """Return a part's array as a matrix of so many rows."""
-    value = part.value
-    if isinstance(value, Indexed):
-        return value.rearranged(lambda array: array.reshape(rows, -1))
-    return value if isinstance(value, Generated) else value.reshape(rows, -1)
-
-
-def _along(part: Part, axes: Axes, dtype: Any) -> Array:
-    """Return a part with an axis of size one for each axis that it lacks."""
-    part = part.ordered(axes.index)
-    array = part.array.astype(dtype)
-    return array.reshape([part.size(axis) for axis in axes])
-
-
-def _dense(x: Array, x_axes: Axes, part: Part, out_axes: Axes, precision: Any) -> Array:
-    """Multiply by one array, as a plain matrix."""
-    rows = [axis for axis in part.axes if axis in x_axes]
-    columns = [axis for axis in part.axes if axis not in x_axes]
-    free = [axis for axis in x_axes if axis not in rows]
-    matrix = part.array.transpose([part.axes.index(axis) for axis in (*rows, *columns)])
-    size = math.prod(part.size(axis) for axis in rows)
-    x = x.transpose([x_axes.index(axis) for axis in (*free, *rows)])
-    y = dot(x.reshape(*x.shape[: len(free)], size), matrix.reshape(size, -1), precision)
-    y = y.reshape(*y.shape[:-1], *(part.size(axis) for axis in columns))
-    return y.transpose([[*free, *columns].index(axis) for axis in out_axes])
-
-
-def _times(x: Array, x_axes: Axes, part: Part, out_axes: Axes, precision: Any) -> Array:
-    """Multiply by one array, and sum over axes not in `out_axes`."""
-    rows = [axis for axis in part.axes if axis in x_axes]
-    columns = [axis for axis in part.axes if axis not in x_axes]
-    free = [axis for axis in x_axes if axis not in rows]
-    one_matrix = rows and set(out_axes) == {*free, *columns}
-    if not isinstance(part.value, Indexed) or not one_matrix:
-        return _einsum(x, x_axes, part.array, part.axes, out_axes, precision)
-    matrix = part.ordered([*rows, *columns].index)
-    size = math.prod(part.size(axis) for axis in rows)
-    x = x.transpose([x_axes.index(axis) for axis in (*free, *rows)])
-    y = apply_factor(x.reshape(*x.shape[: len(free)], size), as_matrix(matrix, size), precision)
-    y = y.reshape(*y.shape[:-1], *(part.size(axis) for axis in columns))
-    return y.transpose([[*free, *columns].index(axis) for axis in out_axes])
-
-
-def _einsum(
-    x: Array, x_axes: Axes, y: Array, y_axes: Axes, out_axes: Axes, precision: Any
-) -> Array:
-    def product(x: Array, y: Array, **options: Any) -> Array:
-        return jnp.einsum(
-            x, list(x_axes), y, list(y_axes), list(out_axes), precision=precision, **options
-        )
-
-    return multiply(product, x, y.astype(x.dtype))
 
 
 def _cost(x: Part, parts: Sequence[Part], out_axes: Axes) -> int:

@@ -123,7 +123,8 @@ class Kind:
         >>> import jax, jax.numpy as jnp
         >>> from straw_jax import factor_spec, modulate
         >>> from straw_jax.kinds import Kind, Update, Written
-        >>> from straw_jax.operators import Contraction, Part
+        >>> from straw_jax.operators import Contraction
+        >>> from straw_jax.parts import Part
         >>> @jax.tree_util.register_dataclass
         ... @dataclass(frozen=True)
         ... class Shifted(Update):

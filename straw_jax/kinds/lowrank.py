@@ -11,7 +11,8 @@ from jax.typing import ArrayLike
 from straw_jax import expect
 from straw_jax.kinds.base import Kind, Update, Written
 from straw_jax.lowrank import Factor, each_number, factor_shape
-from straw_jax.operators import Contraction, Kernel, Part
+from straw_jax.operators import Contraction, Kernel
+from straw_jax.parts import Part
 from straw_jax.readings import all_axes, matrix_axes, matrix_shape
 
 

@@ -11,7 +11,8 @@ from jax.typing import ArrayLike
 
 from straw_jax import expect
 from straw_jax.kinds.base import Kind, Shared, Update, Written
-from straw_jax.operators import Contraction, Kernel, Part
+from straw_jax.operators import Contraction, Kernel
+from straw_jax.parts import Part
 
 
 @jax.tree_util.register_dataclass

@@ -13,8 +13,9 @@ from jax.typing import ArrayLike
 from straw_jax.geometry import check_grid, composed, resample
 from straw_jax.kinds.base import Kind, Update, Written, misfit
 from straw_jax.kinds.whole import WholeLeaf
-from straw_jax.lowrank import ConvGeometry
-from straw_jax.operators import Axes, Kernel, Part, Term, every
+from straw_jax.lowrank import ConvGeometry, Lazy
+from straw_jax.operators import Kernel, Term, every
+from straw_jax.parts import Axes, Part
 
 
 @jax.tree_util.register_dataclass
@@ -114,7 +115,7 @@ class Resampled(Term):
         return None if self.grid is not None else self._each(lambda term: term.each_part(function))
 
     def _kernel(self, sizes: Axes) -> Kernel:
-        arrays = jax.tree.leaves(self.terms)
+        arrays = jax.tree.leaves(self.terms, is_leaf=lambda leaf: isinstance(leaf, Lazy))
         dtype = arrays[0].dtype if arrays else self.matrix.dtype
         return Kernel(self.terms, sizes, dtype, self.path)
 

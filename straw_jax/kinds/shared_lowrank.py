@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 
 from straw_jax.kinds.base import Kind, Shared, Update, Written
 from straw_jax.kinds.lowrank import check_lowrank, lowrank_term
-from straw_jax.operators import Kernel, Part
+from straw_jax.operators import Kernel
+from straw_jax.parts import Part
 from straw_jax.readings import matrix_shape, read_as
 
 

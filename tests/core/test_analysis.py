@@ -36,7 +36,8 @@ from straw_jax.kinds import (
     Whole,
     Written,
 )
-from straw_jax.operators import Contraction, Part
+from straw_jax.operators import Contraction
+from straw_jax.parts import Part
 
 SIZES = st.tuples(*[st.integers(1, 7)] * 4)  # samples, rows, rank, columns
 

@@ -26,7 +26,8 @@ from straw_jax import (
 from straw_jax.kinds import Gains, InBasis, Update
 from straw_jax.lift import take
 from straw_jax.lowrank import indexed_dot, rows_of_block
-from straw_jax.operators import Contraction, Part
+from straw_jax.operators import Contraction
+from straw_jax.parts import Part
 
 ADAPTERS = 3
 

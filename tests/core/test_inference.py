@@ -17,12 +17,19 @@ from reference import assert_close, random_array
 
 from straw_jax import (
     CNN,
+    DoRA,
     Factors,
+    Gain,
+    LowRank,
+    Mixture,
     Posed,
+    SharedLowRank,
+    factor_spec,
     load_exported,
     make_straw,
     modulate,
     predictor,
+    quantise,
     save_exported,
 )
 
@@ -468,6 +475,114 @@ def test_adapters_are_exchanged_without_compiling(tmp_path, caplog):
         ValueError, match=r"factors/kernel/B: expected float32 \[batch, 3, 2\], got"
     ):
         predict(X, factors=own | {"kernel": Factors(*(own["kernel"].A, own["kernel"].B))})
+
+
+KINDS = {
+    "lowrank": LowRank(2),
+    "basis": SharedLowRank(2, full=True),
+    "gains": Gain(inputs=True),
+    "mixture": Mixture(2),
+    "dora": DoRA(1),
+    "whole": "whole",
+    "several": [Mixture(2), DoRA(1), Gain()],
+    "posed": "whole",
+}
+
+
+def all_kinds():
+    """A layer of each kind, and adapters of all: what samples share has no sample axis."""
+    params = {name: random_array(i, (4, 3)) for i, name in enumerate(KINDS)}
+    spec = factor_spec(params, KINDS)
+    layers = modulate(lambda params, x: {name: x @ W for name, W in params.items()})
+
+    def adapters(seed, leading=()):
+        shared = {
+            f"{leaf.path}/{name}": random_array(seed + 1, part.shape)
+            for leaf in spec
+            for name, part in leaf.shared.items()
+        }
+        factors = spec.unpack(np.asarray(random_array(seed, (*leading, spec.size))), shared)
+        pose = random_array(seed + 2, (*leading, 2, 3))
+        return factors | {"posed": Posed(pose, factors["posed"], (2, 2))}
+
+    return params, layers, adapters
+
+
+def test_a_hundred_adapters_of_every_kind_and_one_program(tmp_path, caplog):
+    params, layers, adapters = all_kinds()
+    x = random_array(9, (5, 4))
+
+    def call(params, x, *, factors):
+        return layers(params, factors, x)
+
+    one, several = adapters(0), adapters(0, (5,))
+    axes = jax.tree.map(lambda a, b: 0 if a.ndim > b.ndim else None, several, one)
+    for name, example, shared in (("one", one, "factors"), ("several", several, {"factors": axes})):
+        (folder := tmp_path / name).mkdir()
+        path = saved(folder, call, params, x, factors=example, shared=shared)
+        predict = load_exported(path, batch_sizes=(8,))
+        y = predict(x, factors=example)
+        caplog.clear()
+        with jax.log_compiles():
+            for seed in range(100):
+                own = adapters(seed, () if name == "one" else (5,))
+                y = predict(x, factors=own)
+        assert "Compiling" not in caplog.text
+        assert_close(y, jax.jit(call)(params, x, factors=own), 1e-5)
+        with pytest.raises(ValueError, match=r"expected the inputs factors/basis/core.*, got x: f"):
+            predict(x)
+
+
+def test_a_bank_is_an_input_or_a_part_of_the_file(tmp_path, caplog):
+    """With the numbers of its adapters as per-sample inputs; another bank of its size, too."""
+    layer = modulate(dense)
+
+    def bank(seed):
+        return {"kernel": Factors(random_array(seed, (6, 3, 2)), random_array(seed, (6, 2, 4)))}
+
+    def call(params, x, *, bank, ids):
+        return layer(params, jax.tree.map(lambda leaf: leaf[ids], bank), x)
+
+    def stored(params, x, *, ids):
+        return call(params["base"], x, bank=params["bank"], ids=ids)
+
+    ids = np.arange(33) * 5 % 6
+    path = saved(tmp_path, call, sample=X[:1], bank=bank(0), ids=ids[:1], shared=["bank"])
+    predict = load_exported(path, batch_sizes=(8, 33))
+    predict(X, bank=bank(0), ids=ids)
+    with jax.log_compiles():
+        got = predict(X, bank=bank(1), ids=ids)
+    assert "Compiling" not in caplog.text
+    want = call(PARAMS, X, bank=bank(1), ids=ids)
+    assert_close(got, want, 1e-5)
+    assert_close(predict(X[:11], bank=bank(1), ids=ids[:11]), want[:11], 1e-5)
+    both = {"base": PARAMS, "bank": bank(1)}
+    path = saved(tmp_path, stored, both, X[:1], ids=ids[:1])
+    assert_close(load_exported(path, batch_sizes=(33,))(X, ids=ids), want, 1e-5)
+    with pytest.raises(ValueError, match=r"bank/kernel/B: expected float32 \[6, 3, 2\], got"):
+        predict(X, bank=jax.tree.map(lambda leaf: leaf[:5], bank(1)), ids=ids)
+    save = partial(saved, tmp_path, call, sample=X[:1], bank=bank(0), ids=ids[:1])
+    for shared in ({"bank": 1}, "x", 3, {"bank": {"kernel": (0, 0, 0)}}):
+        with pytest.raises(ValueError, match=r"expected shared to be (names|trees)"):
+            save(shared=shared)
+    with pytest.raises(ValueError, match=r"to name some of the inputs \['bank', 'ids'\], got"):
+        save(shared=["bonk"])
+
+
+def test_quantised_weights_in_a_file(tmp_path):
+    params = {"W": quantise(random_array(0, (64, 32)), bits=4), "b": random_array(1, (32,))}
+    factors = {"W": Factors(random_array(2, (64, 2)), random_array(3, (2, 32)))}
+    layer = modulate(lambda params, x: x @ params["W"] + params["b"][None])
+
+    def call(params, x, *, factors):
+        return layer(params, factors, x)
+
+    x = random_array(4, (8, 64))
+    path = saved(tmp_path, call, params, x, factors=factors, shared="factors")
+    assert_close(load_exported(path)(x, factors=factors), call(params, x, factors=factors), 1e-5)
+    with zipfile.ZipFile(path) as archive:
+        stored = [part.file_size for part in archive.infolist() if "parameters" in part.filename]
+    assert sum(stored) == params["W"].nbytes + 32 * 4
 
 
 def test_factors_and_poses_as_outputs(tmp_path):

@@ -33,7 +33,8 @@ from straw_jax import (
 )
 from straw_jax.factors import is_kernel, named_leaves
 from straw_jax.kinds import Gains, Kind, Posed, Update, Written
-from straw_jax.operators import Contraction, Part
+from straw_jax.operators import Contraction
+from straw_jax.parts import Part
 
 SAMPLES = 3
 
