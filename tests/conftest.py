@@ -5,6 +5,10 @@ import os
 import signal
 from pathlib import Path
 
+# Threads of NumPy's linear algebra wait for work in a loop: a quarter of the time of the figures'
+# tests. Read when NumPy is imported: by the workers of `-n`, and by scripts that tests start.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import hypothesis
 import jax
 import pytest

@@ -3,6 +3,7 @@
 import gzip
 import os
 import struct
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -11,10 +12,19 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
 
+# What one script has compiled, the next one reads, however quick it was: else each test would
+# compile the same small models again. Of this process alone, as files are written in place.
+_COMPILED = tempfile.TemporaryDirectory()
+CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": _COMPILED.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+
 
 def environment(*first, **more):
     path = os.pathsep.join([*map(str, first), str(ROOT)])
-    return {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", **more}
+    return {**os.environ, **CACHE, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", **more}
 
 
 def write_archive(path, *, train=96, test=20):

@@ -20,7 +20,7 @@ def analyse(line, folder):
     return subprocess.run(
         [sys.executable, scripts.EXPERIMENTS / "analyse.py", *shlex.split(line)],
         cwd=folder,
-        env=scripts.environment(JAX_COMPILATION_CACHE_DIR=str(folder / "cache")),
+        env=scripts.environment(),
         capture_output=True,
         text=True,
         check=False,

@@ -186,7 +186,7 @@ def _start(folder, *words):
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *words],
         cwd=folder,
-        env=scripts.environment(JAX_COMPILATION_CACHE_DIR=str(folder / "cache")),
+        env=scripts.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -274,7 +274,7 @@ def test_mistakes_are_told_on_one_line(tmp_path, words, says):
     (line,) = stderr.splitlines()
     assert line.startswith("char_lm.py: ")
     assert says in line
-    assert {path.name for path in tmp_path.iterdir()} <= {"short.txt", "long.txt", "cache"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"short.txt", "long.txt"}
 
 
 # --- report -------------------------------------------------------------------------------------

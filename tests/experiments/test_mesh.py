@@ -18,9 +18,9 @@ PROGRAM = Path(__file__).with_name("mesh_program.py")
 def start(folder, *words, devices):
     flags = f"--xla_force_host_platform_device_count={devices} {os.environ.get('XLA_FLAGS', '')}"
     command = [sys.executable, PROGRAM, *words]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment(XLA_FLAGS=flags), stderr=subprocess.PIPE, text=True
-    )
+    # Nothing is compiled twice here.
+    kept = environment(XLA_FLAGS=flags, JAX_ENABLE_COMPILATION_CACHE="false")
+    return subprocess.Popen(command, cwd=folder, env=kept, stderr=subprocess.PIPE, text=True)
 
 
 def ended(process):

@@ -231,8 +231,7 @@ def test_studies_are_stopped_and_gone_on_with(tmp_path):
     words = "--only rank1 rank2 --out here --archive tiny.zip --data-dir data --dataset emnist"
     words += " -- --models standalone --epochs 2 --batch-size 16"  # the quickest
     command = [sys.executable, str(SCRIPT), *words.split()]
-    cached = scripts.environment(JAX_COMPILATION_CACHE_DIR="cache")
-    kept = {"env": cached, "text": True, "stdout": subprocess.PIPE}
+    kept = {"env": scripts.environment(), "text": True, "stdout": subprocess.PIPE}
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, **kept)
     epochs = tmp_path / "here" / "rank2" / "runs" / "standalone-seed0" / "epochs"
     while not (epochs / "1" / "commit_success.txt").exists():

@@ -243,7 +243,7 @@ class _Place:
             return subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env=scripts.environment(JAX_COMPILATION_CACHE_DIR=str(self.folder / "cache")),
+                env=scripts.environment(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -37,6 +37,7 @@ SMALL = weights_objective((2, 2, 1), 4, straw=weight_predictor((2, 2, 1), embedd
 
 @pytest.fixture(autouse=True)
 def few_tasks(monkeypatch):
+    monkeypatch.setattr(train, "_EPOCHS", 6)  # each of them is saved, which takes a while
     monkeypatch.setattr(train, "TESTED", 64)
     monkeypatch.setattr(train, "_TESTED_EACH_EPOCH", 32)
     monkeypatch.setattr(evaluate, "_BATCH", 32)
@@ -82,13 +83,13 @@ def test_parts_are_of_some_tens_of_tasks_that_fit_the_cache(vectors, batch, part
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [1, 7])
+@pytest.mark.parametrize("stop", [1, 4])
 def test_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch, predictor, stop):
     whole = Run(predictor, 3, tmp_path / "whole")
     result = _finish(whole)
     assert result["examined"] == {"leaves": len(jax.tree.leaves(whole.variables()))}
     history = whole.history()
-    assert [line["step"] for line in history] == [*range(3, 47, 3), 47]  # parts of 3 steps
+    assert [line["step"] for line in history] == [8, 16, 24, 32, 40, 47]
     assert history[-1]["train"]["loss"] < history[0]["train"]["loss"]
 
     run, calls = Run(predictor, 3, tmp_path / "cut"), []
@@ -249,7 +250,7 @@ def _start(folder, *words):
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *words],
         cwd=folder,
-        env=scripts.environment(JAX_COMPILATION_CACHE_DIR=str(folder / "cache")),
+        env=scripts.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
