@@ -21,6 +21,8 @@ INTERNAL = {
         "layers",
         "operations",
         "operators",
+        "parts",
+        "products",
         "program",
     )
 }
