@@ -13,11 +13,17 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from straw_jax.adapters import load_peft, save_peft
     from straw_jax.costs import multiply_adds
-    from straw_jax.encoders import ConvEncoder, NormEncoder, RecursiveEncoder, SetEncoder
+    from straw_jax.encoders import (
+        ConvEncoder,
+        NormEncoder,
+        PerceiverEncoder,
+        RecursiveEncoder,
+        SetEncoder,
+    )
     from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
     from straw_jax.fast_weights import delta_rule, delta_rule_outputs, hebb
     from straw_jax.functional import hyperlora, hyperlora_conv
-    from straw_jax.generator import Generator
+    from straw_jax.generator import Heads, SharedHeads, TokenHeads
     from straw_jax.geometry import affine, invert, resample
     from straw_jax.inference import load_exported, predictor, save_exported
     from straw_jax.kinds import (
@@ -47,12 +53,13 @@ __all__ = [
     "Gain",
     "Generated",
     "GeneratedLeaf",
-    "Generator",
     "Geometric",
+    "Heads",
     "LowRank",
     "Mixture",
     "Network",
     "NormEncoder",
+    "PerceiverEncoder",
     "Pose",
     "PoseEncoder",
     "PoseEstimate",
@@ -61,8 +68,10 @@ __all__ = [
     "RecursiveEncoder",
     "ResNet34",
     "SetEncoder",
+    "SharedHeads",
     "SharedLowRank",
     "Straw",
+    "TokenHeads",
     "ViT",
     "Whole",
     "affine",
@@ -91,11 +100,17 @@ __all__ = [
 _MODULES = {
     "adapters": ["load_peft", "save_peft"],
     "costs": ["multiply_adds"],
-    "encoders": ["ConvEncoder", "NormEncoder", "RecursiveEncoder", "SetEncoder"],
+    "encoders": [
+        "ConvEncoder",
+        "NormEncoder",
+        "PerceiverEncoder",
+        "RecursiveEncoder",
+        "SetEncoder",
+    ],
     "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],
     "fast_weights": ["delta_rule", "delta_rule_outputs", "hebb"],
     "functional": ["hyperlora", "hyperlora_conv"],
-    "generator": ["Generator"],
+    "generator": ["Heads", "SharedHeads", "TokenHeads"],
     "geometry": ["affine", "invert", "resample"],
     "inference": ["load_exported", "predictor", "save_exported"],
     "lift": ["materialize", "modulate"],

@@ -1,8 +1,9 @@
 """The composed model: from sample and context over style vector and factors to the executor."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -15,14 +16,16 @@ from jax.typing import DTypeLike
 from straw_jax import expect
 from straw_jax.encoders import ConvEncoder
 from straw_jax.factors import Entry, FactorSpec, Rank, factor_spec, is_kernel, named_leaves
-from straw_jax.generator import Generator
+from straw_jax.generator import Heads, StartName, cast, check_start, finished, shared_init
 from straw_jax.kernels import Use, uses_of_leaves
+from straw_jax.kinds import Start
 from straw_jax.lift import materialize, modulate, take
-from straw_jax.lowrank import formed
+from straw_jax.lowrank import accumulator_dtype, formed
 from straw_jax.operations import is_linear_cast
 
 Params: TypeAlias = Any
 Base: TypeAlias = Literal["none", "trained", "frozen"]
+Options: TypeAlias = Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Network:
 class Straw:
     """A model that generates its executor's weights for each sample, as pure functions.
 
+    `str(straw)` is two tables: what is generated, and the numbers of parameters.
+
     Attributes:
         spec: which of the executor's leaves are generated.
         init: `(key) -> params`, a dict of "encoder", "generator" (not in `Geometric.straw`) and,
@@ -67,14 +72,19 @@ class Straw:
             samples. Keyword arguments are passed to the executor, with typed random keys among them
             split, one for each sample. An executor with state takes and returns it:
             `(params, x, *, state, **kwargs) -> (y, state)`, and so does `apply_styles`.
-        styles: `(params, context) -> [batch, style]`, the style vectors.
-        apply_styles: `(params, styles, x, **kwargs) -> y`, as `apply` with given style vectors:
-            those of other samples, a mean, or changed ones; one for each sample, or `[1, style]`.
-        factors: `(params, context) -> factors`, a tree of factors with a sample axis, as
-            `FactorSpec` describes.
-        merge: `(params, context) -> weights`, the executor's ordinary weights for one context
-            (without a sample axis), exact up to rounding. Raises a ValueError where the update of a
-            convolution is a pose.
+            `encoder_kwargs`, `generator_kwargs` and `executor_kwargs` are dicts of keyword
+            arguments for one part; the last is for names that are taken, such as an executor's own
+            `context`.
+        styles: `(params, context, *, encoder_kwargs=None) -> styles`, the style vectors,
+            `[batch, style]` or `[batch, tokens, d]`.
+        apply_styles: `(params, styles, x, *, generator_kwargs=None, executor_kwargs=None, **kwargs)
+            -> y`, as `apply` with given style vectors: those of other samples, a mean, or changed
+            ones; for each sample, or, with a first axis of 1, for all.
+        factors: `(params, context, *, encoder_kwargs=None, generator_kwargs=None) -> factors`, a
+            tree of factors with a sample axis, as `FactorSpec` describes.
+        merge: `(params, context, *, encoder_kwargs=None, generator_kwargs=None) -> weights`, the
+            executor's ordinary weights for one context (without a sample axis), exact up to
+            rounding. Raises a ValueError where the update of a convolution is a pose.
         init_state: `(key) -> state`, the executor's state, which is no parameter; None where it has
             none.
 
@@ -89,16 +99,44 @@ class Straw:
         ((8, 5), (8, 3, 2))
         >>> straw.merge(params, x[0])["kernel"].shape
         (3, 4)
+        >>> print(straw)
+        leaf    shape   rank  dense  generated  ratio
+        bias    4      whole      4          4  1.000
+        kernel  3x4        2     12         14  1.167
+        total                    16         18  1.125
+        <BLANKLINE>
+        part           parameters
+        encoder                20
+        generator           3,090
+          bias                516
+          hidden              768
+          kernel.A          1,032
+          kernel.B            774
+        executor               16
+        total               3,126
     """
 
     spec: FactorSpec
     init: Callable[[Array], Params]
     apply: Callable[..., Any]
-    styles: Callable[[Params, Any], Array]
+    styles: Callable[..., Array]
     apply_styles: Callable[..., Any]
-    factors: Callable[[Params, Any], dict[str, Entry]]
-    merge: Callable[[Params, Any], Params]
+    factors: Callable[..., dict[str, Entry]]
+    merge: Callable[..., Params]
     init_state: Callable[[Array], Any] | None = None
+
+    def __str__(self) -> str:
+        params = jax.eval_shape(self.init, jax.random.key(0))
+        rows = [("part", "parameters")]
+        for part in params:
+            rows.append((part, f"{_numbers(params[part]):,}"))
+            if part == "generator":
+                rows += [(f"  {name}", f"{_numbers(each):,}") for name, each in
+                         params[part].items()]  # fmt: skip
+        rows.append(("total", f"{_numbers(params):,}"))
+        left, right = (max(map(len, column)) for column in zip(*rows, strict=True))
+        lines = [f"{name.ljust(left)}  {count.rjust(right)}" for name, count in rows]
+        return "\n".join([str(self.spec), "", *lines])
 
 
 def linen(module: nn.Module, *, mutable: Sequence[str] = (), **defaults: Any) -> Network:
@@ -238,7 +276,9 @@ def make_straw(
     base: Base = "none",
     encoder: nn.Module | Network | None = None,
     context: Any = None,
-    hidden: int = 128,
+    generator: Callable[..., nn.Module | Network] | nn.Module | Network | None = None,
+    hidden: int | None = None,
+    start: StartName | None = None,
     scale: float = 1.0,
     allow_materialise: bool = False,
     dtype: DTypeLike | None = None,
@@ -264,9 +304,23 @@ def make_straw(
             trained too, as in the article's equation; `A` is initialised with 0, so that an
             untrained modulator does not change the executor. "frozen": the same with pretrained
             weights `W0` that the caller passes and that get no gradient: input-conditioned LoRA.
-        encoder: from context to style vectors `[batch, style]`; by default `ConvEncoder()`.
+        encoder: from context to style vectors `[batch, style]`, or `[batch, tokens, d]`; by
+            default `ConvEncoder()`.
         context: an input of the encoder, `[n, ...]`, if it is not the sample itself.
-        hidden: length of the generator's hidden vector.
+        generator: from style vectors to factors, by default `Heads`. A function of the
+            specification, `(spec, *, start_at_base, start, dtype)`, that returns a Linen module or
+            `Network` from styles to a tree of factors: `SharedHeads`, `TokenHeads`, or
+            `functools.partial(SharedHeads, hidden=64)`. Or a Linen module (an instance) or
+            `Network` from styles to vectors `[batch, size]` of the specification's size, as
+            `FactorSpec.unpack` takes them: offsets are added, and with a base that has to be
+            unchanged at the start each array that starts at 0 is multiplied by a learned number.
+        hidden: length of the default generator's hidden vector; 128, if none is given.
+        start: "article": that of the article's code, whatever is written. "plain", recommended for
+            new models: activations have about the plain model's standard deviations at every rank,
+            and a step of Adam changes weights by about its learning rate. Without a base, mean and
+            deviation of each leaf are those of `executor.init`; a vector's numbers are then taken
+            as of deviation 1. None: "article" for `Heads`, "plain" for other classes here; vectors
+            stay as they are. With a base both leave the untrained executor as it is.
         scale: of the low-rank updates (LoRA's alpha / r).
         allow_materialise: form a sample's whole kernel for unsupported operations, as in
             `modulate`.
@@ -285,8 +339,9 @@ def make_straw(
     Raises:
         ValueError: if the base is unknown, the dtype is not floating, the sample or the context is
             not a batch, ranks or axes do not fit the executor, the encoder's output is not a batch
-            of style vectors, or the base is "none" and a leaf of the executor is not generated; by
-            the functions, if parameters, inputs or keys do not fit.
+            of style vectors, a generator's vectors are not of `spec.size` numbers, or the base is
+            "none" and a leaf of the executor is not generated; by the functions, if parameters,
+            inputs or keys do not fit.
 
     References:
         The STRAW article, "The Pipeline"; Hu et al., "LoRA" (2021), for the frozen base.
@@ -303,7 +358,13 @@ def make_straw(
     """
     if base not in get_args(Base):
         raise ValueError(f"make_straw: expected a base of {get_args(Base)}, got {base!r}.")
-    expect.positive("make_straw", hidden=hidden)
+    expect.positive("make_straw", hidden=128 if hidden is None else hidden)
+    check_start("make_straw", start)
+    if hidden is not None and generator is not None:
+        raise ValueError(
+            "make_straw: expected hidden, of the default generator, or a generator, got both. Give"
+            f" it to the generator, as functools.partial(SharedHeads, hidden={hidden})."
+        )
     expect.compute_dtype("make_straw", dtype)
     if not expect.is_array(scale) or jnp.ndim(scale):
         expect.finite("make_straw", scale=scale)
@@ -332,7 +393,13 @@ def make_straw(
             f"make_straw: with base 'none' every leaf must be generated, got no rank for {kept}. "
             "Add patterns for them, or use base 'trained'."
         )
-    generator = linen(Generator(spec, hidden, start_at_base=base != "none", dtype=dtype))
+    if base == "none" and start != "article" and (start or generator is not None):
+        spec = _measured(spec, executor, sample)
+    options: dict[str, Any] = {"start_at_base": base != "none", "start": start, "dtype": dtype}
+    if generator is None:
+        writer = linen(Heads(spec, 128 if hidden is None else hidden, **options))
+    else:
+        writer = _writer(generator, spec, options, style)
     first_state = executor.init_state
     executor_apply = modulate(
         executor.apply,
@@ -353,7 +420,7 @@ def make_straw(
         keys = keys_of_parts(key)
         params = {
             "encoder": encoder.init(keys["encoder"], seen),
-            "generator": generator.init(keys["generator"], zeros_like(style)),
+            "generator": writer.init(keys["generator"], zeros_like(style)),
         }
         if base == "trained":
             params["executor"] = executor.init(keys["executor"], sample)
@@ -363,15 +430,21 @@ def make_straw(
         expect.random_key("Straw.init_state", key)
         return first_state(keys_of_parts(key)["executor"], sample) if first_state else None
 
-    def styles(params: Params, context: Any) -> Array:
+    def styles(params: Params, context: Any, *, encoder_kwargs: Options = None) -> Array:
         expect.parts("Straw", params, ("encoder",))
         expect.like("Straw", "the context", context, seen)
-        return encoder.apply(params["encoder"], context)
+        return encoder.apply(params["encoder"], context, **(encoder_kwargs or {}))
 
-    def factors(params: Params, context: Any) -> dict[str, Entry]:
+    def factors(
+        params: Params,
+        context: Any,
+        *,
+        encoder_kwargs: Options = None,
+        generator_kwargs: Options = None,
+    ) -> dict[str, Entry]:
         expect.parts("Straw", params, modulator)
-        generated = generator.apply(params["generator"], styles(params, context))
-        return formed(generated)
+        read = styles(params, context, encoder_kwargs=encoder_kwargs)
+        return formed(writer.apply(params["generator"], read, **(generator_kwargs or {})))
 
     def in_parameters_dtype(written: dict[str, Entry]) -> dict[str, Entry]:
         """Cast factors to the dtypes of the leaves that they are; `modulate` does, given a base."""
@@ -401,17 +474,36 @@ def make_straw(
         )
         return jax.lax.stop_gradient(params["executor"]) if base == "frozen" else params["executor"]
 
-    def apply_styles(params: Params, styles: Array, x: Any, **kwargs: Any) -> Any:
+    def apply_styles(
+        params: Params,
+        styles: Array,
+        x: Any,
+        *,
+        generator_kwargs: Options = None,
+        executor_kwargs: Options = None,
+        **kwargs: Any,
+    ) -> Any:
         expect.parts("Straw", params, modulator)
         size = expect.like("Straw", "x", x, sample)
-        generated = generator.apply(params["generator"], for_each_sample(styles, size))
-        return executor_apply(weights_of(params), in_parameters_dtype(generated), x, **kwargs)
+        options = _joined(kwargs, executor_kwargs)
+        given = for_each_sample(styles, size)
+        generated = writer.apply(params["generator"], given, **(generator_kwargs or {}))
+        return executor_apply(weights_of(params), in_parameters_dtype(generated), x, **options)
 
-    def apply(params: Params, x: Any, *, context: Any = None, **kwargs: Any) -> Any:
+    def apply(
+        params: Params,
+        x: Any,
+        *,
+        context: Any = None,
+        encoder_kwargs: Options = None,
+        **kwargs: Any,
+    ) -> Any:
         expect.like("Straw", "x", x, sample)
-        return apply_styles(params, styles(params, x if context is None else context), x, **kwargs)
+        seen = x if context is None else context
+        read = styles(params, seen, encoder_kwargs=encoder_kwargs)
+        return apply_styles(params, read, x, **kwargs)
 
-    def merge(params: Params, context: Any) -> Params:
+    def merge(params: Params, context: Any, **kwargs: Any) -> Params:
         expect.arrays("Straw.merge", "the context", context)
         batch_of_one = jax.tree.map(lambda leaf: leaf[None], context)
         if not expect.same_axes(batch_of_one, seen):
@@ -419,12 +511,131 @@ def make_straw(
                 f"Straw.merge: expected one context, like one of {expect.describe(seen)}, got"
                 f" {expect.describe(context)}. Take one of a batch, as context[0]."
             )
-        own = take(weights_of(params), factors(params, batch_of_one), 0)
+        own = take(weights_of(params), factors(params, batch_of_one, **kwargs), 0)
         return materialize(weights_of(params), in_parameters_dtype(own), scale=scale)
 
     return Straw(
         spec, init, apply, styles, apply_styles, factors, merge, init_state if first_state else None
     )
+
+
+def _numbers(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _joined(kwargs: dict[str, Any], own: Options) -> dict[str, Any]:
+    """Return an executor's keyword arguments, given in two ways."""
+    if twice := sorted(set(kwargs) & set(own or {})):
+        raise ValueError(
+            f"Straw: expected each keyword argument of the executor once, got {twice} by name and"
+            " in executor_kwargs. Leave one out."
+        )
+    return kwargs | dict(own or {})
+
+
+def _measured(spec: FactorSpec, executor: Network, sample: Any) -> FactorSpec:
+    """Return a specification with mean and deviation of each leaf in the untrained plain model."""
+
+    def moments(key: Array) -> dict[str, tuple[Array, Array]]:
+        leaves = named_leaves(executor.init(key, sample))
+        wide = {leaf.path: leaves[leaf.path].astype(jnp.float32) for leaf in spec}
+        return {path: (jnp.mean(leaf), jnp.mean(leaf**2)) for path, leaf in wide.items()}
+
+    with jax.ensure_compile_time_eval():  # also where a model is made within jax.jit
+        keys = jax.random.split(jax.random.key(0), 4)  # small leaves have few numbers
+        found = jax.jit(lambda: jax.lax.map(moments, keys))()
+    plain = {}
+    for path, (means, squares) in found.items():
+        mean = float(means.mean())
+        plain[path] = mean, max(float(squares.mean()) - mean**2, 0.0) ** 0.5
+    return FactorSpec(tuple(replace(leaf, plain=plain[leaf.path]) for leaf in spec))
+
+
+def _writer(
+    generator: Any, spec: FactorSpec, options: dict[str, Any], style: jax.ShapeDtypeStruct
+) -> Network:
+    """Return a generator as a `Network` from styles to a tree of factors."""
+    if isinstance(generator, nn.Module | Network):
+        return _of_vectors(as_network(generator), spec, style, **options)
+    if not callable(generator):
+        raise ValueError(
+            "make_straw: expected a generator, a function of the specification such as SharedHeads,"
+            f" a Linen module (an instance) or a Network, got {expect.describe(generator)}."
+        )
+    writer = as_network(generator(spec, **options))
+    written = jax.eval_shape(
+        lambda: writer.apply(writer.init(jax.random.key(0), zeros_like(style)), zeros_like(style))
+    )
+    spec.check(written)
+    return writer
+
+
+def _of_vectors(
+    network: Network,
+    spec: FactorSpec,
+    style: jax.ShapeDtypeStruct,
+    *,
+    start_at_base: bool,
+    start: StartName | None,
+    dtype: DTypeLike | None,
+) -> Network:
+    """Return a network from styles to vectors as one to a tree of factors."""
+    vectors = jax.eval_shape(
+        lambda: network.apply(network.init(jax.random.key(0), zeros_like(style)), zeros_like(style))
+    )
+    if not expect.is_array(vectors) or vectors.shape != (style.shape[0], spec.size):
+        raise ValueError(
+            f"make_straw: expected a generator from styles {expect.describe(style)} to vectors"
+            f" [{style.shape[0]}, {spec.size}], got {expect.describe(vectors)}. Its last layer has"
+            " spec.size outputs, factor_spec(params, ranks).size; a class that takes the"
+            " specification is given as it is, generator=SharedHeads."
+        )
+    starts = {
+        f"{leaf.path}/{name}": each
+        if start == "plain"
+        else Start(1.0, zero=part.always_zero or (start_at_base and part.zero))
+        for leaf in spec
+        for own in (leaf.starts(start_at_base),)
+        for name, part in leaf.written.items()
+        for each in (own[name],)
+    }
+    shared = {f"{leaf.path}/{name}": (leaf, name, part) for leaf in spec
+              for name, part in leaf.shared.items()}  # fmt: skip
+
+    def init(key: Array, z: Any) -> Params:
+        keys = jax.random.split(key, len(shared) + 1)
+        return {
+            "network": network.init(keys[0], z),
+            # What starts at 0 is multiplied by a number that does: a network's first vectors may
+            # not all be 0, or nothing would learn.
+            "gates": {path: jnp.zeros(()) for path, each in starts.items() if each.zero},
+            "shared": {
+                path: shared_init(
+                    part, leaf.starts(start_at_base)[name] if start == "plain" else None,
+                    start_at_base,
+                )(own, part.shape)
+                for own, (path, (leaf, name, part)) in zip(keys[1:], shared.items(), strict=True)
+            },
+        }  # fmt: skip
+
+    def apply(params: Params, z: Array, **kwargs: Any) -> dict[str, Entry]:
+        vector = network.apply(params["network"], z, **kwargs)
+        entries, end = {}, 0
+        for leaf in spec:
+            parts = {name: cast(params["shared"][f"{leaf.path}/{name}"], dtype) for name in
+                     leaf.shared}  # fmt: skip
+            for name, part in leaf.written.items():
+                path = f"{leaf.path}/{name}"
+                numbers = vector[:, end : (end := end + math.prod(part.shape))]
+                own = numbers.dtype if dtype is None else dtype
+                numbers = numbers.astype(accumulator_dtype(own) if part.exact else own)
+                if path in params["gates"]:
+                    numbers = numbers * params["gates"][path].astype(numbers.dtype)
+                parts[name] = finished(numbers, part, starts[path])
+            entries[leaf.path] = leaf.assemble(parts)
+        return entries
+
+    return Network(init, apply)
 
 
 def _style(encoder: Network, context: Any) -> jax.ShapeDtypeStruct:
@@ -434,10 +645,10 @@ def _style(encoder: Network, context: Any) -> jax.ShapeDtypeStruct:
     )
     count = jax.tree.leaves(context)[0].shape[0]
     shape: tuple[int, ...] = styles.shape if expect.is_array(styles) else ()
-    if len(shape) != 2 or shape[0] != count or not shape[1]:
+    if len(shape) not in (2, 3) or shape[0] != count or 0 in shape:
         raise ValueError(
-            "make_straw: expected an encoder from contexts [n, ...] to style vectors [n, style],"
-            f" got {expect.describe(styles)} for {expect.describe(context)}. If the sample is one"
+            "make_straw: expected an encoder from contexts [n, ...] to style vectors [n, style] or"
+            f" [n, tokens, d], got {expect.describe(styles)} for {expect.describe(context)}. If the sample is one"
             " without a batch axis, give sample[None]."
         )
     return styles
@@ -475,11 +686,11 @@ def for_each_sample(styles: Array, count: Any) -> Array:
     """Return style vectors with one for each sample.
 
     Args:
-        styles: `[count, style]`, or `[1, style]` for all samples.
+        styles: `[count, style]`, or `[1, style]` for all samples; or `[..., tokens, d]`.
         count: number of samples.
 
     Returns:
-        `[count, style]`.
+        `[count, style]`, or `[count, tokens, d]`.
 
     Raises:
         ValueError: if there are others.
@@ -491,7 +702,7 @@ def for_each_sample(styles: Array, count: Any) -> Array:
         (3, 5)
     """
     expect.arrays("Straw", "style vectors", styles)
-    if styles.ndim != 2 or styles.shape[0] not in (1, count):
+    if styles.ndim not in (2, 3) or styles.shape[0] not in (1, count):
         raise ValueError(
             "Straw: expected a context or style vector for each sample of x, or one for all,"
             f" [{count}, ...] or [1, ...], got style vectors {expect.describe(styles)}. For the"
@@ -499,7 +710,7 @@ def for_each_sample(styles: Array, count: Any) -> Array:
         )
     if styles.shape[0] == count:
         return styles
-    return jnp.broadcast_to(styles, (count, styles.shape[1]))
+    return jnp.broadcast_to(styles, (count, *styles.shape[1:]))
 
 
 def as_network(model: nn.Module | Network) -> Network:
