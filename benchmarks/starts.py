@@ -1,8 +1,9 @@
 """How untrained STRAWs start: sizes of activations, the loss of the first steps, gradients by part.
 
 `python benchmarks/starts.py` prints one line for each generator, base, kind and rank. Of three
-tasks, "layers" (a small convolutional network) has all kinds; "siren" is an image to a coordinate
-network that draws it, and "table" labelled rows to an MLP, at low rank. Columns:
+tasks, "layers" (a small convolutional network) has all kinds and is not trained; "siren", an image
+to a coordinate network that draws it, and "table", labelled rows to an MLP, have low ranks.
+Columns:
 
     sizes      standard deviation of activations over that of the plain model, of the layer whose
                ratio is farthest from 1; sums over samples and seeds
@@ -13,6 +14,7 @@ network that draws it, and "table" labelled rows to an MLP, at low rank. Columns
 
 import argparse
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -44,7 +46,13 @@ from straw_jax import (
 )
 from straw_jax.straw import Base
 
-SEEDS = 8
+# Each line compiles a program of its own and runs it a few times.
+jax.config.update("jax_disable_most_optimizations", True)
+if jax.__version_info__ < (0, 11):  # later versions may not have these flags
+    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+SEEDS = 4
 BATCH = 64
 STEPS = 10
 RANKS = 1, 4, 16, 64, 256
@@ -86,8 +94,8 @@ class Start(NamedTuple):
     """What is reported of one cell."""
 
     sizes: float
-    loss: float
-    gradients: dict[str, float]
+    loss: float | None = None
+    gradients: dict[str, float] | None = None
 
 
 class _Layers(nn.Module):
@@ -135,9 +143,7 @@ def _images(rng: np.random.Generator, size: int) -> np.ndarray:
     """Draw images of a few waves, in 0 to 1."""
     at = np.linspace(0, 1, size)
     waves = rng.uniform(1, 8, (BATCH, 3, 2)), rng.uniform(0, 6, (BATCH, 3, 2))
-    rows, columns = (
-        np.sin(waves[0][..., i, None] * at + waves[1][..., i, None]) for i in (0, 1)
-    )
+    rows, columns = (np.sin(waves[0][..., i, None] * at + waves[1][..., i, None]) for i in (0, 1))
     image = np.einsum("bkh,bkw->bhw", rows, columns)[..., None] / 3
     return (0.5 + 0.5 * image).astype(np.float32)
 
@@ -191,7 +197,9 @@ def _pixels() -> Network:
     )
 
 
-def measure(given: Task, generator: Any, start: Any, base: Base, updates: Any, seeds: int) -> Start:
+def measure(
+    given: Task, generator: Any, start: Any, base: Base, updates: Any, seeds: int, trained: bool
+) -> Start:
     """Return how a STRAW starts, with each kernel updated as said and all other leaves whole."""
     straw = make_straw(
         given.executor,
@@ -203,6 +211,8 @@ def measure(given: Task, generator: Any, start: Any, base: Base, updates: Any, s
         generator=generator,
         start=start,
     )
+    data = jax.tree.map(jnp.asarray, (given.x, given.context, given.target))
+    keys = jax.random.split(jax.random.key(0), seeds)
     optimiser = optax.adam(1e-3)
 
     def loss(params: Any, data: Any) -> Any:
@@ -218,43 +228,50 @@ def measure(given: Task, generator: Any, start: Any, base: Base, updates: Any, s
         return optax.apply_updates(params, change), state, (value, moments, norms)
 
     @jax.jit
-    def init(key: Any) -> Any:
-        params = straw.init(key)
-        return params, optimiser.init(params)
+    def started(key: Any, data: Any) -> Any:
+        return loss(straw.init(key), data)[1]
 
-    data = jax.tree.map(jnp.asarray, (given.x, given.context, given.target))
+    if not trained:
+        found = [started(key, data) for key in keys]
+        return Start(_ratio(given, [np.stack(each) for each in zip(*found, strict=True)]))
+
+    init = jax.jit(straw.init)
 
     def one(key: Any) -> Any:
-        (params, state), found = init(key), []
+        params, found = init(key), []
+        state = optimiser.init(params)
         for _ in range(STEPS):
             params, state, each = step(params, state, data)
             found.append(each)
         return jax.tree.map(lambda *each: np.stack(each), *found)
 
-    keys = jax.random.split(jax.random.key(0), seeds)
     losses, moments, norms = jax.tree.map(lambda *each: np.stack(each), *map(one, keys))
-    expected = plain(given.executor, given.x, seeds)
-    ratios = [
-        _deviation(own[:, 0]) / _deviation(other)
-        for own, other in zip(moments, expected, strict=True)
-    ]
-    ratio = float(max(ratios, key=lambda ratio: abs(np.log(ratio))))
     steps = {part: np.exp(np.log(each + 1e-30).mean(axis=0)) for part, each in norms.items()}
     spread = np.ptp(np.log([*steps.values()]), axis=0)
     at = int(spread[1:].argmin()) + 1  # of a base, A starts at 0, and so do gradients through it
     largest = max(each[at] for each in steps.values())
     return Start(
-        ratio,
+        _ratio(given, [each[:, 0] for each in moments]),
         float((losses.max(axis=1) / losses[:, 0]).max()),
         {part: float(each[at] / largest) for part, each in steps.items()},
     )
+
+
+def _ratio(given: Task, moments: list[np.ndarray]) -> float:
+    """Return the ratio of deviations that is farthest from 1; of moments `[seeds, 2]` by layer."""
+    expected = plain(given.executor, given.x, len(moments[0]))
+    ratios = [
+        _deviation(own) / _deviation(other) for own, other in zip(moments, expected, strict=True)
+    ]
+    return float(max(ratios, key=lambda ratio: abs(np.log(ratio))))
 
 
 def plain(executor: Network, x: Any, seeds: int) -> list[np.ndarray]:
     """Return means and mean squares of the layers of untrained plain models, `[seeds, 2]` each."""
 
     def one(key: Any) -> Any:
-        return [_moments(layer) for layer in executor.apply(executor.init(key, x), x)]
+        own = jax.random.split(key, 3)[2]  # of the executor in `Straw.init`
+        return [_moments(layer) for layer in executor.apply(executor.init(own, x), x)]
 
     keys = jax.random.split(jax.random.key(0), seeds)
     return [np.asarray(each) for each in jax.jit(partial(jax.lax.map, one))(keys)]
@@ -294,26 +311,31 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=tasks, default=list(tasks))
     names = [*GENERATORS]
     parser.add_argument("--generators", nargs="+", choices=names, default=names)
+    parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES))
     parser.add_argument("--kinds", nargs="+", help="only these")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="%(default)s")
+    parser.add_argument("--ranks", nargs="+", type=int, help="only these")
     given = parser.parse_args()
-    # Each line compiles a program of its own and runs it a few times.
-    jax.config.update("jax_disable_most_optimizations", True)
     began = time.process_time()
-    print("| task | generator | base | kind | rank | sizes | loss | encoder | generator | executor |")
+    print(
+        "| task | generator | base | kind | rank | sizes | loss | encoder | generator | executor |"
+    )
     print("|---" * 10 + "|")
     for line in cells(given.tasks, given.generators):
         name, generator, base, kind, rank = line
-        if given.kinds and kind not in given.kinds:
+        ranked = not given.ranks or not rank or int(rank) in given.ranks
+        if base not in given.bases or not ranked or (given.kinds and kind not in given.kinds):
             continue
         made, start = GENERATORS[generator]
-        found = measure(task(name), made, start, base, updates_of(kind, rank), given.seeds)  # type: ignore[arg-type]
+        found = measure(
+            task(name), made, start, base, updates_of(kind, rank), given.seeds, name != "layers"
+        )
         parts = (
-            f"{found.gradients[part]:.3f}" if part in found.gradients else ""
+            f"{found.gradients[part]:.3f}" if part in (found.gradients or {}) else ""
             for part in ("encoder", "generator", "executor")
         )
-        print("|", " | ".join([*line, f"{found.sizes:.2f}", f"{found.loss:.2f}", *parts]), "|",
-              flush=True)  # fmt: skip
+        loss = "" if found.loss is None else f"{found.loss:.2f}"
+        print("|", " | ".join([*line, f"{found.sizes:.2f}", loss, *parts]), "|", flush=True)
     print(f"\n{time.process_time() - began:.0f} s of CPU")
 
 

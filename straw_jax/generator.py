@@ -1,5 +1,6 @@
 """Generators: from style vectors to factors."""
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,15 @@ StartName: TypeAlias = Literal["article", "plain"]
 """How a generator starts: as the article's, or with the plain model's sizes at every rank."""
 
 Form: TypeAlias = Literal["L", "M", "S"]
+
+
+def own_share(start_at_base: bool) -> float:
+    """Return how far what is written differs from sample to sample at first, in deviations.
+
+    Encoders take large steps at first, and what depends on the sample moves with them. With a base
+    it is multiplied by a factor that starts at 0.
+    """
+    return 0.5**0.5 if start_at_base else 0.2
 
 
 class Heads(nn.Module):
@@ -98,12 +108,15 @@ class Heads(nn.Module):
         zero = start.zero if start else part.always_zero or (self.start_at_base and part.zero)
         name, dtype = path.replace("/", "."), self.dtype
         if part.factor:
-            return _FactorHead(part.shape, zero, dtype, start and start.scale, name=name)(hidden)
+            scale = None if start is None else start.scale
+            own = own_share(self.start_at_base)
+            return _FactorHead(part.shape, zero, dtype, scale, own, name=name)(hidden)
         if part.exact and dtype is not None:
             dtype = accumulator_dtype(dtype)
-        kernel, bias = (unit_init, nn.initializers.zeros) if start else (
-            kernel_init, bias_init(self.hidden)
-        )  # fmt: skip
+        kernel, bias = kernel_init, bias_init(self.hidden)
+        if start is not None:
+            own = own_share(self.start_at_base)
+            kernel, bias = unit_init(own), nn.initializers.normal((1 - own**2) ** 0.5)
         whole = nn.Dense(
             math.prod(part.shape),
             kernel_init=nn.initializers.zeros if zero else kernel,
@@ -138,7 +151,8 @@ class _FactorHead(nn.Module):
     shape: tuple[int, ...]
     zero: bool
     dtype: DTypeLike | None
-    scale: float | None = None
+    scale: float | None
+    own_share: float
 
     @nn.compact
     def __call__(self, hidden: Array) -> Generated:
@@ -147,9 +161,10 @@ class _FactorHead(nn.Module):
         uniform = nn.initializers.variance_scaling(
             1 / 3, "fan_in", "uniform", in_axis=2, out_axis=1, batch_axis=0
         )
-        own, first = (uniform, bias_init(h)) if self.scale is None else (
-            nn.initializers.normal(h**0.5), nn.initializers.zeros
-        )  # fmt: skip
+        own, first = uniform, bias_init(h)
+        if self.scale is not None:
+            own = nn.initializers.normal(self.own_share * h**0.5)
+            first = nn.initializers.normal((1 - self.own_share**2) ** 0.5)
         zeros = nn.initializers.zeros
         kernel = self.param("kernel", zeros if self.zero else own, (m, n, h))
         bias = self.param("bias", zeros if self.zero else first, (m, n))
@@ -216,10 +231,10 @@ class SharedHeads(nn.Module):
         places = _Places.of(self.spec, self.form, self.start_at_base)
         style = dense(self.hidden, z.shape[-1], "style", self.dtype)(balanced(z))
         asked = _Names(places, self.hidden, self.dtype, name="names")()
-        hidden = nn.relu(style[:, None] + asked.astype(style.dtype))
+        hidden = nn.relu(style[:, None] + asked.astype(style.dtype)[None])
         mixed = dense(self.hidden, self.hidden, "mixed", self.dtype)(balanced(hidden))
         mixed = nn.Dropout(self.dropout)(mixed, deterministic=deterministic)
-        return _write(self, places, averaged(nn.relu(hidden + mixed)))
+        return _write(self, places, nn.relu(hidden + mixed))
 
 
 class TokenHeads(nn.Module):
@@ -278,7 +293,7 @@ class TokenHeads(nn.Module):
             for name, context in (("cross", style), ("self", None)):
                 block = AttentionBlock(self.heads, self.dropout, self.dtype, name=f"{name}{i}")
                 x = block(x, context, None, deterministic)
-        return _write(self, places, averaged(x))
+        return _write(self, places, x)
 
 
 @dataclass(frozen=True)
@@ -371,28 +386,51 @@ def _of_one_layer(leaf: GeneratedLeaf, part: Written) -> Iterator[int]:
 
 
 class _Names(nn.Module):
-    """Embeddings of what vectors are asked for, summed."""
+    """Embeddings of what vectors are asked for, `[vectors, width]`: summed, or multiplied.
+
+    Products of random signs have no correlation if they differ in one name only. So arrays that one
+    head writes are as different at the start as those of heads of their own.
+    """
 
     places: _Places
     width: int
     dtype: DTypeLike | None
+    product: bool = False
 
     @nn.compact
     def __call__(self) -> Array:
         asked = self.places.asked
+        if self.product:  # rows of B and of A have no correlation, either
+            asked = asked.copy()
+            asked[:, 3] += asked[:, 2] * (asked[:, 3].max() + 1)
         tables = ("leaf", "layer", "array", "row")
         varied = [i for i in range(len(tables)) if asked[:, i].max()] or [0]
-        deviation = nn.initializers.normal(len(varied) ** -0.5)
-        found = (
-            self.param(tables[i], deviation, (int(asked[:, i].max()) + 1, self.width))[asked[:, i]]
+        normal = nn.initializers.normal(len(varied) ** -0.5)
+        found = [
+            self.param(
+                tables[i],
+                jax.random.rademacher if self.product else normal,
+                (int(asked[:, i].max()) + 1, self.width),
+                jnp.float32,
+            )[asked[:, i]]
             for i in varied
-        )
-        total: Array = sum(found, start=jnp.zeros((), jnp.float32))
+        ]
+        total = functools.reduce(jnp.multiply if self.product else jnp.add, found)
         return cast(total, self.dtype)
 
 
 def _write(module: Any, places: _Places, hidden: Array) -> dict[str, Any]:
-    """Return a tree of factors that the vectors `[batch, vectors, width]` of a module write."""
+    """Return a tree of factors that the vectors `[batch, vectors, width]` of a module write.
+
+    They change embeddings of what is asked for, which alone write what all samples share.
+    """
+    width = hidden.shape[-1]
+    own = own_share(module.start_at_base)
+    own = own / (1 - own**2) ** 0.5
+    signs = _Names(places, width, module.dtype, product=True, name="signs")()
+    change = 1 + averaged(hidden) * jnp.asarray(own * width, hidden.dtype)
+    hidden = signs.astype(hidden.dtype)[None] * change * jnp.asarray(1 / width, hidden.dtype)
+    unit = unit_init((1 + own**2) ** -0.5)
     heads: dict[str, nn.Dense] = {}
     written: dict[str, dict[str, Any]] = {}
     for place in places.each:
@@ -402,7 +440,7 @@ def _write(module: Any, places: _Places, hidden: Array) -> dict[str, Any]:
         if place.head not in heads:
             heads[place.head] = nn.Dense(
                 place.shape[-1],
-                kernel_init=nn.initializers.zeros if place.start.zero else unit_init,
+                kernel_init=nn.initializers.zeros if place.start.zero else unit,
                 dtype=dtype,
                 name=place.head,
             )
@@ -430,9 +468,15 @@ def _write(module: Any, places: _Places, hidden: Array) -> dict[str, Any]:
     }
 
 
-def unit_init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-    """Initialise the kernel of a dense layer from `averaged` vectors: outputs of deviation 1."""
-    return jax.random.normal(key, shape, dtype) * jnp.asarray(shape[0] ** 0.5, dtype)
+def unit_init(deviation: float) -> Any:
+    """Return the initialiser of a dense layer from `averaged` vectors to a deviation."""
+
+    def init(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+        return jax.random.normal(key, shape, dtype) * jnp.asarray(
+            deviation * shape[0] ** 0.5, dtype
+        )
+
+    return init
 
 
 def shared_init(part: Shared, start: Start | None, start_at_base: bool = False) -> Any:

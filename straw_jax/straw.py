@@ -648,8 +648,8 @@ def _style(encoder: Network, context: Any) -> jax.ShapeDtypeStruct:
     if len(shape) not in (2, 3) or shape[0] != count or 0 in shape:
         raise ValueError(
             "make_straw: expected an encoder from contexts [n, ...] to style vectors [n, style] or"
-            f" [n, tokens, d], got {expect.describe(styles)} for {expect.describe(context)}. If the sample is one"
-            " without a batch axis, give sample[None]."
+            f" [n, tokens, d], got {expect.describe(styles)} for {expect.describe(context)}. If the"
+            " sample is one without a batch axis, give sample[None]."
         )
     return styles
 

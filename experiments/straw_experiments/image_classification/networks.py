@@ -100,6 +100,7 @@ def _compact_of_kind(sizes: Sizes, kind: Kind) -> Straw:
         base="trained",
         encoder=NormEncoder(dtype=module_dtype(sizes.precision)),
         hidden=16,
+        start="article",
         dtype=module_dtype(sizes.precision),
     )
 
@@ -147,7 +148,15 @@ def article_straw(
 ) -> Straw:
     """Return the article's STRAW: its generator and executor, and by default its encoder."""
     executor = CNN(classes, dtype=dtype)
-    return make_straw(executor, _images(image), rank=rank, base=base, encoder=encoder, dtype=dtype)
+    return make_straw(
+        executor,
+        _images(image),
+        rank=rank,
+        base=base,
+        encoder=encoder,
+        start="article",
+        dtype=dtype,
+    )
 
 
 def compact_straw(
@@ -172,6 +181,7 @@ def compact_straw(
         base=base,
         encoder=encoder or NormEncoder(dtype=dtype),
         hidden=16,
+        start="article",
         dtype=dtype,
     )
 
@@ -223,6 +233,7 @@ def vit_straw(
         base=base,
         encoder=encoder or NormEncoder(dtype=dtype),
         hidden=16,
+        start="article",
         dtype=dtype,
     )
 
@@ -334,6 +345,7 @@ def straw_of_context(sizes: Sizes) -> Straw:
         base=sizes.base,
         encoder=encoder,
         hidden=16,
+        start="article",
         dtype=module_dtype(sizes.precision),
     )
 
