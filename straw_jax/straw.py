@@ -105,15 +105,15 @@ class Straw:
         kernel  3x4        2     12         14  1.167
         total                    16         18  1.125
         <BLANKLINE>
-        part           parameters
-        encoder                20
-        generator           3,090
-          bias                516
-          hidden              768
-          kernel.A          1,032
-          kernel.B            774
-        executor               16
-        total               3,126
+        part          parameters
+        encoder               20
+        executor              16
+        generator          3,090
+          bias.whole         516
+          hidden             768
+          kernel.A         1,032
+          kernel.B           774
+        total              3,126
     """
 
     spec: FactorSpec
