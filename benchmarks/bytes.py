@@ -124,7 +124,7 @@ def part_of(op_name: str) -> Work:
     if re.search(r"\bCNN\b", op_name):
         layer = re.search(rf"\b({'|'.join(EXECUTOR)})\b", op_name)
         return (layer[1] if layer else "ReLU and dropout"), direction
-    for scope, part in (("ConvEncoder", "encoder"), ("Generator", "generator"), ("jvp", "loss")):
+    for scope, part in (("ConvEncoder", "encoder"), ("Heads", "generator"), ("jvp", "loss")):
         if re.search(rf"\b{scope}\b", op_name):
             return part, direction
     return ("optimiser", "update") if op_name.startswith("jit(") else ("unnamed", "update")

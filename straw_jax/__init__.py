@@ -14,11 +14,17 @@ if TYPE_CHECKING:
     from straw_jax.adapters import load_peft, save_peft
     from straw_jax.bank import stack_adapters
     from straw_jax.costs import multiply_adds
-    from straw_jax.encoders import ConvEncoder, NormEncoder, RecursiveEncoder, SetEncoder
+    from straw_jax.encoders import (
+        ConvEncoder,
+        NormEncoder,
+        PerceiverEncoder,
+        RecursiveEncoder,
+        SetEncoder,
+    )
     from straw_jax.factors import FactorSpec, GeneratedLeaf, factor_spec
     from straw_jax.fast_weights import delta_rule, delta_rule_outputs, hebb
     from straw_jax.functional import hyperlora, hyperlora_conv
-    from straw_jax.generator import Generator
+    from straw_jax.generator import Heads, SharedHeads, TokenHeads
     from straw_jax.geometry import affine, invert, resample
     from straw_jax.inference import load_exported, predictor, save_exported
     from straw_jax.kinds import (
@@ -35,9 +41,10 @@ if TYPE_CHECKING:
     from straw_jax.lift import materialize, modulate
     from straw_jax.lowrank import Generated, form
     from straw_jax.models import CNN, CompactCNN, ResNet34, ViT
+    from straw_jax.network import Network, linen
     from straw_jax.pose import Geometric, PoseEncoder, PoseEstimate, PoseRange, make_geometric
     from straw_jax.quantised import Quantised, dequantise, quantise
-    from straw_jax.straw import Network, Straw, linen, make_straw
+    from straw_jax.straw import Straw, make_straw
 
 __all__ = [
     "CNN",
@@ -49,12 +56,13 @@ __all__ = [
     "Gain",
     "Generated",
     "GeneratedLeaf",
-    "Generator",
     "Geometric",
+    "Heads",
     "LowRank",
     "Mixture",
     "Network",
     "NormEncoder",
+    "PerceiverEncoder",
     "Pose",
     "PoseEncoder",
     "PoseEstimate",
@@ -64,8 +72,10 @@ __all__ = [
     "RecursiveEncoder",
     "ResNet34",
     "SetEncoder",
+    "SharedHeads",
     "SharedLowRank",
     "Straw",
+    "TokenHeads",
     "ViT",
     "Whole",
     "affine",
@@ -98,11 +108,17 @@ _MODULES = {
     "adapters": ["load_peft", "save_peft"],
     "bank": ["stack_adapters"],
     "costs": ["multiply_adds"],
-    "encoders": ["ConvEncoder", "NormEncoder", "RecursiveEncoder", "SetEncoder"],
+    "encoders": [
+        "ConvEncoder",
+        "NormEncoder",
+        "PerceiverEncoder",
+        "RecursiveEncoder",
+        "SetEncoder",
+    ],
     "factors": ["FactorSpec", "GeneratedLeaf", "factor_spec"],
     "fast_weights": ["delta_rule", "delta_rule_outputs", "hebb"],
     "functional": ["hyperlora", "hyperlora_conv"],
-    "generator": ["Generator"],
+    "generator": ["Heads", "SharedHeads", "TokenHeads"],
     "geometry": ["affine", "invert", "resample"],
     "inference": ["load_exported", "predictor", "save_exported"],
     "lift": ["materialize", "modulate"],
@@ -121,7 +137,8 @@ _MODULES = {
     "models": ["CNN", "CompactCNN", "ResNet34", "ViT"],
     "pose": ["Geometric", "PoseEncoder", "PoseEstimate", "PoseRange", "make_geometric"],
     "quantised": ["Quantised", "dequantise", "quantise"],
-    "straw": ["Network", "Straw", "linen", "make_straw"],
+    "network": ["Network", "linen"],
+    "straw": ["Straw", "make_straw"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

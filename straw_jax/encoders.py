@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from straw_jax import expect
-from straw_jax.layers import conv, dense, kernel_init
+from straw_jax.layers import AttentionBlock, conv, dense, kernel_init
 from straw_jax.lowrank import accumulator_dtype
 
 Pooling: TypeAlias = Literal["mean", "attention"]
@@ -298,17 +298,7 @@ class SetEncoder(nn.Module):
         expect.widths("SetEncoder", element=self.element, decoder=self.decoder)
         if not self.element:
             raise ValueError("SetEncoder: expected widths of one layer or more as element, got ().")
-        if not expect.is_array(x) or len(x.shape) != 3 or 0 in x.shape[1:]:
-            raise ValueError(
-                f"SetEncoder: expected sets of elements [batch, n, d], got {expect.describe(x)}."
-                " One set needs an axis in front, and sets of numbers one at the end."
-            )
-        fits = expect.is_array(mask) and mask.dtype == bool and mask.shape == x.shape[:2]
-        if mask is not None and not fits:
-            raise ValueError(
-                f"SetEncoder: expected a boolean mask {list(x.shape[:2])} of the elements, got"
-                f" {expect.describe(mask)}. Compare numbers first, as mask > 0."
-            )
+        expect.set_and_mask("SetEncoder", "sets of elements [batch, n, d]", x, mask)
 
     def _pool(self, x: Array, where: Array | None) -> Array:
         if self.pooling == "mean":
@@ -322,3 +312,82 @@ class SetEncoder(nn.Module):
         raise ValueError(
             f"SetEncoder: expected a pooling of {get_args(Pooling)}, got {self.pooling!r}."
         )
+
+
+class PerceiverEncoder(nn.Module):
+    """Encode a context of any length as a few vectors, which its learned queries read from it.
+
+    Each layer lets the queries see the context, and then each other. They do not know the order of
+    the context's vectors: add positions to these where order counts, as the hidden states of a
+    language model have them.
+
+    Attributes:
+        style: length of one style vector, the mean over the queries in (-1, 1); or None for a
+            vector of each query, as `TokenHeads` reads them.
+        queries: how many.
+        width: of a query's vector; a multiple of `heads`.
+        heads: number of attention heads.
+        layers: how often the queries see the context.
+        dropout: rate; with `deterministic=False` and a key, see `make_straw`.
+        dtype: of computation and result, as in Flax: parameters stay float32; see `make_straw`.
+
+    Raises:
+        ValueError: (when called) if the width is not a multiple of `heads`, or context or mask are
+            not of the form below.
+
+    References:
+        Jaegle et al., "Perceiver" (2021).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from straw_jax import PerceiverEncoder
+        >>> texts, mask = jnp.ones((2, 5, 3)), jnp.arange(5)[None] < jnp.array([[5], [2]])
+        >>> encoder = PerceiverEncoder(queries=4, width=8, heads=2, layers=1)
+        >>> init = jax.jit(encoder.init_with_output)
+        >>> tokens, _ = init(jax.random.key(0), (texts, mask))
+        >>> tokens.shape
+        (2, 4, 8)
+    """
+
+    style: int | None = None
+    queries: int = 16
+    width: int = 128
+    heads: int = 4
+    layers: int = 2
+    dropout: float = 0.0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array | tuple[Array, Array], *, deterministic: bool = True) -> Array:
+        """Return style vectors `[batch, style]`, or `[batch, queries, width]`, of contexts.
+
+        Args:
+            x: vectors `[batch, length, d]`; or, for contexts of different lengths, a tuple of these
+                and a boolean mask `[batch, length]`. What is masked has no influence, and a context
+                may be empty.
+            deterministic: whether nothing is dropped.
+        """
+        x, mask = x if isinstance(x, tuple) else (x, None)
+        self._check(x, mask)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        if mask is not None:
+            x = jnp.where(mask[..., None], x, 0)  # padding may hold anything, NaN too
+        start = self.param("queries", nn.initializers.normal(1.0), (self.queries, self.width))
+        y = jnp.broadcast_to(start.astype(x.dtype), (x.shape[0], *start.shape))
+        for i in range(1, self.layers + 1):
+            cross, own = (
+                AttentionBlock(self.heads, self.dropout, self.dtype, name=f"{name}{i}")
+                for name in ("cross", "self")
+            )
+            y = own(cross(y, x, mask, deterministic), None, None, deterministic)
+        y = nn.RMSNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(y)
+        if self.style is None:
+            return y
+        return nn.tanh(dense(self.style, self.width, "style", self.dtype)(y.mean(axis=1)))
+
+    def _check(self, x: Any, mask: Any) -> None:
+        sizes = {name: getattr(self, name) for name in ("queries", "width", "heads", "layers")}
+        expect.positive("PerceiverEncoder", **sizes, style=1 if self.style is None else self.style)
+        expect.compute_dtype("PerceiverEncoder", self.dtype)
+        expect.divides("PerceiverEncoder", heads=self.heads, width=self.width)
+        expect.set_and_mask("PerceiverEncoder", "contexts [batch, length, d]", x, mask)

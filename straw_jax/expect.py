@@ -135,6 +135,46 @@ def images(where: str, x: Any, *, least: int = 1) -> None:
         )
 
 
+def styles(where: str, z: Any, *, axes: tuple[int, ...]) -> None:
+    """Raise unless style vectors are `[batch, style]`, or `[batch, tokens, d]` where 3 axes fit."""
+    batch(where, "the style vectors", z)
+    if not is_array(z) or len(z.shape) not in axes:
+        forms = {2: "[batch, style]", 3: "[batch, tokens, d]"}
+        hint = (
+            "Give an encoder of one vector, as PerceiverEncoder(style=64), or generator=TokenHeads."
+            if 3 not in axes
+            else "Join further axes."
+        )
+        raise ValueError(
+            f"{where}: expected style vectors {' or '.join(forms[n] for n in axes)}, got"
+            f" {describe(z)}. {hint}"
+        )
+
+
+def set_and_mask(where: str, form: str, x: Any, mask: Any) -> None:
+    """Raise unless arguments are vectors `[batch, n, d]`, and None or a mask `[batch, n]`."""
+    if not is_array(x) or len(x.shape) != 3 or 0 in x.shape[1:]:
+        raise ValueError(
+            f"{where}: expected {form}, got {describe(x)}. One of them needs an axis in front, and"
+            " numbers in place of vectors one at the end."
+        )
+    fits = is_array(mask) and mask.dtype == bool and mask.shape == x.shape[:2]
+    if mask is not None and not fits:
+        raise ValueError(
+            f"{where}: expected a boolean mask {list(x.shape[:2])}, got {describe(mask)}. Compare"
+            " numbers first, as mask > 0."
+        )
+
+
+def divides(where: str, *, heads: int, width: int) -> None:
+    """Raise unless a width is a multiple of the number of attention heads."""
+    if width % heads:
+        raise ValueError(
+            f"{where}: expected a width that is a multiple of the heads, got width {width} and"
+            f" {heads} heads."
+        )
+
+
 def random_key(where: str, key: Any) -> None:
     """Raise unless an argument is one typed random key."""
     typed = is_array(key) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from straw_jax import expect
-from straw_jax.kinds import Kind, LowRank, Pose, Shared, Update, Whole, Written
+from straw_jax.kinds import Kind, LowRank, Pose, Shared, Start, Update, Whole, Written
 from straw_jax.kinds.whole import WholeLeaf
 from straw_jax.lowrank import Generated, factor_shape, form
 from straw_jax.quantised import as_quantised, is_quantised
@@ -60,6 +60,8 @@ class GeneratedLeaf:
             a kind of `straw_jax.kinds`; or several, applied in their order.
         axes: how the leaf is read as a matrix, as in `factor_spec`; if empty, all axes but the last
             are rows.
+        plain: mean and standard deviation of the leaf in the untrained plain model, if they are
+            known; see `starts`.
 
     Example:
         >>> from straw_jax import GeneratedLeaf
@@ -74,6 +76,7 @@ class GeneratedLeaf:
     shape: tuple[int, ...]
     rank: Rank
     axes: str = ""
+    plain: tuple[float, float] | None = None
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -101,9 +104,14 @@ class GeneratedLeaf:
         return matrix_shape(self.shape, self.reading)[1]
 
     @property
+    def stacked(self) -> int:
+        """Stacked layers that the leaf has, each with arrays of its own."""
+        return math.prod(self.shape[: self.axes.count("s")])
+
+    @property
     def summed(self) -> int:
         """Numbers over which a product with the leaf sums."""
-        return self.rows // math.prod(self.shape[: self.axes.count("s")])
+        return self.rows // self.stacked
 
     @property
     def dense_size(self) -> int:
@@ -129,6 +137,24 @@ class GeneratedLeaf:
     def generated_size(self) -> int:
         """Numbers generated per sample."""
         return sum(map(math.prod, self.parts.values()))
+
+    def starts(self, start_at_base: bool = False) -> dict[str, Start]:
+        """Return the sizes of the arrays before training, by name, written and shared.
+
+        Args:
+            start_at_base: whether they shall change nothing. Otherwise the first kind that is a
+                weight without a base has mean and deviation of the plain model's leaf, by default
+                those of weights that keep the variance of their inputs; further kinds change
+                nothing.
+        """
+        plain = self.plain or (0.0, self.summed**-0.5 if len(self.shape) > 1 else 0.0)
+        alone = (i for i, kind in enumerate(self.kinds) if kind.stands_alone)
+        first = None if start_at_base else next(alone, None)
+        return {
+            names[own]: each
+            for i, (kind, names) in enumerate(self._names())
+            for own, each in kind.start(self, plain if i == first else None).items()
+        }
 
     def assemble(self, parts: Mapping[str, Any]) -> Any:
         """Return this leaf's entry in a tree of factors.

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from straw_jax import expect
 from straw_jax.factors import FactorSpec, factor_spec, named_leaves
 from straw_jax.lift import materialize
-from straw_jax.straw import Network, Params, as_network, zeros_like
+from straw_jax.network import Network, Params, as_network, zeros_like
 
 
 class ChunkGenerator(nn.Module):

@@ -9,6 +9,8 @@ from jax import Array, lax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from straw_jax.lowrank import accumulator_dtype
+
 #: Uniform in +-1 / sqrt(fan in), for kernels `[*window, in, out]`.
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -39,6 +41,62 @@ def conv(features: int, channels: int, name: str, **options: Any) -> nn.Conv:
         name=name,
         **options,
     )
+
+
+def attention(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+    """Return values weighted by softmax over positions; 0 where a mask leaves no position.
+
+    Args:
+        query: `[batch, queries, heads, size]`.
+        key: `[batch, positions, heads, size]`.
+        value: of the same shape.
+        mask: boolean `[batch, positions]`, false for positions without influence; or None.
+
+    Returns:
+        `[batch, queries, heads, size]`.
+    """
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
+    scores = scores.astype(accumulator_dtype(scores.dtype))
+    where = jnp.ones((), bool) if mask is None else mask[:, None, None]
+    least = jnp.finfo(scores.dtype).min
+    largest = jnp.max(jnp.where(where, scores, least), axis=-1, keepdims=True)
+    weights = jnp.where(where, jnp.exp(jnp.where(where, scores, least) - largest), 0)
+    total = jnp.maximum(weights.sum(axis=-1, keepdims=True), jnp.finfo(scores.dtype).tiny)
+    return jnp.einsum("bhqk,bkhd->bqhd", (weights / total).astype(value.dtype), value)
+
+
+class AttentionBlock(nn.Module):
+    """Attention, then an MLP of twice the width, each with RMSNorm before and a sum after it."""
+
+    heads: int
+    dropout: float
+    dtype: DTypeLike | None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, context: Array | None, mask: Array | None, deterministic: bool
+    ) -> Array:
+        """Let `[batch, queries, width]` see a context `[batch, positions, d]`, or themselves."""
+        width = x.shape[-1]
+
+        def norm(name: str) -> nn.RMSNorm:
+            return nn.RMSNorm(epsilon=1e-5, dtype=self.dtype, name=name)
+
+        def dropped(y: Array) -> Array:
+            return nn.Dropout(self.dropout)(y, deterministic=deterministic)
+
+        y = norm("norm1")(x)
+        seen = y if context is None else norm("norm_context")(context)
+        query, key, value = (
+            dense(width, each.shape[-1], name, self.dtype)(each).reshape(
+                *each.shape[:2], self.heads, width // self.heads
+            )
+            for name, each in (("query", y), ("key", seen), ("value", seen))
+        )
+        y = attention(query, key, value, mask).reshape(x.shape)
+        x = x + dropped(dense(width, width, "out", self.dtype)(y))
+        y = nn.gelu(dense(2 * width, width, "mlp1", self.dtype)(norm("norm2")(x)))
+        return x + dropped(dense(width, 2 * width, "mlp2", self.dtype)(y))
 
 
 def max_pool(x: Array) -> Array:

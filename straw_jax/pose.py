@@ -26,7 +26,8 @@ from straw_jax.kinds import Posed
 from straw_jax.layers import max_pool
 from straw_jax.lift import modulate
 from straw_jax.lowrank import accumulator_dtype
-from straw_jax.straw import Network, Params, Straw, as_network, for_each_sample, zeros_like
+from straw_jax.network import Network, Params, as_network, zeros_like
+from straw_jax.straw import Straw, for_each_sample
 
 _STEP = 5.0  # degrees between neighbouring angles of a pose encoder's distribution
 _MARGIN = 15.0  # degrees of that distribution beyond the range: images are not quite upright

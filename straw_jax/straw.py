@@ -1,8 +1,8 @@
 """The composed model: from sample and context over style vector and factors to the executor."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -23,47 +23,24 @@ from straw_jax.factors import (
     is_kernel,
     named_leaves,
 )
-from straw_jax.generator import Generator
+from straw_jax.generator import Heads, StartName, check_start, writer_of
 from straw_jax.kernels import Use, uses_of_leaves
 from straw_jax.lift import materialize, modulate, take
 from straw_jax.lowrank import factor_shape, formed
+from straw_jax.network import Network, Params, as_network, linen, zeros_like
 from straw_jax.operations import is_linear_cast
 
-Params: TypeAlias = Any
 Base: TypeAlias = Literal["none", "trained", "frozen"]
+Options: TypeAlias = Mapping[str, Any] | None
 
-
-@dataclass(frozen=True)
-class Network:
-    """A model as two pure functions.
-
-    Attributes:
-        init: `(key, x) -> params`, any tree of arrays.
-        apply: `(params, x, **kwargs) -> y`, batch to batch, sample by sample. With state, it is
-            `(params, x, *, state, **kwargs) -> (y, state)`.
-        init_state: `(key, x) -> state`, any tree of arrays that all samples have in common, such as
-            running statistics; None for a model without state.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from straw_jax import Network
-        >>> model = Network(
-        ...     init=lambda key, x: {"W": jax.random.normal(key, (x.shape[-1], 4))},
-        ...     apply=lambda params, x: x @ params["W"],
-        ... )
-        >>> x = jnp.ones((8, 3))
-        >>> model.apply(model.init(jax.random.key(0), x), x).shape
-        (8, 4)
-    """
-
-    init: Callable[..., Params]
-    apply: Callable[..., Any]
-    init_state: Callable[..., Any] | None = None
+_INDEX = "number of a context"  # which no argument of an executor is called
 
 
 @dataclass(frozen=True)
 class Straw:
     """A model that generates its executor's weights for each sample, as pure functions.
+
+    `str(straw)` is two tables: what is generated, and the numbers of parameters.
 
     Attributes:
         spec: which of the executor's leaves are generated.
@@ -77,18 +54,23 @@ class Straw:
             keyword arguments are passed to the executor, with typed random keys among them split,
             one for each sample. An executor with state takes and returns it:
             `(params, x, *, state, **kwargs) -> (y, state)`, and so does `apply_styles`.
-        styles: `(params, context) -> [batch, style]`, the style vectors.
-        apply_styles: `(params, styles, x, *, index=None, **kwargs) -> y`, as `apply` with given
-            style vectors: those of other samples, a mean, or changed ones; one for each sample, or
-            `[1, style]`.
-        apply_factors: `(params, factors, x, *, index=None, **kwargs) -> y`, as `apply` with given
-            factors, as `factors` returns them: write once, use often. One for each sample, or of
-            one context, or a bank with `index`.
-        factors: `(params, context) -> factors`, a tree of factors with a sample axis, as
-            `FactorSpec` describes.
-        merge: `(params, context) -> weights`, the executor's ordinary weights for one context
-            (without a sample axis), exact up to rounding. Raises a ValueError where the update of a
-            convolution is a pose.
+            `encoder_kwargs`, `generator_kwargs` and `executor_kwargs` are dicts of keyword
+            arguments for one part; the last is for names that are taken, such as an executor's own
+            `context`.
+        styles: `(params, context, *, encoder_kwargs=None) -> styles`, the style vectors,
+            `[batch, style]` or `[batch, tokens, d]`.
+        apply_styles: `(params, styles, x, *, index=None, generator_kwargs=None,
+            executor_kwargs=None, **kwargs) -> y`, as `apply` with given style vectors: those of
+            other samples, a mean, or changed ones; for each sample, or, with a first axis of 1, for
+            all.
+        apply_factors: `(params, factors, x, *, index=None, executor_kwargs=None, **kwargs) -> y`,
+            as `apply` with given factors, as `factors` returns them: write once, use often. One for
+            each sample, or of one context, or a bank with `index`.
+        factors: `(params, context, *, encoder_kwargs=None, generator_kwargs=None) -> factors`, a
+            tree of factors with a sample axis, as `FactorSpec` describes.
+        merge: `(params, context, *, encoder_kwargs=None, generator_kwargs=None) -> weights`, the
+            executor's ordinary weights for one context (without a sample axis), exact up to
+            rounding. Raises a ValueError where the update of a convolution is a pose.
         init_state: `(key) -> state`, the executor's state, which is no parameter; None where it has
             none.
 
@@ -103,144 +85,45 @@ class Straw:
         ((8, 5), (8, 3, 2))
         >>> straw.merge(params, x[0])["kernel"].shape
         (3, 4)
+        >>> print(straw)
+        leaf    shape   rank  dense  generated  ratio
+        bias    4      whole      4          4  1.000
+        kernel  3x4        2     12         14  1.167
+        total                    16         18  1.125
+        <BLANKLINE>
+        part          parameters
+        encoder               20
+        executor              16
+        generator          3,090
+          bias.whole         516
+          hidden             768
+          kernel.A         1,032
+          kernel.B           774
+        total              3,126
     """
 
     spec: FactorSpec
     init: Callable[[Array], Params]
     apply: Callable[..., Any]
-    styles: Callable[[Params, Any], Array]
+    styles: Callable[..., Array]
     apply_styles: Callable[..., Any]
     apply_factors: Callable[..., Any]
-    factors: Callable[[Params, Any], dict[str, Entry]]
-    merge: Callable[[Params, Any], Params]
+    factors: Callable[..., dict[str, Entry]]
+    merge: Callable[..., Params]
     init_state: Callable[[Array], Any] | None = None
 
-
-def linen(module: nn.Module, *, mutable: Sequence[str] = (), **defaults: Any) -> Network:
-    """Return a Linen module as a `Network` of its parameters, and of its state if it has any.
-
-    State is apart from parameters, as it is neither generated nor trained. It goes in and out of
-    each call, in training and in evaluation: `y, state = apply(params, x, state=state)`.
-
-    Args:
-        module: with the collection "params", and those in `mutable`.
-        mutable: collections of state that calls read and may change, as in Linen's `apply`, such as
-            `["batch_stats"]`. All samples have them in common: for statistics over the batch give
-            `nn.BatchNorm(axis_name="batch")`, and `make_straw` or `modulate` the same name.
-        **defaults: keyword arguments of the module's call, such as `train=False`, for `init` and,
-            where it is not given others, for `apply`.
-
-    Returns:
-        Its `init` and `apply` as pure functions of the collection "params", and with `mutable` of
-        `state`, a dict of these collections.
-
-    Raises:
-        ValueError: if the module needs more arguments than an input and these, or `mutable` is not
-            of collections of state; by `init`, if it has other state than that; by `apply`, if
-            parameters or state do not fit the module and its input.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from flax import linen as nn
-        >>> from straw_jax import linen
-        >>> model = linen(nn.Dense(4))
-        >>> params = model.init(jax.random.key(0), jnp.ones((8, 3)))
-        >>> sorted(params)
-        ['bias', 'kernel']
-
-        With state:
-
-        >>> norm = linen(nn.BatchNorm(use_running_average=False), mutable=["batch_stats"])
-        >>> params, state = (f(jax.random.key(0), jnp.ones((8, 3))) for f in (norm.init,
-        ...                                                                   norm.init_state))
-        >>> y, state = norm.apply(params, jnp.ones((8, 3)), state=state)
-        >>> round(float(state["batch_stats"]["mean"][0]), 6)
-        0.01
-    """
-    name = type(module).__name__
-    if not isinstance(mutable, list | tuple) or not all(isinstance(each, str) for each in mutable):
-        raise ValueError(
-            "linen: expected mutable to be a list of collections of state, as ['batch_stats'], got"
-            f" {mutable!r}. What a call sows is asked of that call, apply(..., mutable=...)."
-        )
-    if "params" in mutable:
-        raise ValueError(
-            "linen: expected mutable to be collections of state, as ['batch_stats'], got 'params'"
-            " among them, which are the parameters. Leave it out."
-        )
-    collections = tuple(mutable)
-    try:
-        inspect.signature(module.__call__).bind(None, **defaults)
-    except TypeError as error:
-        raise ValueError(
-            f"linen: expected {name} to be called with an input and {sorted(defaults)}, got a call"
-            f" that does not fit ({error}). Give its other arguments by name, as in"
-            " linen(module, train=False)."
-        ) from error
-
-    def variables(key: Array, x: Any) -> Any:
-        with expect.flax_errors(name):
-            found = module.init(key, x, **defaults)
-        if state := sorted(set(found) - {"params", *collections}):
-            raise ValueError(
-                f"linen: expected {name} to have parameters only"
-                f"{f', and {list(collections)}' * bool(collections)}, got also {state}. Name them,"
-                f" linen(module, mutable={[*collections, *state]}), or use layers without state"
-                " (such as GroupNorm for BatchNorm)."
-            )
-        return found
-
-    def init(key: Array, x: Any) -> Params:
-        return variables(key, x).get("params", {})
-
-    def init_state(key: Array, x: Any) -> Any:
-        found = variables(key, x)
-        return {each: found.get(each, {}) for each in collections}
-
-    def apply(params: Params, x: Any, **kwargs: Any) -> Any:
-        with expect.flax_errors(name, lambda: _check_parameters(module, params, x, defaults)):
-            return module.apply({"params": params}, x, **(defaults | kwargs))
-
-    def apply_with_state(params: Params, x: Any, *, state: Any = None, **kwargs: Any) -> Any:
-        if "mutable" in kwargs or not isinstance(state, Mapping) or set(state) != set(collections):
-            got = "mutable too" if "mutable" in kwargs else expect.describe(state)
-            raise ValueError(
-                f"linen: expected a call of {name} with state=..., a dict of {list(collections)}, "
-                f"got {got}. The first one is that of init_state; a call returns (y, state), and"
-                " which collections it may change is said once, linen(module, mutable=...)."
-            )
-        with expect.flax_errors(name, lambda: _check_parameters(module, params, x, defaults)):
-            y, updates = module.apply(
-                {"params": params, **state}, x, mutable=list(collections), **(defaults | kwargs)
-            )
-        updated = {**state, **updates}
-        after, before = (
-            {path: jnp.shape(leaf) for path, leaf in named_leaves(tree).items()}
-            for tree in (updated, state)
-        )
-        if after != before:
-            raise ValueError(
-                f"linen: expected the state of {name} to be {expect.describe(updated)}, got"
-                f" {expect.describe(state)}. The first state is that of init_state."
-            )
-        return y, updated
-
-    if collections:
-        return Network(init, apply_with_state, init_state)
-    return Network(init, apply)
-
-
-def _check_parameters(module: nn.Module, params: Any, x: Any, defaults: dict[str, Any]) -> None:
-    """Raise a `ValueError` that names the first leaf that does not fit a module and its input."""
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    with expect.flax_errors(type(module).__name__):
-        variables = jax.eval_shape(lambda x: module.init(keys, x, **defaults), x)
-    expect.fits(
-        f"{type(module).__name__}, for an input {expect.describe(x)}",
-        named_leaves(variables.get("params", {})),
-        named_leaves(params),
-        "Were they made for another size of input, rank or model, or wrapped in 'params'?",
-    )
+    def __str__(self) -> str:
+        params = jax.eval_shape(self.init, jax.random.key(0))
+        rows = [("part", "parameters")]
+        for part in params:
+            rows.append((part, f"{_numbers(params[part]):,}"))
+            if part == "generator":
+                rows += [(f"  {name}", f"{_numbers(each):,}") for name, each in
+                         params[part].items()]  # fmt: skip
+        rows.append(("total", f"{_numbers(params):,}"))
+        left, right = (max(map(len, column)) for column in zip(*rows, strict=True))
+        lines = [f"{name.ljust(left)}  {count.rjust(right)}" for name, count in rows]
+        return "\n".join([str(self.spec), "", *lines])
 
 
 def make_straw(
@@ -253,7 +136,9 @@ def make_straw(
     base: Base = "none",
     encoder: nn.Module | Network | None = None,
     context: Any = None,
-    hidden: int = 128,
+    generator: Callable[..., nn.Module | Network] | nn.Module | Network | None = None,
+    hidden: int | None = None,
+    start: StartName | None = None,
     scale: float = 1.0,
     allow_materialise: bool = False,
     dtype: DTypeLike | None = None,
@@ -279,9 +164,23 @@ def make_straw(
             trained too, as in the article's equation; `A` is initialised with 0, so that an
             untrained modulator does not change the executor. "frozen": the same with pretrained
             weights `W0` that the caller passes and that get no gradient: input-conditioned LoRA.
-        encoder: from context to style vectors `[batch, style]`; by default `ConvEncoder()`.
+        encoder: from context to style vectors `[batch, style]`, or `[batch, tokens, d]`; by
+            default `ConvEncoder()`.
         context: an input of the encoder, `[n, ...]`, if it is not the sample itself.
-        hidden: length of the generator's hidden vector.
+        generator: from style vectors to factors, by default `Heads`. A function of the
+            specification, `(spec, *, start_at_base, start, dtype)`, that returns a Linen module or
+            `Network` from styles to a tree of factors: `SharedHeads`, `TokenHeads`, or
+            `functools.partial(SharedHeads, hidden=64)`. Or a Linen module (an instance) or
+            `Network` from styles to vectors `[batch, size]` of the specification's size, as
+            `FactorSpec.unpack` takes them: offsets are added, and with a base that has to be
+            unchanged at the start each array that starts at 0 is multiplied by a learned number.
+        hidden: length of the default generator's hidden vector; 128, if none is given.
+        start: "article": that of the article's code, whatever is written. "plain", recommended for
+            new models: activations have about the plain model's standard deviations at every rank,
+            and a step of Adam changes weights by about its learning rate. Without a base, mean and
+            deviation of each leaf are those of `executor.init`; a vector's numbers are then taken
+            as of deviation 1. None: "article" for `Heads`, "plain" for other classes here; vectors
+            stay as they are. With a base both leave the untrained executor as it is.
         scale: of the low-rank updates (LoRA's alpha / r).
         allow_materialise: form a sample's whole kernel for unsupported operations, as in
             `modulate`.
@@ -300,8 +199,9 @@ def make_straw(
     Raises:
         ValueError: if the base is unknown, the dtype is not floating, the sample or the context is
             not a batch, ranks or axes do not fit the executor, the encoder's output is not a batch
-            of style vectors, or the base is "none" and a leaf of the executor is not generated; by
-            the functions, if parameters, inputs or keys do not fit.
+            of style vectors, a generator's vectors are not of `spec.size` numbers, or the base is
+            "none" and a leaf of the executor is not generated; by the functions, if parameters,
+            inputs or keys do not fit.
 
     References:
         The STRAW article, "The Pipeline"; Hu et al., "LoRA" (2021), for the frozen base.
@@ -318,7 +218,13 @@ def make_straw(
     """
     if base not in get_args(Base):
         raise ValueError(f"make_straw: expected a base of {get_args(Base)}, got {base!r}.")
-    expect.positive("make_straw", hidden=hidden)
+    expect.positive("make_straw", hidden=128 if hidden is None else hidden)
+    check_start("make_straw", start)
+    if hidden is not None and generator is not None:
+        raise ValueError(
+            "make_straw: expected hidden, of the default generator, or a generator, got both. Give"
+            f" it to the generator, as functools.partial(SharedHeads, hidden={hidden})."
+        )
     expect.compute_dtype("make_straw", dtype)
     if not expect.is_array(scale) or jnp.ndim(scale):
         expect.finite("make_straw", scale=scale)
@@ -347,7 +253,13 @@ def make_straw(
             f"make_straw: with base 'none' every leaf must be generated, got no rank for {kept}. "
             "Add patterns for them, or use base 'trained'."
         )
-    generator = linen(Generator(spec, hidden, start_at_base=base != "none", dtype=dtype))
+    if base == "none" and start != "article" and (start or generator is not None):
+        spec = _measured(spec, executor, sample)
+    options: dict[str, Any] = {"start_at_base": base != "none", "start": start, "dtype": dtype}
+    if generator is None:
+        writer = linen(Heads(spec, 128 if hidden is None else hidden, **options))
+    else:
+        writer = writer_of(generator, spec, options, style)
     first_state = executor.init_state
     executor_apply = modulate(
         executor.apply,
@@ -355,6 +267,7 @@ def make_straw(
         allow_materialise=allow_materialise,
         axis_name=axis_name,
         out_axes=0 if first_state is None else (0, None),
+        index=_INDEX,
     )
     modulator = "encoder", "generator"
 
@@ -368,7 +281,7 @@ def make_straw(
         keys = keys_of_parts(key)
         params = {
             "encoder": encoder.init(keys["encoder"], seen),
-            "generator": generator.init(keys["generator"], zeros_like(style)),
+            "generator": writer.init(keys["generator"], zeros_like(style)),
         }
         if base == "trained":
             params["executor"] = executor.init(keys["executor"], sample)
@@ -378,15 +291,21 @@ def make_straw(
         expect.random_key("Straw.init_state", key)
         return first_state(keys_of_parts(key)["executor"], sample) if first_state else None
 
-    def styles(params: Params, context: Any) -> Array:
+    def styles(params: Params, context: Any, *, encoder_kwargs: Options = None) -> Array:
         expect.parts("Straw", params, ("encoder",))
         expect.like("Straw", "the context", context, seen)
-        return encoder.apply(params["encoder"], context)
+        return encoder.apply(params["encoder"], context, **(encoder_kwargs or {}))
 
-    def factors(params: Params, context: Any) -> dict[str, Entry]:
+    def factors(
+        params: Params,
+        context: Any,
+        *,
+        encoder_kwargs: Options = None,
+        generator_kwargs: Options = None,
+    ) -> dict[str, Entry]:
         expect.parts("Straw", params, modulator)
-        generated = generator.apply(params["generator"], styles(params, context))
-        return formed(generated)
+        read = styles(params, context, encoder_kwargs=encoder_kwargs)
+        return formed(writer.apply(params["generator"], read, **(generator_kwargs or {})))
 
     def in_parameters_dtype(written: dict[str, Entry]) -> dict[str, Entry]:
         """Cast factors to the dtypes of the leaves that they are; `modulate` does, given a base."""
@@ -417,30 +336,43 @@ def make_straw(
         return jax.lax.stop_gradient(params["executor"]) if base == "frozen" else params["executor"]
 
     def apply_styles(
-        params: Params, styles: Array, x: Any, *, index: Any = None, **kwargs: Any
+        params: Params,
+        styles: Array,
+        x: Any,
+        *,
+        index: Any = None,
+        generator_kwargs: Options = None,
+        executor_kwargs: Options = None,
+        **kwargs: Any,
     ) -> Any:
         expect.parts("Straw", params, modulator)
         size = expect.like("Straw", "x", x, sample)
         check_styles(styles, size if index is None else None)
-        generated = generator.apply(params["generator"], styles)
-        return with_factors(params, generated, x, index, size, **kwargs)
+        options = _joined(kwargs, executor_kwargs)
+        generated = writer.apply(params["generator"], styles, **(generator_kwargs or {}))
+        return with_factors(params, generated, x, index, size, options)
 
     def apply_factors(
-        params: Params, factors: FactorTree, x: Any, *, index: Any = None, **kwargs: Any
+        params: Params,
+        factors: FactorTree,
+        x: Any,
+        *,
+        index: Any = None,
+        executor_kwargs: Options = None,
+        **kwargs: Any,
     ) -> Any:
         size = expect.like("Straw", "x", x, sample)
         spec.check(factors)
-        return with_factors(params, factors, x, index, size, **kwargs)
+        return with_factors(params, factors, x, index, size, _joined(kwargs, executor_kwargs))
 
     def with_factors(
-        params: Params, factors: Any, x: Any, index: Any, size: Any, **kwargs: Any
+        params: Params, factors: Any, x: Any, index: Any, size: Any, options: dict[str, Any]
     ) -> Any:
         weights = weights_of(params)
-        if index is not None:
-            kwargs["index"] = index
-        elif of_one(factors) and size != 1:
+        if index is None and of_one(factors) and size != 1:
             factors = take(weights, formed(factors), 0)  # without a sample axis: all share them
-        return executor_apply(weights, in_parameters_dtype(factors), x, **kwargs)
+        chosen = {} if index is None else {_INDEX: index}
+        return executor_apply(weights, in_parameters_dtype(factors), x, **options, **chosen)
 
     def of_one(factors: Any) -> bool:
         """Return whether factors are those of one context, with an axis in front."""
@@ -450,7 +382,13 @@ def make_straw(
         return len(shape) > len(part.shape) and shape[0] == 1
 
     def apply(
-        params: Params, x: Any, *, context: Any = None, index: Any = None, **kwargs: Any
+        params: Params,
+        x: Any,
+        *,
+        context: Any = None,
+        index: Any = None,
+        encoder_kwargs: Options = None,
+        **kwargs: Any,
     ) -> Any:
         expect.like("Straw", "x", x, sample)
         if index is not None and context is None:
@@ -458,10 +396,11 @@ def make_straw(
                 "Straw: expected contexts to which the numbers of index belong, got none. Give"
                 " context=contexts, of which samples choose."
             )
-        given = styles(params, x if context is None else context)
-        return apply_styles(params, given, x, index=index, **kwargs)
+        seen = x if context is None else context
+        read = styles(params, seen, encoder_kwargs=encoder_kwargs)
+        return apply_styles(params, read, x, index=index, **kwargs)
 
-    def merge(params: Params, context: Any) -> Params:
+    def merge(params: Params, context: Any, **kwargs: Any) -> Params:
         expect.arrays("Straw.merge", "the context", context)
         batch_of_one = jax.tree.map(lambda leaf: leaf[None], context)
         if not expect.same_axes(batch_of_one, seen):
@@ -469,13 +408,45 @@ def make_straw(
                 f"Straw.merge: expected one context, like one of {expect.describe(seen)}, got"
                 f" {expect.describe(context)}. Take one of a batch, as context[0]."
             )
-        own = take(weights_of(params), factors(params, batch_of_one), 0)
+        own = take(weights_of(params), factors(params, batch_of_one, **kwargs), 0)
         return materialize(weights_of(params), in_parameters_dtype(own), scale=scale)
 
     return Straw(
         spec, init, apply, styles, apply_styles, apply_factors, factors, merge,
         init_state if first_state else None,
     )  # fmt: skip
+
+
+def _numbers(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _joined(kwargs: dict[str, Any], own: Options) -> dict[str, Any]:
+    """Return an executor's keyword arguments, given in two ways."""
+    if twice := sorted(set(kwargs) & set(own or {})):
+        raise ValueError(
+            f"Straw: expected each keyword argument of the executor once, got {twice} by name and"
+            " in executor_kwargs. Leave one out."
+        )
+    return kwargs | dict(own or {})
+
+
+def _measured(spec: FactorSpec, executor: Network, sample: Any) -> FactorSpec:
+    """Return a specification with mean and deviation of each leaf in the untrained plain model."""
+
+    def moments(key: Array) -> dict[str, tuple[Array, Array]]:
+        leaves = named_leaves(executor.init(key, sample))
+        wide = {leaf.path: leaves[leaf.path].astype(jnp.float32) for leaf in spec}
+        return {path: (jnp.mean(leaf), jnp.mean(leaf**2)) for path, leaf in wide.items()}
+
+    with jax.ensure_compile_time_eval():  # also where a model is made within jax.jit
+        keys = jax.random.split(jax.random.key(0), 4)  # small leaves have few numbers
+        found = jax.jit(lambda: jax.lax.map(moments, keys))()
+    plain = {}
+    for path, (means, squares) in found.items():
+        mean = float(means.mean())
+        plain[path] = mean, max(float(squares.mean()) - mean**2, 0.0) ** 0.5
+    return FactorSpec(tuple(replace(leaf, plain=plain[leaf.path]) for leaf in spec))
 
 
 def _style(encoder: Network, context: Any) -> jax.ShapeDtypeStruct:
@@ -485,11 +456,11 @@ def _style(encoder: Network, context: Any) -> jax.ShapeDtypeStruct:
     )
     count = jax.tree.leaves(context)[0].shape[0]
     shape: tuple[int, ...] = styles.shape if expect.is_array(styles) else ()
-    if len(shape) != 2 or shape[0] != count or not shape[1]:
+    if len(shape) not in (2, 3) or shape[0] != count or 0 in shape:
         raise ValueError(
-            "make_straw: expected an encoder from contexts [n, ...] to style vectors [n, style],"
-            f" got {expect.describe(styles)} for {expect.describe(context)}. If the sample is one"
-            " without a batch axis, give sample[None]."
+            "make_straw: expected an encoder from contexts [n, ...] to style vectors [n, style] or"
+            f" [n, tokens, d], got {expect.describe(styles)} for {expect.describe(context)}. If the"
+            " sample is one without a batch axis, give sample[None]."
         )
     return styles
 
@@ -538,7 +509,8 @@ def check_styles(styles: Array, count: Any) -> None:
         >>> check_styles(jnp.ones((1, 5)), 3)
     """
     expect.arrays("Straw", "style vectors", styles)
-    if styles.ndim != 2 or (count is not None and styles.shape[0] not in (1, count)):
+    fits = styles.ndim in (2, 3) and (count is None or styles.shape[0] in (1, count))
+    if not fits:
         raise ValueError(
             "Straw: expected a context or style vector for each sample of x, or one for all,"
             f" [{count}, ...] or [1, ...], got style vectors {expect.describe(styles)}. For several"
@@ -551,11 +523,11 @@ def for_each_sample(styles: Array, count: Any) -> Array:
     """Return style vectors with one for each sample.
 
     Args:
-        styles: `[count, style]`, or `[1, style]` for all samples.
+        styles: `[count, style]`, or `[1, style]` for all samples; or `[..., tokens, d]`.
         count: number of samples.
 
     Returns:
-        `[count, style]`.
+        `[count, style]`, or `[count, tokens, d]`.
 
     Raises:
         ValueError: if there are others.
@@ -569,58 +541,4 @@ def for_each_sample(styles: Array, count: Any) -> Array:
     check_styles(styles, count)
     if styles.shape[0] == count:
         return styles
-    return jnp.broadcast_to(styles, (count, styles.shape[1]))
-
-
-def as_network(model: nn.Module | Network) -> Network:
-    """Return a model as a `Network`.
-
-    Args:
-        model: a Linen module, or a `Network`, which is returned as it is.
-
-    Returns:
-        The model's pure functions.
-
-    Raises:
-        ValueError: if it is neither.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from flax import linen as nn
-        >>> from straw_jax.straw import as_network
-        >>> params = as_network(nn.Dense(4)).init(jax.random.key(0), jnp.ones((8, 3)))
-        >>> params["kernel"].shape
-        (3, 4)
-    """
-    if isinstance(model, nn.Module):
-        return linen(model)
-    if not isinstance(model, Network):
-        raise ValueError(
-            "Network: expected a Linen module (an instance) or a Network, got"
-            f" {expect.describe(model)}. Any other model is Network(init, apply)."
-        )
-    return model
-
-
-def zeros_like(tree: Any, where: str = "zeros_like", name: str = "the sample") -> Any:
-    """Return a batch of zeros.
-
-    Args:
-        tree: of arrays or `jax.ShapeDtypeStruct`, `[n, ...]` each.
-        where: the function, for errors.
-        name: of its argument, for errors.
-
-    Returns:
-        Zeros of the same shapes and dtypes.
-
-    Raises:
-        ValueError: if it is not a batch of at least one sample.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from straw_jax.straw import zeros_like
-        >>> zeros_like({"x": jax.ShapeDtypeStruct((2,), jnp.float32)})["x"].tolist()
-        [0.0, 0.0]
-    """
-    expect.sample(where, name, tree)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
+    return jnp.broadcast_to(styles, (count, *styles.shape[1:]))

@@ -6,7 +6,7 @@ A kind is a value in `make_straw(..., updates={"*/kernel": LowRank(4)})`; severa
 applied in its order. Each is one module here, with the update that it makes for a sample.
 """
 
-from straw_jax.kinds.base import Kind, Shared, Update, Written
+from straw_jax.kinds.base import Kind, Shared, Start, Update, Written
 from straw_jax.kinds.dora import Decomposed, DoRA
 from straw_jax.kinds.gain import Gain, Gains
 from straw_jax.kinds.lowrank import Factors, LowRank
@@ -34,6 +34,7 @@ __all__ = [
     "Posed",
     "Shared",
     "SharedLowRank",
+    "Start",
     "Update",
     "Whole",
     "Written",

@@ -20,6 +20,8 @@ class Written:
         offset: added to what the generator writes: a number, or an array of this shape.
         factor: whether it may be applied without being formed, as `Generated`; it has two axes.
         exact: whether it is float32 or wider, whatever the generator's dtype.
+        rank_axis: the axis along which its rank runs: a generator may write it row by row.
+        stack_axis: the axis along which the arrays of stacked layers are joined, 0 or 1.
 
     Example:
         >>> from straw_jax import GeneratedLeaf
@@ -35,6 +37,8 @@ class Written:
     offset: ArrayLike = 0.0
     factor: bool = False
     exact: bool = False
+    rank_axis: int | None = None
+    stack_axis: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,33 @@ class Shared:
 
     shape: tuple[int, ...]
     fan_in: int
+    zero: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """Of which size an array is before training: `offset + mean + scale * u`.
+
+    `u` is what a generator computes. It has a standard deviation of 1, or is 0 at the start.
+
+    Attributes:
+        scale: of what is computed, at the start and in all steps of training.
+        mean: added, beside the offset of `Written`.
+        zero: whether `u` is 0 at the start.
+
+    Example:
+        A layer that sums 64 inputs, without and with base weights:
+
+        >>> from straw_jax import GeneratedLeaf, LowRank
+        >>> leaf = GeneratedLeaf("W", (64, 32), LowRank(4))
+        >>> leaf.starts()
+        {'B': Start(scale=0.125, mean=0.0, zero=False), 'A': Start(scale=0.5, mean=0.0, zero=False)}
+        >>> leaf.starts(start_at_base=True)["A"]
+        Start(scale=0.5, mean=0.0, zero=True)
+    """
+
+    scale: float
+    mean: float = 0.0
     zero: bool = False
 
 
@@ -163,6 +194,23 @@ class Kind:
         """Return what all samples share, by name."""
         return {}
 
+    def start(self, leaf: Any, plain: tuple[float, float] | None) -> dict[str, Start]:
+        """Return the sizes of the arrays before training, by name, written and shared.
+
+        Args:
+            leaf: a `GeneratedLeaf`.
+            plain: mean and standard deviation of the leaf in the untrained plain model, which the
+                update alone shall have, too; None if it shall change nothing.
+        """
+        unchanged = plain is None
+        return {
+            name: Start(0.1, zero=part.always_zero or (unchanged and part.zero))
+            for name, part in self.written(leaf).items()
+        } | {
+            name: Start(part.fan_in**-0.5, zero=unchanged and part.zero)
+            for name, part in self.shared(leaf).items()
+        }
+
     def update(self, leaf: Any, parts: Mapping[str, Any]) -> Any:
         """Return the update made of arrays by name, written and shared."""
         raise NotImplementedError
@@ -172,6 +220,11 @@ class Kind:
         arrays = (field.name for field in fields(update) if not field.metadata.get("static"))
         given = ((name, getattr(update, name)) for name in arrays)
         return {name: array for name, array in given if array is not None}
+
+
+def stack_axis(leaf: Any) -> int | None:
+    """Return the axis of stacked layers in arrays that have it in front: 0, or None."""
+    return 0 if "s" in leaf.axes else None
 
 
 def misfit(where: str, leaf: Any, expected: str, hint: str) -> ValueError:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from straw_jax.kinds.base import Kind, Update, Written
-from straw_jax.kinds.lowrank import Factors, check_lowrank
+from straw_jax.kinds.base import Kind, Start, Update, Written, stack_axis
+from straw_jax.kinds.lowrank import Factors, check_lowrank, written_factors
 from straw_jax.lowrank import Factor, accumulator_dtype
 from straw_jax.operations import combine
 from straw_jax.operators import Kernel
@@ -129,9 +129,19 @@ class DoRA(Kind):
 
     def written(self, leaf: Any) -> dict[str, Written]:
         return {
-            "B": Written((leaf.rows, self.rank), zero=False, factor=True),
-            "A": Written((self.rank, leaf.columns), factor=True),
-            "gains": Written(_columns(leaf.shape, leaf.reading), offset=1.0),
+            **written_factors(leaf, self.rank),
+            "gains": Written(
+                _columns(leaf.shape, leaf.reading), offset=1.0, stack_axis=stack_axis(leaf)
+            ),
+        }
+
+    def start(self, leaf: Any, plain: tuple[float, float] | None) -> dict[str, Start]:
+        # Without a base, gains are the norms of columns themselves.
+        norm = 1.0 if plain is None else plain[1] * leaf.summed**0.5
+        return {
+            "B": Start(leaf.summed**-0.5),
+            "A": Start(self.rank**-0.5, zero=plain is None),
+            "gains": Start(1.0, mean=norm - 1.0, zero=True),
         }
 
     def update(self, leaf: Any, parts: Mapping[str, Any]) -> Decomposed:

@@ -8,7 +8,7 @@ import jax
 from jax import Array
 from jax.typing import ArrayLike
 
-from straw_jax.kinds.base import Kind, Update, Written, misfit
+from straw_jax.kinds.base import Kind, Start, Update, Written, misfit, stack_axis
 from straw_jax.operators import Kernel
 from straw_jax.readings import read_as
 
@@ -129,10 +129,13 @@ class Gain(Kind):
             "outputs": tuple(leaf.shape[axis] for axis in outputs),
         }
         return {
-            name: Written(sizes[name], offset=1.0)
+            name: Written(sizes[name], offset=1.0, stack_axis=stack_axis(leaf))
             for name in ("inputs", "outputs")
             if getattr(self, name)
         }
+
+    def start(self, leaf: Any, plain: tuple[float, float] | None) -> dict[str, Start]:
+        return dict.fromkeys(self.written(leaf), Start(1.0, zero=True))
 
     def update(self, leaf: Any, parts: Mapping[str, Any]) -> Gains:
         return Gains(parts.get("inputs"), parts.get("outputs"), leaf.axes)

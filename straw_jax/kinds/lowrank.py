@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from straw_jax import expect
-from straw_jax.kinds.base import Kind, Update, Written
+from straw_jax.kinds.base import Kind, Start, Update, Written
 from straw_jax.lowrank import Factor, each_number, factor_shape
 from straw_jax.operators import Contraction, Kernel
 from straw_jax.parts import Part
@@ -111,13 +111,30 @@ class LowRank(Kind):
         check_lowrank(self.rank, leaf)
 
     def written(self, leaf: Any) -> dict[str, Written]:
-        return {
-            "B": Written((leaf.rows, self.rank), zero=False, factor=True),
-            "A": Written((self.rank, leaf.columns), factor=True),
-        }
+        return written_factors(leaf, self.rank)
+
+    def start(self, leaf: Any, plain: tuple[float, float] | None) -> dict[str, Start]:
+        return started_factors(leaf, self.rank, plain)
 
     def update(self, leaf: Any, parts: Mapping[str, Any]) -> Factors:
         return Factors(parts["B"], parts["A"], leaf.reading)
+
+
+def written_factors(leaf: Any, rank: int) -> dict[str, Written]:
+    """Return what is written for factors `B` and `A`."""
+    return {
+        "B": Written((leaf.rows, rank), zero=False, factor=True, rank_axis=1, stack_axis=0),
+        "A": Written((rank, leaf.columns), factor=True, rank_axis=0, stack_axis=1),
+    }
+
+
+def started_factors(leaf: Any, rank: int, plain: tuple[float, float] | None) -> dict[str, Start]:
+    """Return factors' sizes: those of `x @ B` and `B @ A` are then the same for all ranks."""
+    deviation = 0.0 if plain is None else plain[1] * leaf.summed**0.5
+    return {
+        "B": Start(leaf.summed**-0.5),
+        "A": Start((deviation or 1.0) * rank**-0.5, zero=not deviation),
+    }
 
 
 def check_lowrank(rank: Any, leaf: Any) -> None:

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from straw_jax import expect
-from straw_jax.kinds.base import Kind, Shared, Update, Written
+from straw_jax.kinds.base import Kind, Shared, Start, Update, Written
 from straw_jax.operators import Contraction, Kernel
 from straw_jax.parts import Part
 
@@ -102,6 +102,20 @@ class Mixture(Kind):
         shape = (self.templates, *leaf.shape)
         fan_in = math.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else self.templates
         return {"templates": Shared(shape, fan_in=fan_in, zero=self.softmax)}
+
+    def start(self, leaf: Any, plain: tuple[float, float] | None) -> dict[str, Start]:
+        fan_in = self.shared(leaf)["templates"].fan_in
+        mean, deviation = (0.0, fan_in**-0.5) if plain is None else plain
+        if self.softmax:  # weights of about 1 / k each: their squares sum to about that, too
+            scale, zero = deviation * self.templates**0.5, plain is None
+            return {
+                "weights": Start(0.5),
+                "templates": Start(scale or 1.0, 0.0 if zero else mean, zero=zero or not scale),
+            }
+        return {
+            "weights": Start(self.templates**-0.5, zero=plain is None or not deviation),
+            "templates": Start(deviation or fan_in**-0.5),
+        }
 
     def update(self, leaf: Any, parts: Mapping[str, Any]) -> Mixed:
         weights = parts["weights"]

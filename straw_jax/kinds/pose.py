@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from straw_jax.geometry import check_grid, composed, resample
-from straw_jax.kinds.base import Kind, Update, Written, misfit
+from straw_jax.kinds.base import Kind, Start, Update, Written, misfit
 from straw_jax.kinds.whole import WholeLeaf
 from straw_jax.lowrank import ConvGeometry, Lazy
 from straw_jax.operators import Kernel, Term, every
@@ -196,6 +196,9 @@ class Pose(Kind):
                 (2, 3), always_zero=True, offset=np.eye(2, 3, dtype=np.float32), exact=True
             )
         }
+
+    def start(self, leaf: Any, plain: tuple[float, float] | None) -> dict[str, Start]:
+        return {"pose": Start(1.0, zero=True)}
 
     def update(self, leaf: Any, parts: Mapping[str, Any]) -> Posed:
         return Posed(parts["pose"])

@@ -8,7 +8,7 @@ import jax
 from jax import Array
 from jax.typing import ArrayLike
 
-from straw_jax.kinds.base import Kind, Shared, Update, Written
+from straw_jax.kinds.base import Kind, Shared, Start, Update, Written
 from straw_jax.kinds.lowrank import check_lowrank, lowrank_term
 from straw_jax.operators import Kernel
 from straw_jax.parts import Part
@@ -107,6 +107,15 @@ class SharedLowRank(Kind):
         return {
             "U": Shared((leaf.rows, self.rank), fan_in=leaf.summed),
             "V": Shared((self.rank, leaf.columns), fan_in=self.rank),
+        }
+
+    def start(self, leaf: Any, plain: tuple[float, float] | None) -> dict[str, Start]:
+        deviation = 0.0 if plain is None else plain[1] * leaf.summed**0.5
+        scale = (deviation or 1.0) * (self.rank**-0.5 if self.full else 1.0)
+        return {
+            "core": Start(scale, zero=not deviation),
+            "U": Start(leaf.summed**-0.5),
+            "V": Start(self.rank**-0.5),
         }
 
     def update(self, leaf: Any, parts: Mapping[str, Any]) -> InBasis:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 from jax.typing import ArrayLike
 
-from straw_jax.kinds.base import Kind, Update, Written
+from straw_jax.kinds.base import Kind, Start, Update, Written
 from straw_jax.lowrank import Factor, form
 from straw_jax.operators import Contraction, Kernel
 
@@ -57,6 +57,10 @@ class Whole(Kind):
 
     def written(self, leaf: Any) -> dict[str, Written]:
         return {"whole": Written(leaf.shape)}
+
+    def start(self, leaf: Any, plain: tuple[float, float] | None) -> dict[str, Start]:
+        mean, deviation = plain or (0.0, 0.0)
+        return {"whole": Start(deviation or leaf.summed**-0.5, mean, zero=not deviation)}
 
     def update(self, leaf: Any, parts: Mapping[str, Any]) -> Any:
         return parts["whole"]

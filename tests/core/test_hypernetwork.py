@@ -10,7 +10,7 @@ from reference import TOLERANCE, assert_close, random_array, random_params, to_n
 
 from straw_jax.factors import factor_spec
 from straw_jax.hypernetwork import ChunkGenerator, make_hypernetwork
-from straw_jax.straw import Network
+from straw_jax.network import Network
 
 
 class Small(nn.Module):

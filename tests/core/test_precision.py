@@ -14,7 +14,7 @@ from straw_jax import (
     CNN,
     CompactCNN,
     ConvEncoder,
-    Generator,
+    Heads,
     Network,
     NormEncoder,
     PoseEncoder,
@@ -286,7 +286,7 @@ def test_poses_are_written_in_float32():
     z = random_array(0, (2, 5))
 
     def written(spec):
-        generator = Generator(spec, 8, dtype=BF16)
+        generator = Heads(spec, 8, dtype=BF16)
         return jax.eval_shape(lambda: generator.init_with_output(jax.random.key(0), z)[0])
 
     assert dtypes(written(spec)) == {"bfloat16"}
@@ -336,8 +336,8 @@ MAKERS = {
     "make_hypernetwork": lambda dtype: make_hypernetwork(
         Conv7(), IMAGES, ["conv2/kernel"], chunk=(8, 8), dtype=dtype
     ),
-    "Generator": lambda dtype: jax.eval_shape(
-        Generator(factor_spec({"W": jnp.zeros((3, 4))}, 2), dtype=dtype).init,
+    "Heads": lambda dtype: jax.eval_shape(
+        Heads(factor_spec({"W": jnp.zeros((3, 4))}, 2), dtype=dtype).init,
         jax.random.key(0),
         jnp.zeros((2, 5)),
     ),

@@ -21,7 +21,7 @@ from straw_experiments.weight_prediction.networks import weight_predictor
 from straw_experiments.weight_prediction.objectives import weights_objective
 from straw_experiments.weight_prediction.targets import Pairs
 from straw_jax.models import CNN
-from straw_jax.straw import linen
+from straw_jax.network import linen
 
 STORED = Path(__file__).with_name("data") / "parity.npz"
 RANK, NETWORK, CHARACTERS, FEATURES, HYPER = 2, (4, 10, 1), 7, 6, 3

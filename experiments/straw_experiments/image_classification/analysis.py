@@ -30,7 +30,8 @@ from straw_jax.costs import multiply_adds
 from straw_jax.factors import Entry, FactorSpec, FactorTree, GeneratedLeaf, named_leaves
 from straw_jax.lift import modulate
 from straw_jax.lowrank import Generated
-from straw_jax.straw import Base, Network, Straw, linen
+from straw_jax.network import Network, linen
+from straw_jax.straw import Base, Straw
 
 ANGLES = (0, 10, 20, 30, 40, 50, 60)  # degrees
 SIGMAS = (0.0, 0.5, 1.0, 1.5, 2.0)  # pixels

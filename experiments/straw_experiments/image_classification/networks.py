@@ -22,6 +22,7 @@ from straw_jax.geometry import affine, resample
 from straw_jax.hypernetwork import make_hypernetwork
 from straw_jax.kinds import Gain, Kind, SharedLowRank, Whole
 from straw_jax.models import CNN, CompactCNN, Conv7, ResNet34, ViT, WideResNet
+from straw_jax.network import Network, linen
 from straw_jax.pose import ANGLES as POSES
 from straw_jax.pose import (
     Geometric,
@@ -31,7 +32,7 @@ from straw_jax.pose import (
     make_geometric,
     pose_loss,
 )
-from straw_jax.straw import Base, Network, Straw, linen, make_straw
+from straw_jax.straw import Base, Straw, make_straw
 
 ImageShape: TypeAlias = tuple[int, ...]
 """Height, width and channels."""
@@ -100,6 +101,7 @@ def _compact_of_kind(sizes: Sizes, kind: Kind) -> Straw:
         base="trained",
         encoder=NormEncoder(dtype=module_dtype(sizes.precision)),
         hidden=16,
+        start="article",
         dtype=module_dtype(sizes.precision),
     )
 
@@ -147,7 +149,15 @@ def article_straw(
 ) -> Straw:
     """Return the article's STRAW: its generator and executor, and by default its encoder."""
     executor = CNN(classes, dtype=dtype)
-    return make_straw(executor, _images(image), rank=rank, base=base, encoder=encoder, dtype=dtype)
+    return make_straw(
+        executor,
+        _images(image),
+        rank=rank,
+        base=base,
+        encoder=encoder,
+        start="article",
+        dtype=dtype,
+    )
 
 
 def compact_straw(
@@ -172,6 +182,7 @@ def compact_straw(
         base=base,
         encoder=encoder or NormEncoder(dtype=dtype),
         hidden=16,
+        start="article",
         dtype=dtype,
     )
 
@@ -223,6 +234,7 @@ def vit_straw(
         base=base,
         encoder=encoder or NormEncoder(dtype=dtype),
         hidden=16,
+        start="article",
         dtype=dtype,
     )
 
@@ -334,6 +346,7 @@ def straw_of_context(sizes: Sizes) -> Straw:
         base=sizes.base,
         encoder=encoder,
         hidden=16,
+        start="article",
         dtype=module_dtype(sizes.precision),
     )
 

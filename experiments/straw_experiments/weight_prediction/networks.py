@@ -50,6 +50,7 @@ def weight_predictor(
         encoder=SetEncoder((128, 256, embedding), (256,), pooling, dtype=dtype),
         context=jax.ShapeDtypeStruct((1, 1, sizes[0] + sizes[-1]), jnp.float32),
         hidden=128,
+        start="article",
         dtype=dtype,
     )
 

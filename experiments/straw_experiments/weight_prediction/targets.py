@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from straw_jax.straw import Network
+from straw_jax.network import Network
 
 Inputs: TypeAlias = Callable[[Array, tuple[int, ...]], Array]
 Weights: TypeAlias = Mapping[str, Array]
