@@ -23,12 +23,13 @@ from straw_jax.factors import (
     is_kernel,
     named_leaves,
 )
-from straw_jax.generator import Heads, StartName, check_start, writer_of
+from straw_jax.generator import Heads, writer_of
 from straw_jax.kernels import Use, uses_of_leaves
 from straw_jax.lift import materialize, modulate, take
 from straw_jax.lowrank import factor_shape, formed
 from straw_jax.network import Network, Params, as_network, linen, zeros_like
 from straw_jax.operations import is_linear_cast
+from straw_jax.starts import StartName, check_start
 
 Base: TypeAlias = Literal["none", "trained", "frozen"]
 Options: TypeAlias = Mapping[str, Any] | None

@@ -24,6 +24,7 @@ INTERNAL = {
         "parts",
         "products",
         "program",
+        "starts",
     )
 }
 # Extras, by a function that needs them.
