@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.extend import core, source_info_util
 from jax.sharding import PartitionSpec
 
@@ -334,8 +334,8 @@ def _layers(value: Any, where: str) -> tuple[Any, Callable[[Any], Any]]:
     """
     if not isinstance(value, Kernel):
         return value, lambda array: array
-    parts = [part.ordered(lambda axis: axis != 0) for part in
-             _parts(value, "a loop over its layers", where)]  # fmt: skip
+    parts = [part if isinstance(part.value, Indexed) else part.ordered(lambda axis: axis != 0)
+             for part in _parts(value, "a loop over its layers", where)]  # fmt: skip
     arrays = [_with_layers_in_front(part) for part in parts if 0 in part.axes]
 
     def one_layer(arrays: Sequence[Any]) -> Kernel:
@@ -348,16 +348,44 @@ def _layers(value: Any, where: str) -> tuple[Any, Callable[[Any], Any]]:
 
 
 def _with_layers_in_front(part: Part) -> Any:
-    """Return the array of a part with layers along its first axis; of a bank, all of its arrays."""
+    """Return the array of a part with layers along its first axis; of a bank, all of its arrays.
+
+    And of a bank the numbers of layers, see `_layer_of_bank`.
+    """
     if isinstance(part.value, Indexed):
-        return part.value.bank.reshape(-1, *part.shape).swapaxes(0, 1)
+        place = part.axes.index(0) + 1
+        bank = part.value.bank.reshape(-1, *part.shape)
+        return jnp.moveaxis(bank, place, 0), jnp.arange(bank.shape[place])
     return part.array
 
 
 def _of_layer(part: Part, array: Any) -> Part:
     """Return the part of one layer, given what `_with_layers_in_front` has of it."""
-    value = replace(part.value, bank=array) if isinstance(part.value, Indexed) else array
-    return Part(value, part.axes[1:], part.shape[1:])
+    place = part.axes.index(0)
+    axes, shape = (each[:place] + each[place + 1 :] for each in (part.axes, part.shape))
+    if not isinstance(part.value, Indexed):
+        return Part(array, axes, shape)
+    bank = _layer_of_bank(part.value.bank.reshape(-1, *part.shape), place + 1, *array)
+    return Part(replace(part.value, bank=bank), axes, shape)
+
+
+def _layer_of_bank(bank: Array, axis: int, of_layer: Array, number: Array) -> Array:
+    """Return one layer of a bank, as a slice of it; a gradient goes to `of_layer`, equal to it.
+
+    A loop takes layers from an array with layers in front. For that the whole bank would be copied,
+    for each token where texts are written. A slice of the bank as it is needs no copy, but its
+    gradient would be as large as the bank, in each layer.
+    """
+
+    @jax.custom_jvp
+    def sliced(of_layer: Array, bank: Array, number: Array) -> Array:
+        return lax.dynamic_index_in_dim(bank, number, axis, keepdims=False)
+
+    @sliced.defjvp
+    def of_sliced(primals: Any, tangents: Any) -> tuple[Array, Array]:
+        return sliced(*primals), tangents[0]
+
+    return sliced(of_layer, lax.stop_gradient(bank), number)
 
 
 def _shard_map(nested: Nested) -> tuple[list[Any], list[bool]]:
