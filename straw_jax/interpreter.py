@@ -334,8 +334,7 @@ def _layers(value: Any, where: str) -> tuple[Any, Callable[[Any], Any]]:
     """
     if not isinstance(value, Kernel):
         return value, lambda array: array
-    parts = [part.ordered(lambda axis: axis != 0) for part in
-             _parts(value, "a loop over its layers", where)]  # fmt: skip
+    parts = [part.for_layers() for part in _parts(value, "a loop over its layers", where)]
     arrays = [part.layers() for part in parts if 0 in part.axes]
 
     def one_layer(arrays: Sequence[Any]) -> Kernel:

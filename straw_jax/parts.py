@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import jax
-from jax import Array
+import jax.numpy as jnp
+from jax import Array, lax
 
 from straw_jax.lowrank import Factor, Generated, Indexed, form
 from straw_jax.quantised import Quantised
@@ -94,17 +95,53 @@ class Part:
         value = self.value.rearranged(lambda array: function(array.reshape(self.shape)))
         return Part(value, axes, value.bank.shape[1:])
 
+    def for_layers(self) -> "Part":
+        """Return the part with the axis of layers, 0, in front; one of a bank as it is."""
+        return self if isinstance(self.value, Indexed) else self.ordered(lambda axis: axis != 0)
+
     def layers(self) -> Any:
-        """Return the arrays of a part, each with the part's first axis in front."""
+        """Return the arrays of a part, as of `for_layers`, each with layers in front.
+
+        Of a bank also the numbers of layers, see `_layer_of_bank`.
+        """
         if isinstance(self.value, Indexed):
-            return self.value.bank.reshape(-1, *self.shape).swapaxes(0, 1)
+            place = self.axes.index(0) + 1
+            bank = self._bank()
+            return jnp.moveaxis(bank, place, 0), jnp.arange(bank.shape[place])
         value = None if self.quantised is None else self.quantised.along(lambda array: array)
         return self.array if value is None else value
 
     def of_layer(self, arrays: Any) -> "Part":
-        """Return the part of one layer, given what `layers` returned of it, without its axis."""
-        value = replace(self.value, bank=arrays) if isinstance(self.value, Indexed) else arrays
-        return Part(value, self.axes[1:], self.shape[1:])
+        """Return the part of one layer, given what `layers` returned of it."""
+        place = self.axes.index(0)
+        axes, shape = (each[:place] + each[place + 1 :] for each in (self.axes, self.shape))
+        if not isinstance(self.value, Indexed):
+            return Part(arrays, axes, shape)
+        bank = _layer_of_bank(self._bank(), place + 1, *arrays)
+        return Part(replace(self.value, bank=bank), axes, shape)
+
+    def _bank(self) -> Array:
+        assert isinstance(self.value, Indexed)
+        return self.value.bank.reshape(-1, *self.shape)
+
+
+def _layer_of_bank(bank: Array, axis: int, of_layer: Array, number: Array) -> Array:
+    """Return one layer of a bank, as a slice of it; a gradient goes to `of_layer`, equal to it.
+
+    A loop takes layers from an array with layers in front. For that the whole bank would be copied,
+    for each token where texts are written. A slice of the bank as it is needs no copy, but its
+    gradient would be as large as the bank, in each layer.
+    """
+
+    @jax.custom_jvp
+    def sliced(of_layer: Array, bank: Array, number: Array) -> Array:
+        return lax.dynamic_index_in_dim(bank, number, axis, keepdims=False)
+
+    @sliced.defjvp
+    def of_sliced(primals: Any, tangents: Any) -> tuple[Array, Array]:
+        return sliced(*primals), tangents[0]
+
+    return sliced(of_layer, lax.stop_gradient(bank), number)
 
 
 def as_matrix(part: Part, rows: int) -> Factor:

@@ -149,6 +149,15 @@ def test_factors_are_not_repeated_for_each_sample():
     assert largest_intermediate(jax.grad(loss, (0, 1)), bank, x) < n * bank["W"].B[0].size
 
 
+def test_a_bank_of_stacked_layers_is_read_where_it_is():
+    params = {"W": np.zeros((3, 6, 6), np.float32)}
+    bank = jax.tree.map(lambda leaf: jnp.tile(leaf, (50, 1, 1)), bank_of(params, 2, {"W": "src"}))
+    apply = jax.jit(lambda bank, x, ids: modulate(stacked)(params, bank, x, index=ids))
+    compiled = apply.lower(bank, jnp.ones((2, 6)), jnp.array([0, 149])).compile()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(bank))
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * size
+
+
 def test_numbers_without_an_adapter():
     params, x = parameters(MLP), random_array(2, (6, 6))
     bank = bank_of(params, {"up": [LowRank(2), Gain()], "down": Mixture(2), "bias": "whole"})
