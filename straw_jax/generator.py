@@ -429,8 +429,8 @@ def _write(module: Any, places: _Places, hidden: Array) -> dict[str, Any]:
     own = own / (1 - own**2) ** 0.5
     signs = _Names(places, width, module.dtype, product=True, name="signs")()
     change = 1 + averaged(hidden) * jnp.asarray(own * width, hidden.dtype)
-    hidden = signs.astype(hidden.dtype)[None] * change * jnp.asarray(1 / width, hidden.dtype)
-    unit = unit_init((1 + own**2) ** -0.5)
+    hidden = averaged(signs.astype(hidden.dtype)[None] * change)
+    unit = unit_init(1.0)
     heads: dict[str, nn.Dense] = {}
     written: dict[str, dict[str, Any]] = {}
     for place in places.each:

@@ -137,7 +137,7 @@ def test_a_shared_head_writes_rows_columns_and_layers_where_they_belong(row):
                     sign = sign * signs["row"][word]
                 hidden = np.maximum(style + asked, 0)
                 mixed = soft(hidden) @ params["mixed"]["kernel"] + params["mixed"]["bias"]
-                hidden = sign * (1 + own * unit(np.maximum(hidden + mixed, 0))) / 4
+                hidden = unit(sign * (1 + own * unit(np.maximum(hidden + mixed, 0)))) / 4
                 numbers = hidden @ head["kernel"] + head["bias"]
                 numbers = numbers if row else numbers[:, 6 * k : 6 * k + 6]
                 numbers = numbers * leaf.starts()[name].scale
