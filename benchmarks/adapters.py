@@ -393,6 +393,7 @@ def measure_row(
         row["tokens_per_second"] = sizes.batch * length / min(row["seconds"])
         row["memory"] = way.memory
         if name == "peft" and isinstance(peft, Peft):
+            row["versions"] = peft.versions
             row["memory"] = peft.ask(section="memory")["bytes"]
         if "base" in made:
             base = found["base"]["tokens_per_second"]
