@@ -39,6 +39,7 @@ def test_wrong_ways_are_found(inputs, monkeypatch):
         adapters.compare(inputs, SIZES, ["merged"], "not there")
 
 
+@pytest.mark.slow
 def test_a_row_of_the_table(inputs):
     adapters.compare(inputs, SIZES, ["merged", "vmap"], "not there")
     ways = ["base", "index", "peft"]
