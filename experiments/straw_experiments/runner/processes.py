@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -82,6 +83,7 @@ def in_processes(
     cores = sorted(os.sched_getaffinity(0))
     each = len(cores) // jobs  # as many for every job: the number of threads decides rounding
     others = set(multiprocessing.active_children())
+    threads = set(threading.enumerate())
     doing: dict[int | None, Any] = {}
     with _shielded():  # Starts a process of multiprocessing's, and lets Ctrl-C through again:
         shares, begun = context.SimpleQueue(), context.SimpleQueue()
@@ -111,7 +113,15 @@ def in_processes(
         pool.shutdown(wait=False, cancel_futures=True)
         for child in workers:
             child.terminate()
+        _join(set(threading.enumerate()) - threads)
         raise
+
+
+def _join(threads: Iterable[threading.Thread]) -> None:
+    """Wait for a pool's threads, which else may close a pipe while Python's end writes to it."""
+    end = time.monotonic() + 5
+    for thread in threads:
+        thread.join(max(end - time.monotonic(), 0))
 
 
 @contextlib.contextmanager
