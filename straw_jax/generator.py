@@ -98,7 +98,7 @@ class Heads(nn.Module):
                     name: self._head(f"{leaf.path}/{name}", part, starts.get(name), hidden)
                     for name, part in leaf.written.items()
                 }
-                | self._shared(leaf, starts)
+                | _shared(self, leaf, starts)
             )
             for leaf in self.spec
             for starts in (leaf.starts(self.start_at_base) if plain else {},)
@@ -106,13 +106,11 @@ class Heads(nn.Module):
 
     def _head(self, path: str, part: Written, start: Start | None, hidden: Array) -> Any:
         zero = start.zero if start else part.always_zero or (self.start_at_base and part.zero)
-        name, dtype = path.replace("/", "."), self.dtype
+        name = path.replace("/", ".")
         if part.factor:
             scale = None if start is None else start.scale
             own = own_share(self.start_at_base)
-            return _FactorHead(part.shape, zero, dtype, scale, own, name=name)(hidden)
-        if part.exact and dtype is not None:
-            dtype = accumulator_dtype(dtype)
+            return _FactorHead(part.shape, zero, self.dtype, scale, own, name=name)(hidden)
         kernel, bias = kernel_init, bias_init(self.hidden)
         if start is not None:
             own = own_share(self.start_at_base)
@@ -121,7 +119,7 @@ class Heads(nn.Module):
             math.prod(part.shape),
             kernel_init=nn.initializers.zeros if zero else kernel,
             bias_init=nn.initializers.zeros if zero else bias,
-            dtype=dtype,
+            dtype=_dtype_of(part, self.dtype),
             name=name,
         )(hidden)
         if start is not None:
@@ -130,19 +128,6 @@ class Heads(nn.Module):
             offset = jnp.broadcast_to(jnp.asarray(part.offset, whole.dtype), part.shape)
             whole = whole + offset.reshape(1, -1)
         return whole.reshape(*hidden.shape[:-1], *part.shape)
-
-    def _shared(self, leaf: GeneratedLeaf, starts: Mapping[str, Start]) -> dict[str, Array]:
-        return {
-            name: cast(
-                self.param(
-                    f"{leaf.path}/{name}".replace("/", "."),
-                    shared_init(part, starts.get(name), self.start_at_base),
-                    part.shape,
-                ),
-                self.dtype,
-            )
-            for name, part in leaf.shared.items()
-        }
 
 
 class _FactorHead(nn.Module):
@@ -434,38 +419,43 @@ def _write(module: Any, places: _Places, hidden: Array) -> dict[str, Any]:
     heads: dict[str, nn.Dense] = {}
     written: dict[str, dict[str, Any]] = {}
     for place in places.each:
-        dtype = module.dtype
-        if place.part.exact and dtype is not None:
-            dtype = accumulator_dtype(dtype)
         if place.head not in heads:
             heads[place.head] = nn.Dense(
                 place.shape[-1],
                 kernel_init=nn.initializers.zeros if place.start.zero else unit,
-                dtype=dtype,
+                dtype=_dtype_of(place.part, module.dtype),
                 name=place.head,
             )
         array = place.array(heads[place.head](hidden[:, place.vectors]))
         written.setdefault(place.leaf.path, {})[place.name] = finished(
             array, place.part, place.start
         )
-    shared = {
-        leaf.path: {
-            name: cast(
-                module.param(
-                    f"{leaf.path}/{name}".replace("/", "."),
-                    shared_init(part, leaf.starts(module.start_at_base)[name]),
-                    part.shape,
-                ),
-                module.dtype,
-            )
-            for name, part in leaf.shared.items()
-        }
-        for leaf in module.spec
-    }
     return {
-        leaf.path: leaf.assemble(written.get(leaf.path, {}) | shared[leaf.path])
+        leaf.path: leaf.assemble(
+            written.get(leaf.path, {}) | _shared(module, leaf, leaf.starts(module.start_at_base))
+        )
         for leaf in module.spec
     }
+
+
+def _shared(module: Any, leaf: GeneratedLeaf, starts: Mapping[str, Start]) -> dict[str, Array]:
+    """Return what all samples share, parameters of a module; without starts the article's."""
+    return {
+        name: cast(
+            module.param(
+                f"{leaf.path}/{name}".replace("/", "."),
+                shared_init(part, starts.get(name), module.start_at_base),
+                part.shape,
+            ),
+            module.dtype,
+        )
+        for name, part in leaf.shared.items()
+    }
+
+
+def _dtype_of(part: Written, dtype: DTypeLike | None) -> DTypeLike | None:
+    """Return the dtype in which an array is written, of a module that computes in another."""
+    return accumulator_dtype(dtype) if part.exact and dtype is not None else dtype
 
 
 def writer_of(
@@ -530,17 +520,18 @@ def _of_vectors(
             " spec.size outputs, factor_spec(params, ranks).size; a class that takes the"
             " specification is given as it is, generator=SharedHeads."
         )
-    starts = {
+    plain = {} if start != "plain" else {
         f"{leaf.path}/{name}": each
-        if start == "plain"
-        else Start(1.0, zero=part.always_zero or (start_at_base and part.zero))
         for leaf in spec
-        for own in (leaf.starts(start_at_base),)
+        for name, each in leaf.starts(start_at_base).items()
+    }  # fmt: skip
+    starts = plain or {
+        f"{leaf.path}/{name}": Start(1.0, zero=part.always_zero or (start_at_base and part.zero))
+        for leaf in spec
         for name, part in leaf.written.items()
-        for each in (own[name],)
     }
-    shared = {f"{leaf.path}/{name}": (leaf, name, part) for leaf in spec
-              for name, part in leaf.shared.items()}  # fmt: skip
+    shared = {f"{leaf.path}/{name}": part for leaf in spec for name, part in leaf.shared.items()}
+    gated = [f"{leaf.path}/{name}" for leaf in spec for name in leaf.written]
 
     def init(key: Array, z: Any) -> Params:
         keys = jax.random.split(key, len(shared) + 1)
@@ -548,15 +539,12 @@ def _of_vectors(
             "network": network.init(keys[0], z),
             # What starts at 0 is multiplied by a number that does: a network's first vectors may
             # not all be 0, or nothing would learn.
-            "gates": {path: jnp.zeros(()) for path, each in starts.items() if each.zero},
+            "gates": {path: jnp.zeros(()) for path in gated if starts[path].zero},
             "shared": {
-                path: shared_init(
-                    part, leaf.starts(start_at_base)[name] if start == "plain" else None,
-                    start_at_base,
-                )(own, part.shape)
-                for own, (path, (leaf, name, part)) in zip(keys[1:], shared.items(), strict=True)
+                path: shared_init(part, plain.get(path), start_at_base)(own, part.shape)
+                for own, (path, part) in zip(keys[1:], shared.items(), strict=True)
             },
-        }  # fmt: skip
+        }
 
     def apply(params: Params, z: Array, **kwargs: Any) -> dict[str, Entry]:
         vector = network.apply(params["network"], z, **kwargs)

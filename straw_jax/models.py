@@ -168,11 +168,7 @@ class ViT(nn.Module):
         expect.positive("ViT", width=self.width, heads=self.heads)
         expect.compute_dtype("ViT", self.dtype)
         expect.images("ViT", x)
-        if self.width % self.heads:
-            raise ValueError(
-                f"ViT: expected a width that is a multiple of the heads, got {self.width} and"
-                f" {self.heads}."
-            )
+        expect.divides("ViT", heads=self.heads, width=self.width)
         convolution = partial(nn.Conv, kernel_size=(3, 3), strides=2, padding=1, dtype=self.dtype)
         x = nn.relu(convolution(self.width // 2, name="conv1")(x))
         x = convolution(self.width, name="conv2")(x)

@@ -46,8 +46,7 @@ class Part:
     def quantised(self) -> Quantised | None:
         """The value, if it is quantised and has these axes."""
         value = self.value
-        fits = isinstance(value, Quantised) and value.shape == self.shape
-        return value if isinstance(value, Quantised) and fits else None
+        return value if isinstance(value, Quantised) and value.shape == self.shape else None
 
     def size(self, axis: int) -> int:
         """Return the size of an axis, 1 if it has none of this name."""

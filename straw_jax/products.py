@@ -36,28 +36,25 @@ def dense(x: Array, x_axes: Axes, part: Part, out_axes: Axes, precision: Any) ->
     rows = [axis for axis in part.axes if axis in x_axes]
     columns = [axis for axis in part.axes if axis not in x_axes]
     free = [axis for axis in x_axes if axis not in rows]
-    matrix = part.array.transpose([part.axes.index(axis) for axis in (*rows, *columns)])
+    part = part.ordered([*rows, *columns].index)
     size = math.prod(part.size(axis) for axis in rows)
     x = x.transpose([x_axes.index(axis) for axis in (*free, *rows)])
-    y = dot(x.reshape(*x.shape[: len(free)], size), matrix.reshape(size, -1), precision)
+    x = x.reshape(*x.shape[: len(free)], size)
+    if isinstance(part.value, Indexed):
+        y = apply_factor(x, as_matrix(part, size), precision)
+    else:
+        y = dot(x, part.array.reshape(size, -1), precision)
     y = y.reshape(*y.shape[:-1], *(part.size(axis) for axis in columns))
     return y.transpose([[*free, *columns].index(axis) for axis in out_axes])
 
 
 def times(x: Array, x_axes: Axes, part: Part, out_axes: Axes, precision: Any) -> Array:
     """Multiply by one array, and sum over axes not in `out_axes`."""
-    rows = [axis for axis in part.axes if axis in x_axes]
-    columns = [axis for axis in part.axes if axis not in x_axes]
-    free = [axis for axis in x_axes if axis not in rows]
-    one_matrix = rows and set(out_axes) == {*free, *columns}
-    if not isinstance(part.value, Indexed) or not one_matrix:
-        return _einsum(x, x_axes, part, out_axes, precision)
-    matrix = part.ordered([*rows, *columns].index)
-    size = math.prod(part.size(axis) for axis in rows)
-    x = x.transpose([x_axes.index(axis) for axis in (*free, *rows)])
-    y = apply_factor(x.reshape(*x.shape[: len(free)], size), as_matrix(matrix, size), precision)
-    y = y.reshape(*y.shape[:-1], *(part.size(axis) for axis in columns))
-    return y.transpose([[*free, *columns].index(axis) for axis in out_axes])
+    summed = set(part.axes) & set(x_axes)
+    one_matrix = summed and set(out_axes) == set(part.axes) ^ set(x_axes)
+    if isinstance(part.value, Indexed) and one_matrix:
+        return dense(x, x_axes, part, out_axes, precision)
+    return _einsum(x, x_axes, part, out_axes, precision)
 
 
 def _einsum(x: Array, x_axes: Axes, part: Part, out_axes: Axes, precision: Any) -> Array:
