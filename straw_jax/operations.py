@@ -89,6 +89,8 @@ class Operation:
         return jnp.shape(operand) or self.out[0].shape
 
 
+_MOST_TERMS = 64  # of a product of entries: in a polynomial each power has twice as many
+
 RULES: dict[str, Callable[[Operation], Result]] = {}
 """By the name of a primitive."""
 
@@ -177,8 +179,7 @@ def _multiply(operation: Operation) -> Result:
         return None
     if isinstance(operation.operands[1 - place], Kernel):
         other = operation.spread_kernel(1 - place)
-        axes = tuple(range(kernel.ndim))
-        return None if other is None else combine(kernel, axes, other, axes, axes, operation.out[0])
+        return None if other is None else _product_of_entries(kernel, other, operation.out[0])
     part = operation.along(1 - place)
     return kernel.times(part.array, part.axes)
 
@@ -196,10 +197,9 @@ def _divide(operation: Operation) -> Result:
 @_rule("square", "integer_pow")
 def _square(operation: Operation) -> Result:
     (kernel,) = operation.operands
-    axes = tuple(range(kernel.ndim))
     if operation.params.get("y", 2) != 2:
         return None
-    return combine(kernel, axes, kernel, axes, axes, operation.out[0])
+    return _product_of_entries(kernel, kernel, operation.out[0])
 
 
 @_rule("select_n")
@@ -588,6 +588,14 @@ def small_or_structured(kernel: Kernel | None, source: Kernel) -> Kernel | None:
     if kernel is None or (kernel.ndim > 1 and kernel.size * 4 > source.size):
         return kernel
     return replace(kernel, terms=(Contraction.of(kernel.materialise()),))
+
+
+def _product_of_entries(left: Kernel, right: Kernel, out: Any) -> Kernel | None:
+    """Multiply two kernels entry by entry; None where that has too many terms."""
+    if len(left.terms) * len(right.terms) > _MOST_TERMS:
+        return None
+    axes = tuple(range(left.ndim))
+    return combine(left, axes, right, axes, axes, out)
 
 
 def combine(

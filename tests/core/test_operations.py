@@ -267,7 +267,15 @@ REFUSED = {
     "cumulated": lambda w, x: x @ jnp.cumsum(w, axis=0),
     "sorted": lambda w, x: x @ jnp.sort(w, axis=0),
     "inverse": lambda w, x: x @ (1 / w),
+    "polynomial": lambda w, x: x @ _polynomial(w, 12),
 }
+
+
+def _polynomial(w, degree):
+    y = w
+    for _ in range(degree - 1):
+        y = y * w + 1.0
+    return y
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -276,6 +284,15 @@ def test_what_is_not_linear_is_an_error_that_names_layer_operation_line_and_way_
     message = r"^w: expected .* linear .*, got the operation '\w+' \(in .*test_operations.*allow_ma"
     with pytest.raises(ValueError, match=message):
         modulate(apply)({"w": W}, {"w": UPDATES["low-rank"]}, X)
+
+
+def test_a_polynomial_is_formed_before_it_has_too_many_terms():
+    params, updates = {"w": 0.1 * W}, {"w": UPDATES["low-rank"]}
+    apply = lambda params, x: x @ _polynomial(params["w"], 30)  # noqa: E731
+    got = modulate(apply, allow_materialise=True)(params, updates, X)
+    dense = jax.vmap(lambda update: materialize(params, {"w": update})["w"])(UPDATES["low-rank"])
+    want = np.einsum("nti,nio->nto", X, _polynomial(np.asarray(dense), 30))
+    assert_close(got, want, TOLERANCE["float32"])
 
 
 @pytest.mark.parametrize(
