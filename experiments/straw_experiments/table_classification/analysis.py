@@ -59,8 +59,9 @@ def test_rivals(config: Config, seed: int) -> Figures:
             ]
             for rival in of_splits[0]:
                 into = found.setdefault(rival, {"accuracy": {}, "fit seconds": {}})
-                parts = (into[part].setdefault(name, {}) for part in ("accuracy", "fit seconds"))
-                _add(*parts, rows, [each[rival] for each in of_splits])
+                accuracy = into["accuracy"].setdefault(name, {})
+                seconds = into["fit seconds"].setdefault(name, {})
+                _add(accuracy, seconds, rows, [each[rival] for each in of_splits])
     tables = evaluate.validation_splits(seed, config.rows, VALIDATED)
     on_synthetic = [real.rivals(split, only=("logistic", "neighbours")) for split in tables]
     for rival in on_synthetic[0]:
@@ -95,9 +96,11 @@ def _ranks(values: Mapping[str, float]) -> dict[str, float]:
     """Ranks of the greatest first; the level share the mean of theirs."""
 
     def rank(value: float) -> float:
-        return 1 + _count(value < v for v in values.values()) + (
-            _count(value == v for v in values.values()) - 1
-        ) / 2
+        return (
+            1
+            + _count(value < v for v in values.values())
+            + (_count(value == v for v in values.values()) - 1) / 2
+        )
 
     return {name: rank(value) for name, value in values.items()}
 

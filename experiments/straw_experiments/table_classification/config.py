@@ -41,9 +41,7 @@ class Config(RunConfig):
         metavar="NAME",
         shown="all",
     )
-    units: int = setting(
-        128, "of the hidden layer", group=_WHAT, read=whole(1, _MOST), metavar="N"
-    )
+    units: int = setting(128, "of the hidden layer", group=_WHAT, read=whole(1, _MOST), metavar="N")
     width: int = setting(
         64,
         "of the encoder's vectors, 44 or more and a multiple of 4",
@@ -58,9 +56,7 @@ class Config(RunConfig):
         read=whole(_SMALLEST, _MOST),
         metavar="N",
     )
-    steps: int = setting(
-        4_000, "training steps", group=_HOW, read=whole(1, 10**9), metavar="N"
-    )
+    steps: int = setting(4_000, "training steps", group=_HOW, read=whole(1, 10**9), metavar="N")
     batch_size: int = setting(
         16, "new tables a step", group=_HOW, read=whole(1, 2**16), metavar="N"
     )

@@ -61,7 +61,9 @@ def _validated(straw: Straw, params: Params, keys: Array, rows: int) -> Score:
 def orders(members: int) -> np.ndarray:
     """Return the orders of features over which answers are averaged, the first as it is."""
     made = np.random.default_rng(0)
-    return np.stack([np.arange(FEATURES), *(made.permutation(FEATURES) for _ in range(members - 1))])
+    return np.stack(
+        [np.arange(FEATURES), *(made.permutation(FEATURES) for _ in range(members - 1))]
+    )
 
 
 @partial(jax.jit, static_argnums=0)
@@ -105,14 +107,14 @@ def validation_splits(seed: int, rows: int, tables: int) -> list[Split]:
 def as_tables(split: Split, rows: int) -> Tables:
     """Return a given table as one of the sizes that models take; its rows fit."""
 
-    def padded(array: np.ndarray, length: int) -> np.ndarray:
+    def padded(array: np.ndarray, length: int) -> Array:
         missing = [(0, length - len(array)), (0, FEATURES - array.shape[1])]
-        return np.pad(array.astype(np.float32), missing)[None]
+        return jnp.asarray(np.pad(array.astype(np.float32), missing)[None])
 
-    def classes(y: np.ndarray, length: int) -> np.ndarray:
-        return np.pad(y.astype(np.int32), (0, length - len(y)))[None]
+    def classes(y: np.ndarray, length: int) -> Array:
+        return jnp.asarray(np.pad(y.astype(np.int32), (0, length - len(y)))[None])
 
-    mask = (np.arange(rows) < len(split.x))[None]
+    mask = jnp.arange(rows)[None] < len(split.x)
     return Tables(
         padded(split.x, rows), classes(split.y, rows), mask,
         padded(split.asked, QUERIES), classes(split.answers, QUERIES),
@@ -139,9 +141,7 @@ def _right(found: np.ndarray, split: Split) -> float:
     return float(np.mean(found[: len(split.answers)].argmax(-1) == split.answers))
 
 
-def controls(
-    straw: Straw, params: Params, split: Split, rows: int, seed: int
-) -> dict[str, float]:
+def controls(straw: Straw, params: Params, split: Split, rows: int, seed: int) -> dict[str, float]:
     """Classify a given table by weights that were written from something else; one order each.
 
     Returns:

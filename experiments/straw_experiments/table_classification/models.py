@@ -20,7 +20,9 @@ class Model(Entry):
 
 
 def _network(**options: Any) -> Any:
-    return partial(lazily("straw_experiments.table_classification.networks", "table_straw"), **options)
+    return partial(
+        lazily("straw_experiments.table_classification.networks", "table_straw"), **options
+    )
 
 
 MODELS: Registry[Model] = Registry(

@@ -6,7 +6,7 @@ rows shown: it solves a ridge regression, so that only the hidden layer must be 
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp

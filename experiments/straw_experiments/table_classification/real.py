@@ -1,4 +1,4 @@
-"""Tables that scikit-learn ships, and its classifiers; they are the test, and nothing is chosen by it.
+"""The test: tables that scikit-learn ships, and its classifiers. Nothing is chosen by it.
 
 scikit-learn is imported where it is used: the extra "tables".
 """
@@ -100,8 +100,10 @@ def rivals(split: Split, only: tuple[str, ...] = ()) -> dict[str, Classified]:
             if len(np.unique(split.y)) == 1:  # which some refuse
                 answers = np.full(len(split.asked), split.y[0])
             else:
-                answers = make_pipeline(StandardScaler(), make()).fit(split.x, split.y).predict(
-                    split.asked
+                answers = (
+                    make_pipeline(StandardScaler(), make())
+                    .fit(split.x, split.y)
+                    .predict(split.asked)
                 )
         seconds = time.perf_counter() - start
         found[name] = Classified(float(np.mean(answers == split.answers)), seconds)

@@ -30,7 +30,10 @@ RIVALS = {
 def table(summary: Mapping[str, Any]) -> str:
     """Lay out a study's results as aligned plain text, for the terminal."""
     rows: list[list[str] | str] = []
-    for header, *cells in (_synthetic(summary), *([_accuracy(summary)] if _tested(summary) else [])):
+    for header, *cells in (
+        _synthetic(summary),
+        *([_accuracy(summary)] if _tested(summary) else []),
+    ):
         rows.append("\n".join(["", *aligned([header, *cells])]))
     heading = [
         f"study   {summary['study']}",
@@ -139,7 +142,15 @@ def _synthetic(summary: Mapping[str, Any]) -> list[list[str]]:
         )
     for name, each in summary["rivals"].items():
         if "validation" in each:
-            rows.append([f"{label(name)} (fewer tables)", mean_std(each["validation"], 100, 2), "-", "-", "-"])
+            rows.append(
+                [
+                    f"{label(name)} (fewer tables)",
+                    mean_std(each["validation"], 100, 2),
+                    "-",
+                    "-",
+                    "-",
+                ]
+            )
     return rows
 
 
