@@ -46,7 +46,9 @@ def unpack(seen: Array) -> tuple[Array, Array, Array]:
 
 def hidden_rows(weights: Weights, x: Array) -> Array:
     """Return what the last layer reads of rows: hidden units, the features themselves, and 1."""
-    units = nn.gelu(x @ weights["kernel"] + weights["bias"][..., None, :])
+    bias = weights["bias"][..., None, :]
+    bias = bias.reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
+    units = nn.gelu(x @ weights["kernel"] + bias)
     return jnp.concatenate([units, x, jnp.ones_like(x[..., :1])], -1)
 
 
@@ -102,7 +104,7 @@ class TableEncoder(nn.Module):
         whole = jnp.sum(nn.Dense(self.width, name="whole")(r) * kept, 1, keepdims=True) / count
         whole = whole + nn.Dense(self.width, name="sizes")(_sizes(classes, count, present))
         kinds = self.param("kinds", nn.initializers.normal(0.5), (2, self.width))
-        t = jnp.concatenate([f + kinds[0], whole + kinds[1]], 1)
+        t = jnp.concatenate([f + kinds[None, :1], whole + kinds[None, 1:]], 1)
         mask = jnp.concatenate([present, jnp.ones_like(present[:, :1])], 1)
         for i in range(1, self.features + 1):
             t = AttentionBlock(self.heads, 0.0, None, name=f"features{i}")(t, None, mask, True)
@@ -129,8 +131,8 @@ def _sizes(classes: Array, count: Array, present: Array) -> Array:
     members = classes.sum(1)
     of_all = [
         jnp.log(count[:, 0, 0]) - 4,
-        jnp.log(jnp.sum(members > 0, -1)) - 1,
-        jnp.log(jnp.sum(present, -1) + 1.0) - 2,
+        jnp.log(jnp.sum(members > 0, -1, dtype=classes.dtype)) - 1,
+        jnp.log(jnp.sum(present, -1, dtype=classes.dtype) + 1) - 2,
         members.max(-1) / count[:, 0, 0],
     ]
     return jnp.stack(of_all, -1)[:, None].astype(classes.dtype)
@@ -165,13 +167,13 @@ class TableWriter(nn.Module):
         gains = jnp.exp(_bounded(nn.Dense(1, kernel_init=_SMALL, name="gains")(features)))
         own = nn.Dense(self.units, kernel_init=nn.initializers.zeros, name="rows")(features)
         present = jnp.any(x != 0, 1)[..., None]
-        kernel = (gains * base + own) * present
+        kernel = jnp.where(present, gains * base[None] + own, 0)
         kernel = kernel / jnp.sqrt(jnp.maximum(jnp.sum(present, 1, keepdims=True), 1))
         bias = nn.Dense(
             self.units, kernel_init=_SMALL, bias_init=nn.initializers.normal(0.5), name="bias"
         )(table)
         numbers = _bounded(nn.Dense(3, kernel_init=_SMALL, name="numbers")(table))
-        numbers = jnp.asarray(_NUMBERS, numbers.dtype) * jnp.exp(numbers)
+        numbers = jnp.asarray([_NUMBERS], numbers.dtype) * jnp.exp(numbers)
         last = _fitted({"kernel": kernel, "bias": bias}, numbers, x, classes, kept)
         return jnp.concatenate([leaf.reshape(len(z), -1) for leaf in (bias, kernel, last)], -1)
 
@@ -194,7 +196,7 @@ def _fitted(weights: Weights, numbers: Array, x: Array, classes: Array, kept: Ar
         -1,
     )
     read = hidden_rows(weights, x) * kept * scales[:, None]
-    gram = jnp.einsum("bnp,bmp->bnm", read, read) + jnp.eye(x.shape[1], dtype=x.dtype)
+    gram = jnp.einsum("bnp,bmp->bnm", read, read) + jnp.eye(x.shape[1], dtype=x.dtype)[None]
     solved = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram), classes)
     return sure[..., None] * scales[..., None] * jnp.einsum("bnp,bnc->bpc", read, solved)
 

@@ -62,6 +62,10 @@ class _Numbers:
     def chance(self, *shape: int, of: Array | float) -> Array:
         return self.uniform(*shape) < of
 
+    def kept(self, *shape: int, of: Array | float) -> Array:
+        """Ones by chance, else zeros."""
+        return self.chance(*shape, of=of).astype(jnp.float32)
+
 
 def draw(key: Array, tables: int, *, rows: int, queries: int, least: int = 12) -> Tables:
     """Draw tables, each of another kind.
@@ -94,26 +98,27 @@ def draw(key: Array, tables: int, *, rows: int, queries: int, least: int = 12) -
         return hold(x / (x.std(1, keepdims=True) + 1e-3))
 
     count = of.up_to(1, low=2, high=CLASSES)
-    there = jnp.arange(CLASSES) < count
+    there, number = jnp.arange(CLASSES)[None] < count, count.astype(jnp.float32)
 
     # Causes.
     clustered = of.chance(1, 1, of=0.4)
-    cluster = (of.uniform(n) ** of.log_uniform(1, low=0.7, high=1.5) * count).astype(jnp.int32)
+    cluster = (of.uniform(n) ** of.log_uniform(1, low=0.7, high=1.5) * number).astype(jnp.int32)
     cluster = jnp.minimum(cluster, count - 1)
-    twins = cluster + CLASSES * of.chance(n, of=of.uniform(1, low=-0.5, high=0.5))
+    twin = of.chance(n, of=of.uniform(1, low=-0.5, high=0.5))
+    twins = jnp.where(twin, cluster + CLASSES, cluster)
     centres = of.normal(2 * CLASSES, _CAUSES) * of.log_uniform(1, 1, low=0.5, high=4.0)
-    centres = centres * of.chance(1, _CAUSES, of=0.7)
+    centres = centres * of.kept(1, _CAUSES, of=0.7)
     widths = jnp.exp(0.4 * of.normal(2 * CLASSES, _CAUSES))
     centre, width = (jnp.take_along_axis(a, twins[..., None], 1) for a in (centres, widths))
     z = of.normal(n, _CAUSES)
-    few = jnp.arange(_CAUSES) < of.up_to(1, 1, low=1, high=_CAUSES)
-    z = jnp.where(clustered, centre + width * z, z * few)
+    few = jnp.arange(_CAUSES)[None, None] < of.up_to(1, 1, low=1, high=_CAUSES)
+    z = jnp.where(clustered, centre + width * z, jnp.where(few, z, 0))
     z = standard(jnp.where(of.chance(1, _CAUSES, of=0.3), jnp.tanh(2 * z), z))
 
     # Two layers.
     def layer(x: Array) -> Array:
         size = x.shape[-1]
-        kernel = of.normal(size, _UNITS) * of.chance(size, _UNITS, of=0.5)
+        kernel = of.normal(size, _UNITS) * of.kept(size, _UNITS, of=0.5)
         x = standard(x @ kernel) * of.log_uniform(1, _UNITS, low=0.3, high=2.5)
         x = x + 0.7 * of.normal(1, _UNITS)
         kind = of.uniform(1, _UNITS)
@@ -125,12 +130,12 @@ def draw(key: Array, tables: int, *, rows: int, queries: int, least: int = 12) -
 
     # Features: sums of few units, most often of causes.
     units = jnp.concatenate([z, first, second], -1)
-    weight = [4 * of.uniform(1), of.uniform(1), of.uniform(1) * of.chance(1, of=0.5)]
+    weight = [4 * of.uniform(1), of.uniform(1), of.uniform(1) * of.kept(1, of=0.5)]
     sizes = (_CAUSES, _UNITS, _UNITS)
-    share = jnp.concatenate([w + jnp.zeros(s) for w, s in zip(weight, sizes, strict=True)], -1)
+    share = jnp.concatenate([jnp.repeat(w, s, -1) for w, s in zip(weight, sizes, strict=True)], -1)
     share = (share / share.sum(-1, keepdims=True))[..., None]
     share = share * of.log_uniform(1, 1, low=1.0, high=6.0)
-    x = standard(units @ (of.normal(wide, FEATURES) * of.chance(wide, FEATURES, of=share)))
+    x = standard(units @ (of.normal(wide, FEATURES) * of.kept(wide, FEATURES, of=share)))
     noise = of.log_uniform(1, FEATURES, low=0.02, high=1.0) * of.log_uniform(
         1, 1, low=0.1, high=1.0
     )
@@ -140,27 +145,27 @@ def draw(key: Array, tables: int, *, rows: int, queries: int, least: int = 12) -
     depth = of.uniform(1, 1)
     padded = jnp.pad(z, ((0, 0), (0, 0), (0, _UNITS - _CAUSES)))
     source = jnp.select([depth < 0.5, depth < 0.85], [padded, first], second)
-    kernel = of.normal(_UNITS, CLASSES) * of.chance(_UNITS, 1, of=of.uniform(1, 1, low=0.1))
+    kernel = of.normal(_UNITS, CLASSES) * of.kept(_UNITS, 1, of=of.uniform(1, 1, low=0.1))
     scores = standard(source @ kernel)
     scores = scores + of.uniform(1, CLASSES, low=-1.0) * of.uniform(1, 1, high=0.7)
     greatest = jnp.argmax(jnp.where(there[:, None], scores, -jnp.inf), -1)
     place = jax.scipy.stats.norm.cdf(standard(scores[..., :1]))[..., 0]
     place = place ** of.log_uniform(1, low=0.7, high=1.5)
-    interval = jnp.minimum((place * count).astype(jnp.int32), count - 1)
+    interval = jnp.minimum((place * number).astype(jnp.int32), count - 1)
     order = jnp.argsort(jnp.where(there, of.uniform(CLASSES), 2.0), -1)
     interval = jnp.take_along_axis(order, interval, 1)
     y = jnp.where(of.chance(1, of=0.6), greatest, interval)
     y = jnp.where(clustered[..., 0], cluster, y)
     wrong = of.chance(n, of=of.uniform(1, low=-0.2, high=0.2))
-    y = jnp.where(wrong, (of.uniform(n) * count).astype(jnp.int32), y)
+    y = jnp.where(wrong, (of.uniform(n) * number).astype(jnp.int32), y)
 
     # Forms of features, and which of them there are.
     steps = of.log_uniform(1, FEATURES, low=1.0, high=6.0)
     x = jnp.where(of.chance(1, FEATURES, of=0.1), jnp.round(x * steps), x)
     x = jnp.where(of.chance(1, FEATURES, of=0.15), jnp.exp(jnp.clip(x, -3, 2)), x)
-    x = x * (jnp.arange(FEATURES) < of.up_to(1, 1, low=2, high=FEATURES))
+    x = jnp.where(jnp.arange(FEATURES)[None, None] < of.up_to(1, 1, low=2, high=FEATURES), x, 0)
     x = jnp.take_along_axis(x, jnp.argsort(of.uniform(1, FEATURES), -1), -1)
     y = jnp.take_along_axis(jnp.argsort(of.uniform(CLASSES), -1), y, 1).astype(jnp.int32)
 
-    mask = jnp.arange(rows) < of.up_to(1, low=min(least, rows), high=rows)
+    mask = jnp.arange(rows)[None] < of.up_to(1, low=min(least, rows), high=rows)
     return Tables(x[:, :rows], y[:, :rows], mask, x[:, rows:], y[:, rows:])

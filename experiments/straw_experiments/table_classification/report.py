@@ -72,13 +72,13 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
             " are given to the models as 32 principal components of the labelled rows (fewer, if"
             " there are fewer rows), and to scikit-learn's classifiers with all features; diabetes"
             " is cut at the median.",
-            accuracy_table(summary),
+            sets_table(summary),
             "## Mean rank by number of labelled rows",
-            rank_table(summary),
+            mean_rank_table(summary),
             "## Controls",
             "Accuracy in per cent with most rows, one order of features, by what the weights are"
             " written from.",
-            control_table(summary),
+            context_table(summary),
         ]
     sections += [f"![{text}]({file})" for text, file in pictures.items()]
     return "\n\n".join(sections) + "\n"
@@ -90,13 +90,13 @@ def synthetic_table(summary: Mapping[str, Any]) -> str:
     return markdown_table(header, rows)
 
 
-def accuracy_table(summary: Mapping[str, Any]) -> str:
+def sets_table(summary: Mapping[str, Any]) -> str:
     """Lay out accuracies with most rows and mean ranks, in Markdown."""
     header, *rows = _accuracy(summary)
     return markdown_table(header, rows)
 
 
-def rank_table(summary: Mapping[str, Any]) -> str:
+def mean_rank_table(summary: Mapping[str, Any]) -> str:
     """Lay out mean ranks by number of rows, in Markdown."""
     counts = [*map(str, summary["rows"]), "all"]
     rows = [
@@ -106,7 +106,7 @@ def rank_table(summary: Mapping[str, Any]) -> str:
     return markdown_table(["", *counts], rows)
 
 
-def control_table(summary: Mapping[str, Any]) -> str:
+def context_table(summary: Mapping[str, Any]) -> str:
     """Lay out accuracies with weights that were written from something else, in Markdown."""
     rows = []
     for name, each in summary["results"].items():
