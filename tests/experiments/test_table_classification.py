@@ -152,27 +152,6 @@ def test_ranks_are_means_over_sets_and_the_level_share_theirs():
     assert found["c"]["32"] == (1 + 2) / 2
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("--models tree", "argument --models: expected any of straw, shared"),
-        ("--models straw straw", "name each once"),
-        ("--width 46", "argument --width: expected a multiple of 4"),
-        ("--rows 8", "argument --rows: expected a whole number of at least 16"),
-        ("--sets none iris", 'argument --sets: got "none" and others'),
-        ("--precision bfloat16", "argument --precision: expected float32"),
-    ],
-)
-def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, flags, expected):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
-        config.parse(flags.split())
-    line = capsys.readouterr().err
-    assert expected in line
-    assert line.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_without_scikit_learn_the_extra_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(config, "find_spec", lambda name: None)

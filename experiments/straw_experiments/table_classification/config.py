@@ -58,7 +58,7 @@ class Config(RunConfig):
     )
     steps: int = setting(4_000, "training steps", group=_HOW, read=whole(1, 10**9), metavar="N")
     batch_size: int = setting(
-        16, "new tables a step", group=_HOW, read=whole(1, 2**16), metavar="N"
+        16, "new tables a step", group=_HOW, read=whole(1, limits.SIZE), metavar="N"
     )
     learning_rate: float = setting(
         0.002,

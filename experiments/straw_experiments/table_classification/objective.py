@@ -56,8 +56,8 @@ def context_of(tables: Tables) -> tuple[Array, Array]:
 
 def among_shown(logits: Array, tables: Tables) -> Array:
     """Return logits of which those of classes that are not shown are minus infinity."""
-    members = jax.nn.one_hot(tables.y, CLASSES) * tables.mask[..., None]
-    return jnp.where(jnp.any(members > 0, 1)[:, None], logits, -jnp.inf)
+    members = jax.nn.one_hot(tables.y, CLASSES, dtype=bool) & tables.mask[..., None]
+    return jnp.where(jnp.any(members, 1)[:, None], logits, -jnp.inf)
 
 
 def logits_of(straw: Straw, params: Params, tables: Tables) -> Array:
@@ -75,5 +75,5 @@ def score(logits: Array, answers: Array) -> Score:
     """
     logs = jnp.take_along_axis(jax.nn.log_softmax(logits), answers[..., None], -1)[..., 0]
     known = jnp.isfinite(logs)
-    loss = -jnp.sum(jnp.where(known, logs, 0)) / jnp.maximum(jnp.sum(known), 1)
+    loss = -jnp.sum(jnp.where(known, logs, 0)) / jnp.maximum(jnp.sum(known, dtype=logs.dtype), 1)
     return Score(loss, jnp.mean(jnp.argmax(logits, -1) == answers, dtype=jnp.float32))
