@@ -66,12 +66,11 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     if _tested(summary):
         sections += [
             "## scikit-learn's data sets",
-            f"Accuracy in per cent with {summary['rows'][-1]} labelled rows, and the mean rank over"
-            " data sets, 1 is best: with as many rows, and over all numbers of rows. Time: of one"
-            " fit with most rows, or to write a classifier and answer, without compiling. Digits"
-            " are given to the models as 32 principal components of the labelled rows (fewer, if"
-            " there are fewer rows), and to scikit-learn's classifiers with all features; diabetes"
-            " is cut at the median.",
+            f"Accuracy in per cent with {summary['rows'][-1]} labelled rows, and the mean"
+            " rank over data sets and numbers of rows, 1 is best. Time: of one fit with most rows, or to write"
+            " a classifier and answer, without compiling. Digits are given to the models as 32"
+            " principal components of the labelled rows (fewer, if there are fewer rows), and to"
+            " scikit-learn's classifiers with all features; diabetes is cut at the median.",
             sets_table(summary),
             "## Mean rank by number of labelled rows",
             mean_rank_table(summary),
@@ -158,7 +157,7 @@ def _accuracy(summary: Mapping[str, Any]) -> list[list[str]]:
     most = str(summary["rows"][-1])
     every = {**summary["results"], **summary["rivals"]}
     sets = list(next(iter(every.values()))["accuracy"])
-    rows = [["", *sets, "mean rank", "over all rows", "time, s"]]
+    rows = [["", *sets, "mean rank", "time, s"]]
     for name, each in every.items():
         ranks = summary["ranks"][name]
         seconds = [of_set[most]["mean"] for of_set in each["fit seconds"].values()]
@@ -166,7 +165,6 @@ def _accuracy(summary: Mapping[str, Any]) -> list[list[str]]:
             [
                 label(name),
                 *(mean_std(each["accuracy"][of][most], 100, 1) for of in sets),
-                mean_std(ranks[most], 1, 2),
                 mean_std(ranks["all"], 1, 2),
                 f"{sum(seconds) / len(seconds):.3f}",
             ]
