@@ -67,10 +67,10 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         sections += [
             "## scikit-learn's data sets",
             f"Accuracy in per cent with {summary['rows'][-1]} labelled rows, and the mean"
-            " rank over data sets and numbers of rows, 1 is best. Time: of one fit with most rows, or to write"
-            " a classifier and answer, without compiling. Digits are given to the models as 32"
-            " principal components of the labelled rows (fewer, if there are fewer rows), and to"
-            " scikit-learn's classifiers with all features; diabetes is cut at the median.",
+            " rank over data sets and numbers of rows, 1 is best. Time: of one fit with most rows,"
+            " or to write a classifier and answer, without compiling. Digits are given to models as"
+            " 32 principal components of the labelled rows (fewer, if there are fewer rows), and"
+            " to scikit-learn's classifiers with all features; diabetes is cut at the median.",
             sets_table(summary),
             "## Mean rank by number of labelled rows",
             mean_rank_table(summary),
