@@ -51,6 +51,7 @@ _OTHERS = (
     markdown_table,
     model_name,
     of_tables.context_table,
+    of_tables.curve_table,
     of_tables.mean_rank_table,
     of_tables.sets_table,
     of_tables.synthetic_table,

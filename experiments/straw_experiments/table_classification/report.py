@@ -62,6 +62,8 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         f"```bash\n{summary['command']}\n```",
         "## Synthetic tables",
         synthetic_table(summary),
+        "Accuracy in per cent on tables that are not trained on, by tables seen in training:",
+        curve_table(summary),
     ]
     if _tested(summary):
         sections += [
@@ -87,6 +89,18 @@ def synthetic_table(summary: Mapping[str, Any]) -> str:
     """Lay out what models make of synthetic tables, in Markdown."""
     header, *rows = _synthetic(summary)
     return markdown_table(header, rows)
+
+
+def curve_table(summary: Mapping[str, Any]) -> str:
+    """Lay out accuracy on synthetic tables by tables seen in training, in Markdown."""
+    results = summary["results"]
+    seen = list(next(iter(results.values()))["curve"])
+    shown = list(dict.fromkeys([seen[0], *seen[3::4], seen[-1]]))
+    rows = [
+        [label(name), *(mean_std(each["curve"][count], 100, 1) for count in shown)]
+        for name, each in results.items()
+    ]
+    return markdown_table(["tables seen", *(f"{int(count):,}" for count in shown)], rows)
 
 
 def sets_table(summary: Mapping[str, Any]) -> str:

@@ -67,6 +67,7 @@ class Study(studies.Study[Trainer]):
                 name: {
                     "parameters": self.trainer(name).parameters(),
                     "seconds": sum(each["seconds"] for each in group),
+                    "curve": over_seeds([self._curve(name, seed) for seed in self.seeds]),
                     **over_seeds([_measured(each) for each in group]),
                 }
                 for name, group in results.items()
@@ -81,6 +82,11 @@ class Study(studies.Study[Trainer]):
                 ranks.append(analysis.mean_ranks({**ours, **theirs}))
             found["ranks"] = over_seeds(ranks)
         return found
+
+    def _curve(self, name: str, seed: int) -> dict[str, float]:
+        """Return accuracy on synthetic tables by the number of tables seen in training."""
+        lines = self.run(name, seed).history()
+        return {str(line["tables"]): line["validation"]["accuracy"] for line in lines}
 
     def draw(
         self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
