@@ -206,6 +206,7 @@ def test_script_trains_tests_and_resumes(tmp_path):
     result = next(out.glob("runs/*/result.json"))
     before = json.loads(result.read_text())
     result.unlink()  # so that the test is made again, from the stored parameters
+    (out / "summary.json").unlink()
     assert ran().returncode == 2  # an earlier run is there
     assert ran("--resume").returncode == 0
     after = json.loads(result.read_text())

@@ -59,7 +59,7 @@ def plot_rows(summary: Mapping[str, Any], path: FilePath) -> None:
     """Draw accuracy against the number of labelled rows: a panel a data set."""
     results, rivals = summary["results"], summary["rivals"]
     sets = list(next(iter(results.values()))["accuracy"])
-    figure = new_figure("Test rows of scikit-learn's data sets", "", (2.6 * len(sets) + 0.6, 3.4))
+    figure = new_figure("Test rows of scikit-learn's data sets", "", (2.6 * len(sets) + 2.2, 3.4))
     panels = figure.subplots(1, len(sets), squeeze=False)[0]
     rows = summary["rows"]
     for axes, name in zip(panels, sets, strict=True):
@@ -77,5 +77,6 @@ def plot_rows(summary: Mapping[str, Any], path: FilePath) -> None:
         axes.set(xlabel="labelled rows")
         tidy(axes)
     panels[0].set_ylabel("accuracy (%)")
-    panels[-1].legend(frameon=False, fontsize=7)
+    lines, labels = panels[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside right center", frameon=False, fontsize=8)
     save(figure, path)
