@@ -22,9 +22,15 @@ from straw_experiments.runner import lock, records
 from straw_experiments.runner.command import fail, interruptible, program, sibling
 from straw_experiments.runner.settings import Parser
 from straw_experiments.runner.signals import Stopped
+from straw_experiments.table_classification import config as tables
 from straw_experiments.weight_prediction import config as weights
 
-PARSERS = {"run": images.parse, "weight-prediction": weights.parse, "char-lm": characters.parse}
+PARSERS = {
+    "run": images.parse,
+    "weight-prediction": weights.parse,
+    "char-lm": characters.parse,
+    "tables": tables.parse,
+}
 """What reads the flags of each command."""
 
 _DATA_FLAGS = {"run": ("dataset", "data_dir", "archive"), "char-lm": ("data_dir",)}
@@ -69,8 +75,8 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line; what is run.py's to check is left to it."""
     parser = Parser(
         prog=program("reproduce"),
-        description="Run the published studies one after the other, each with run.py,"
-        " weight_prediction.py or char_lm.py, and write the pages of results after each. Finished"
+        description="Run the published studies one after the other, each with its"
+        " script, and write the pages of results after each. Finished"
         " studies are not run again, and a stopped one goes on where it was: give the same command"
         " once more.",
         epilog="Studies, in the order in which they run. On a CPU with 2 cores, those before"

@@ -79,6 +79,17 @@ OUTPUTS = {
     "learning_rate": 0.01,
     "optimizer": "muon",
 }
+TABLES = {
+    "models": ["straw", "shared"],
+    "units": 128,
+    "width": 64,
+    "rows": 128,
+    "steps": 4_000,
+    "batch_size": 16,
+    "learning_rate": 0.002,
+    "sets": ["iris", "wine", "breast_cancer", "digits", "diabetes"],
+    "splits": 5,
+}
 TEXT = {
     "text": None,
     "models": ["lstm", "ln_lstm", "hyper", "ln_hyper", "lowrank"],
@@ -193,6 +204,7 @@ PUBLISHED = {
         1,
     ),
     "outputs": (OUTPUTS, 1),
+    "tables": ({**TABLES, "steps": 600, "splits": 3}, 3),
     "characters": (
         {**TEXT, "epochs": 1, "learning_rate": [0.004, 0.016, 0.016, 0.008, 0.004]},
         3,
@@ -250,6 +262,7 @@ def test_studies_are_those_that_were_published(name):
         ("weight-prediction", "", WEIGHTS),
         ("weight-prediction", "--predict outputs", OUTPUTS),
         ("char-lm", "", TEXT),
+        ("tables", "", TABLES),
         (
             "char-lm",
             "--parameters 250000",

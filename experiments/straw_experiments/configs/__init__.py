@@ -21,6 +21,7 @@ _FILES = (  # in the order in which they run: the quick ones first
     "weights_embedding",
     "weights_adam",
     "outputs",
+    "tables",
     "static_wrn",
     "ranks",
     "ranks_trained",

@@ -22,6 +22,7 @@ from straw_experiments.pages.stored import Results
 from straw_experiments.pages.tables import prediction_cells
 from straw_experiments.runner.plots import new_figure, save, tidy
 from straw_experiments.runner.tables import statistic
+from straw_experiments.table_classification.figures import plot_rows
 from straw_experiments.weight_prediction.published import EXPLAINED
 
 if TYPE_CHECKING:
@@ -434,6 +435,10 @@ def _bits(results: Results, path: Path) -> None:
     save(figure, path)
 
 
+def _tables(results: Results, path: Path) -> None:
+    plot_rows(results.summaries["tables"], path)
+
+
 PICTURES = {
     "article.png": Picture(_article, ["set2", "set2_resnet34", "set3"]),
     "capacity.png": Picture(_capacity, ["set2", "set2_trained", "set3"]),
@@ -447,5 +452,6 @@ PICTURES = {
     "predicted_functions.png": Picture(_fits, ["weights_mean"]),
     "hypernetworks.png": Picture(_hypernetworks, ["static_mnist", "static_wrn"]),
     "characters.png": Picture(_bits, ["characters"]),
+    "tables.png": Picture(_tables, ["tables"]),
 }
 """By file name."""

@@ -13,6 +13,7 @@ from straw_experiments.image_classification.report import model_name
 from straw_experiments.pages import images, tables
 from straw_experiments.pages.stored import Results
 from straw_experiments.runner.tables import markdown_table, mean_std
+from straw_experiments.table_classification import report as of_tables
 from straw_experiments.weight_prediction.published import EXPLAINED
 
 _OF_RESULTS = (
@@ -49,6 +50,11 @@ _OTHERS = (
     images.update_table,
     markdown_table,
     model_name,
+    of_tables.context_table,
+    of_tables.curve_table,
+    of_tables.mean_rank_table,
+    of_tables.sets_table,
+    of_tables.synthetic_table,
     tables.bits_difference,
     tables.bits_table,
     tables.extremes_table,

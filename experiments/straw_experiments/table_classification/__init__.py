@@ -1,0 +1,1 @@
+"""Tables: labelled rows write a classifier of further rows."""
