@@ -32,6 +32,7 @@ SUBCOMMANDS = {
         "weight_prediction.command", "predict the weights of networks from examples"
     ),
     "tables": Subcommand("table_classification.command", "write classifiers from labelled rows"),
+    "documents": Subcommand("documents.command", "write adapters of a language model from texts"),
     "analyse": Subcommand("analyse", "look at what a trained STRAW does"),
     "reproduce": Subcommand("reproduce", "run every published study", trains=False),
     "write-results": Subcommand("pages.write", "write the pages of results", trains=False),

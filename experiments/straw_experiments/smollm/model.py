@@ -9,7 +9,7 @@ float32.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +66,14 @@ class LlamaConfig:
 
 
 _REAL = ("rotary_base", "epsilon")
+_READERS = ("attention", "mixed", "mlp", "hidden")  # what kernels read, in a layer's order
+KERNELS = {
+    **dict.fromkeys(("q", "k", "v"), "attention"),
+    "o": "mixed",
+    **dict.fromkeys(("gate", "up"), "mlp"),
+    "down": "hidden",
+}
+"""The kernels of a layer, and which of its arrays each one reads."""
 
 
 class Cache(NamedTuple):
@@ -191,22 +199,49 @@ def llama(
     return _logits(config, params, last), Cache(keys, values, length)
 
 
-def hidden_states(config: LlamaConfig, params: Params, tokens: Array) -> Array:
-    """Return what every layer reads, and what the last one writes.
+class Activations(NamedTuple):
+    """What a model computes of texts on its way.
+
+    Attributes:
+        states: `[batch, layers + 1, time, width]`, what every layer reads, and what the last one
+            writes; first the embedded tokens; without the last norm.
+        inputs: Of the kernels that were asked for, by name, what they are multiplied with,
+            `[batch, layers, time, in]`.
+    """
+
+    states: Array
+    inputs: dict[str, Array]
+
+
+def activations(
+    config: LlamaConfig, params: Params, tokens: Array, kernels: Iterable[str] = ()
+) -> Activations:
+    """Compute what layers and kernels read.
 
     Args:
         config: Sizes.
         params: As for `llama`.
         tokens: Integers `[batch, time]`.
+        kernels: Names, such as "down".
 
     Returns:
-        `[batch, layers + 1, time, width]`; first the embedded tokens; without the last norm.
+        States, and the inputs of these kernels.
 
     Raises:
-        ValueError: Tokens are not integers `[batch, time]`, or more than the model's context.
+        ValueError: Tokens are not integers `[batch, time]`, or more than the model's context; or a
+            kernel is none of `KERNELS`.
     """
-    last, before = _whole(config, params, tokens, keep=True)
-    return jnp.concatenate([jnp.moveaxis(before, 0, 1), last[:, None]], axis=1)
+    kernels = tuple(kernels)
+    if unknown := sorted(set(kernels) - set(KERNELS)):
+        raise ValueError(f"activations: expected kernels of {list(KERNELS)}, got {unknown}.")
+    last, (before, inputs) = _whole(config, params, tokens, kernels)
+    states = jnp.concatenate([jnp.moveaxis(before, 0, 1), last[:, None]], axis=1)
+    return Activations(states, {name: jnp.moveaxis(x, 0, 1) for name, x in inputs.items()})
+
+
+def hidden_states(config: LlamaConfig, params: Params, tokens: Array) -> Array:
+    """Return what every layer reads, and what the last one writes: `activations(...).states`."""
+    return activations(config, params, tokens).states
 
 
 class Llama(nn.Module):
@@ -253,17 +288,22 @@ def _array(module: Any, name: str, shape: tuple[int, ...]) -> Array:
     return array
 
 
-def _whole(config: LlamaConfig, params: Params, tokens: Array, keep: bool = False) -> Any:
-    """Read whole texts: return the last layer's output and, if asked, all layers' inputs."""
+def _whole(
+    config: LlamaConfig, params: Params, tokens: Array, kernels: Sequence[str] = ()
+) -> tuple[Array, tuple[Array, dict[str, Array]]]:
+    """Read whole texts: return the last layer's output, all layers' inputs, and kernels' inputs."""
     _check_context("llama", config, _length(tokens))
     positions = jnp.arange(tokens.shape[1])[None]
     rotation = _rotation(config, positions)
     seen = _seen(positions, tokens.shape[1])
 
-    def layer(x: Array, weights: Params) -> tuple[Array, Array | None]:
-        queries, keys, values = _read(config, weights, x, rotation)
-        return _write(config, weights, x, _attend(queries, keys, values, seen)), x if keep else None
+    def layer(x: Array, weights: Params) -> Any:
+        normed, queries, keys, values = _read(config, weights, x, rotation)
+        y, *inputs = _write(config, weights, x, _attend(queries, keys, values, seen))
+        by_name = dict(zip(_READERS, (normed, *inputs), strict=True))
+        return y, (x, {name: by_name[KERNELS[name]] for name in kernels})
 
+    # What is not asked for is not computed: XLA drops the scan's unused results.
     return lax.scan(layer, params["embedding"][tokens], params["layers"])
 
 
@@ -283,11 +323,12 @@ def _continued(
 
     def layer(carry: tuple[Array, Array, Array], layer: tuple[Array, Params]) -> Any:
         (x, *stored), (i, weights) = carry, layer
-        queries, *new = _read(config, weights, x, rotation)
+        _, queries, *new = _read(config, weights, x, rotation)
         stored = [_store(old, each, i, cache.length) for old, each in zip(stored, new, strict=True)]
         of_layer = [lax.dynamic_index_in_dim(each, i, 1, keepdims=False) for each in stored]
         keys, values = (each.astype(x.dtype) for each in of_layer)
-        return (_write(config, weights, x, _attend(queries, keys, values, seen)), *stored), None
+        y, *_ = _write(config, weights, x, _attend(queries, keys, values, seen))
+        return (y, *stored), None
 
     start = params["embedding"][tokens], cache.keys, cache.values
     return lax.scan(layer, start, (jnp.arange(config.layers), params["layers"]))[0]
@@ -314,22 +355,29 @@ def _length(tokens: Array) -> int:
 
 def _read(
     config: LlamaConfig, weights: Params, x: Array, rotation: tuple[Array, Array]
-) -> tuple[Array, Array, Array]:
-    """Return a layer's queries, keys and values, `[batch, time, heads, head]`."""
+) -> tuple[Array, Array, Array, Array]:
+    """Return what attention reads, and queries, keys and values, `[batch, time, heads, head]`."""
     normed = _norm(config, x, weights["attention_norm"])
     heads = {"q": config.heads, "k": config.kv_heads, "v": config.kv_heads}
     q, k, v = (
         (normed @ weights[name]).reshape(*x.shape[:2], number, config.head)
         for name, number in heads.items()
     )
-    return _rotate(q, rotation), _rotate(k, rotation), v
+    return normed, _rotate(q, rotation), _rotate(k, rotation), v
 
 
-def _write(config: LlamaConfig, weights: Params, x: Array, mixed: Array) -> Array:
-    """Return a layer's output; `mixed` are values as attention mixed them."""
-    x = x + mixed.reshape(*x.shape[:2], -1) @ weights["o"]
+def _write(
+    config: LlamaConfig, weights: Params, x: Array, mixed: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Return a layer's output, and the inputs of `o`, of `gate` and `up`, and of `down`.
+
+    `mixed` are values as attention mixed them.
+    """
+    mixed = mixed.reshape(*x.shape[:2], -1)
+    x = x + mixed @ weights["o"]
     normed = _norm(config, x, weights["mlp_norm"])
-    return x + (jax.nn.silu(normed @ weights["gate"]) * (normed @ weights["up"])) @ weights["down"]
+    hidden = jax.nn.silu(normed @ weights["gate"]) * (normed @ weights["up"])
+    return x + hidden @ weights["down"], mixed, normed, hidden
 
 
 def _norm(config: LlamaConfig, x: Array, gain: Array) -> Array:

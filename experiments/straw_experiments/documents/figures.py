@@ -1,0 +1,127 @@
+"""The figures of a study, each a PNG. matplotlib is imported where it draws."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from straw_experiments.documents.models import MODELS
+from straw_experiments.runner.plots import FilePath, new_figure, save, tidy
+
+PICTURES = {
+    "curves.png": "Validation by steps of training",
+    "lengths.png": "Test by length of the context",
+}
+"""What a study's figures show."""
+
+
+def draw(
+    summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]], out: Path
+) -> dict[str, str]:
+    """Draw a study's figures.
+
+    Args:
+        summary: Contents of `summary.json`.
+        history: Lines of `metrics.jsonl`.
+        out: Folder for the PNGs.
+
+    Returns:
+        File names by what they show.
+    """
+    drawn = []
+    measure, label = _measure(summary)
+    title = summary["texts"]["name"]
+    if summary["config"]["parts"] > 1:  # a point makes no curve
+        plot_curves(history, out / "curves.png", measure=measure, label=label, title=title)
+        drawn.append("curves.png")
+    if len(by_length(summary)) > 1:
+        plot_lengths(summary, out / "lengths.png", measure=measure, label=label, title=title)
+        drawn.append("lengths.png")
+    return {PICTURES[file]: file for file in drawn}
+
+
+def by_length(summary: Mapping[str, Any]) -> dict[int, str]:
+    """Return the tests by length of context, in order, with as many facts as the first has."""
+    facts = summary["tests"][0].partition("/")[2]
+    found = {}
+    for test in summary["tests"]:
+        length, _, of = test.partition("/")
+        if of == facts:
+            found[int(length)] = test
+    return dict(sorted(found.items()))
+
+
+def plot_curves(
+    history: Sequence[Mapping[str, Any]], path: FilePath, *, measure: str, label: str, title: str
+) -> None:
+    """Draw validation against steps: a line a run.
+
+    Args:
+        history: Lines of `metrics.jsonl`.
+        path: The PNG to write.
+        measure: What is drawn, "nats" or "exact".
+        label: Its name.
+        title: Of the figure.
+    """
+    figure = new_figure("Validation", title, (7.0, 4.2))
+    axes = figure.subplots()
+    for name in dict.fromkeys(line["model"] for line in history):
+        text = MODELS.label(name)
+        for seed in dict.fromkeys(line["seed"] for line in history):
+            lines = [x for x in history if x["model"] == name and x["seed"] == seed]
+            values = [line["validation"][measure] for line in lines]
+            steps = [line["step"] for line in lines]
+            axes.plot(steps, values, "o-", ms=3, lw=1.4, color=MODELS.colour(name), label=text)
+            text = "_"  # One entry for all seeds.
+    axes.set(xlabel="steps", ylabel=label)
+    axes.legend(frameon=False, fontsize=8)
+    tidy(axes)
+    save(figure, path)
+
+
+def plot_lengths(
+    summary: Mapping[str, Any], path: FilePath, *, measure: str, label: str, title: str
+) -> None:
+    """Draw tests against the length of the context: a line a model, and the frozen one's two.
+
+    Args:
+        summary: Contents of `summary.json`.
+        path: The PNG to write.
+        measure: What is drawn, "nats" or "exact".
+        label: Its name.
+        title: Of the figure.
+    """
+    figure = new_figure("Test by length of the context", title, (7.0, 4.2))
+    axes = figure.subplots()
+    tests = by_length(summary)
+    for way, text, style in (
+        ("without", "no adapter, without context", ":"),
+        ("in context", "no adapter, context in the window", "--"),
+    ):
+        values = [summary["frozen"][way][test][measure] for test in tests.values()]
+        axes.plot(list(tests), values, style, color="#555555", lw=1.4, label=text)
+    for name, each in summary["results"].items():
+        found = [each["test"]["own"][test][measure] for test in tests.values()]
+        axes.errorbar(
+            list(tests),
+            [value["mean"] for value in found],
+            [value["std"] or 0.0 for value in found],
+            fmt="o-",
+            ms=3,
+            lw=1.4,
+            capsize=2,
+            color=MODELS.colour(name),
+            label=MODELS.label(name),
+        )
+    axes.axvline(summary["config"]["length"], color="#BBBBBB", lw=0.8, zorder=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(tests), [str(length) for length in tests])
+    axes.set(xlabel="tokens of context (grey: the most in training)", ylabel=label)
+    axes.legend(frameon=False, fontsize=8)
+    tidy(axes)
+    save(figure, path)
+
+
+def _measure(summary: Mapping[str, Any]) -> tuple[str, str]:
+    if summary["config"]["task"] == "needles":
+        return "exact", "share of codes answered rightly"
+    return "nats", "nats a token"
