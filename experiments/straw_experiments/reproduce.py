@@ -17,6 +17,7 @@ from pathlib import Path
 
 from straw_experiments.char_lm import config as characters
 from straw_experiments.configs import CARD, STUDIES
+from straw_experiments.documents import config as documents
 from straw_experiments.image_classification import config as images
 from straw_experiments.runner import lock, records
 from straw_experiments.runner.command import fail, interruptible, program, sibling
@@ -30,6 +31,7 @@ PARSERS = {
     "weight-prediction": weights.parse,
     "char-lm": characters.parse,
     "tables": tables.parse,
+    "documents": documents.parse,
 }
 """What reads the flags of each command."""
 
@@ -81,7 +83,7 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
         " once more.",
         epilog="Studies, in the order in which they run. On a CPU with 2 cores, those before"
         " set2_resnet34 take some hours together, and each from there on takes hours. static_mnist"
-        " needs MNIST, characters Penn Treebank.",
+        " needs MNIST, characters Penn Treebank, needles and documents the weights of SmolLM2.",
     )
     parser.usage = "%(prog)s [flags] [-- flags of run.py]"
     rows = [f"  {name:<20}  {study.flags}" for name, study in STUDIES.items()]

@@ -40,6 +40,9 @@ def _figures(summary):
             yield f"{name} {mean_std(each['explained'], 100, 2)}"
         elif study == "classifiers of tables":
             yield f"{name} {mean_std(summary['ranks'][name]['all'], 1, 2)}"
+        elif study.startswith("weights written"):
+            own = each["test"]["own"][summary["tests"][0]]
+            yield f"{name} {mean_std(own['nats'], 1, 4)}"
         elif study:
             yield f"{name} {mean_std(each['loss'], 1, 5)}"
         else:

@@ -90,6 +90,26 @@ TABLES = {
     "sets": ["iris", "wine", "breast_cancer", "digits", "diabetes"],
     "splits": 5,
 }
+DOCUMENTS = {
+    "task": "documents",
+    "models": ["associations", "no_context", "static", "static_large"],
+    "kernels": ["down"],
+    "rank": 8,
+    "width": 128,
+    "steps": 400,
+    "batch_size": 8,
+    "length": 96,
+    "passage": 64,
+    "facts": 1,
+    "questions": 1,
+    "learning_rate": 0.003,
+    "parts": 10,
+    "texts": None,
+    "tokens": 4_000_000,
+    "tests": 128,
+    "test_lengths": [32, 64, 128, 256],
+    "test_facts": [1, 2, 4],
+}
 TEXT = {
     "text": None,
     "models": ["lstm", "ln_lstm", "hyper", "ln_hyper", "lowrank"],
@@ -205,6 +225,28 @@ PUBLISHED = {
     ),
     "outputs": (OUTPUTS, 1),
     "tables": ({**TABLES, "steps": 600, "splits": 3}, 3),
+    "needles": (
+        {
+            **DOCUMENTS,
+            "task": "needles",
+            "models": ["associations", "static"],
+            "steps": 300,
+            "length": 64,
+            "tests": 64,
+            "test_lengths": [64, 128, 256, 512],
+        },
+        1,
+    ),
+    "documents": (
+        {
+            **DOCUMENTS,
+            "models": ["associations", "static", "static_large"],
+            "steps": 120,
+            "tests": 64,
+            "test_lengths": [32, 96, 192],
+        },
+        1,
+    ),
     "characters": (
         {**TEXT, "epochs": 1, "learning_rate": [0.004, 0.016, 0.016, 0.008, 0.004]},
         3,
@@ -263,6 +305,7 @@ def test_studies_are_those_that_were_published(name):
         ("weight-prediction", "--predict outputs", OUTPUTS),
         ("char-lm", "", TEXT),
         ("tables", "", TABLES),
+        ("documents", "", DOCUMENTS),
         (
             "char-lm",
             "--parameters 250000",

@@ -27,6 +27,13 @@ def _load(config: Config) -> "Study":
     """Find texts and model; the quickest checks come first, so that no mistake waits for JAX."""
     check_folder(config.texts)
 
+    from straw_experiments.smollm.weights import require_extra
+
+    try:
+        require_extra()
+    except ImportError as error:
+        raise ValueError(str(error)) from None
+
     from straw_experiments.documents.study import Study
     from straw_experiments.runner import limits, processes
 

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from straw_experiments.documents.models import MODELS
-from straw_experiments.runner import settings
+from straw_experiments.runner import limits, settings
 from straw_experiments.runner.command import program
+from straw_experiments.runner.limits import SIZE
 from straw_experiments.runner.readers import positive, whole
 from straw_experiments.runner.settings import Parser, RunConfig, setting
 
 TaskName = Literal["documents", "needles"]
 
 _LONGEST = 8192  # tokens, the model's context
+_OF_CONTEXT = 4 * 30 * 1536  # bytes that SmolLM2 computes at least of each of a context's tokens
+_OF_QUERY = 4 * 49_152  # and of a query
 _WHAT, _HOW, _WHERE = "what to train", "how to train", "data and results"
 _KERNELS = ("q", "k", "v", "o", "gate", "up", "down")
 _NAMED = (
@@ -60,7 +63,7 @@ class Config(RunConfig):
     steps: int = setting(
         400, "of training, for all models", group=_HOW, read=whole(1, 10**7), metavar="N"
     )
-    batch_size: int = setting(8, "contexts a step", group=_HOW, read=whole(2, 4096), metavar="N")
+    batch_size: int = setting(8, "contexts a step", group=_HOW, read=whole(1, SIZE), metavar="N")
     length: int = setting(
         None,
         "tokens of a context in training, at most",
@@ -203,5 +206,10 @@ def configure(given: Mapping[str, Any]) -> Config:
     name = settings.readable_name("documents", chosen, {name: usual[name] for name in _NAMED})
     config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", name))})
     settings.check_jobs(config, config.models)
+    limits.check(
+        f"argument --batch-size: {config.batch_size}",
+        config.batch_size * (config.length * _OF_CONTEXT + config.questions * _OF_QUERY),
+        "a step's contexts and logits",
+    )
     settings.check_out(config)
     return config

@@ -28,13 +28,11 @@ def draw(
         File names by what they show.
     """
     drawn = []
-    measure, label = _measure(summary)
-    title = summary["texts"]["name"]
     if summary["config"]["parts"] > 1:  # a point makes no curve
-        plot_curves(history, out / "curves.png", measure=measure, label=label, title=title)
+        plot_curves(summary, history, out / "curves.png")
         drawn.append("curves.png")
     if len(by_length(summary)) > 1:
-        plot_lengths(summary, out / "lengths.png", measure=measure, label=label, title=title)
+        plot_lengths(summary, out / "lengths.png")
         drawn.append("lengths.png")
     return {PICTURES[file]: file for file in drawn}
 
@@ -51,18 +49,17 @@ def by_length(summary: Mapping[str, Any]) -> dict[int, str]:
 
 
 def plot_curves(
-    history: Sequence[Mapping[str, Any]], path: FilePath, *, measure: str, label: str, title: str
+    summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]], path: FilePath
 ) -> None:
     """Draw validation against steps: a line a run.
 
     Args:
+        summary: Contents of `summary.json`.
         history: Lines of `metrics.jsonl`.
         path: The PNG to write.
-        measure: What is drawn, "nats" or "exact".
-        label: Its name.
-        title: Of the figure.
     """
-    figure = new_figure("Validation", title, (7.0, 4.2))
+    measure, label = _measure(summary)
+    figure = new_figure("Validation", summary["texts"]["name"], (7.0, 4.2))
     axes = figure.subplots()
     for name in dict.fromkeys(line["model"] for line in history):
         text = MODELS.label(name)
@@ -78,19 +75,15 @@ def plot_curves(
     save(figure, path)
 
 
-def plot_lengths(
-    summary: Mapping[str, Any], path: FilePath, *, measure: str, label: str, title: str
-) -> None:
+def plot_lengths(summary: Mapping[str, Any], path: FilePath) -> None:
     """Draw tests against the length of the context: a line a model, and the frozen one's two.
 
     Args:
         summary: Contents of `summary.json`.
         path: The PNG to write.
-        measure: What is drawn, "nats" or "exact".
-        label: Its name.
-        title: Of the figure.
     """
-    figure = new_figure("Test by length of the context", title, (7.0, 4.2))
+    measure, label = _measure(summary)
+    figure = new_figure("Test by length of the context", summary["texts"]["name"], (7.0, 4.2))
     axes = figure.subplots()
     tests = by_length(summary)
     for way, text, style in (

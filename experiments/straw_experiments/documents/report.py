@@ -74,11 +74,11 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         markdown_table(["what", "value"], facts),
         f"```bash\n{summary['command']}\n```",
         "## Results",
-        markdown_table(*_split(main_rows(summary))),
+        results_table(summary),
         explained(summary),
         "## By context",
-        markdown_table(*_split(condition_rows(summary))),
-        *costs(summary),
+        conditions_table(summary),
+        *(["## Costs", _COSTS, costs_table(summary)] if _costs(summary) else []),
         *(f"![{text}]({file})" for text, file in pictures.items()),
     ]
     return "\n\n".join(sections) + "\n"
@@ -160,24 +160,35 @@ def condition_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def costs(summary: Mapping[str, Any]) -> list[str]:
+def results_table(summary: Mapping[str, Any]) -> str:
+    """Lay out the main table in Markdown."""
+    return markdown_table(*_split(main_rows(summary)))
+
+
+def conditions_table(summary: Mapping[str, Any]) -> str:
+    """Lay out tests by length of context and number of facts in Markdown."""
+    return markdown_table(*_split(condition_rows(summary)))
+
+
+def costs_table(summary: Mapping[str, Any]) -> str:
     """Lay out in Markdown what writing costs, and after how many queries it is cheaper."""
-    sections = []
-    for name, each in summary["results"].items():
-        if "costs" not in each:
-            continue
-        rows = []
-        for test, found in each["costs"].items():
+    rows = []
+    for name, by_test in _costs(summary).items():
+        for test, found in by_test.items():
             saved = found["in context"] - found["query"]
             after = f"{found['write'] / saved:.1f}" if saved > 0 else "never"
             seconds = [f"{1000 * found[key]:.0f}" for key in ("write", "query", "in context")]
             sizes = [f"{found[key] / 1e6:.2f}" for key in ("adapter", "cache")]
-            rows.append([test.split("/")[0], *seconds, after, *sizes])
-        header = ["tokens of context", "write, ms", "query with the adapter, ms",
-                  "query with the context, ms", "cheaper after queries", "adapter, MB",
-                  "keys and values, MB"]  # fmt: skip
-        sections += [f"## Costs: {MODELS.label(name)}", _COSTS, markdown_table(header, rows)]
-    return sections
+            rows.append([MODELS.label(name), test.split("/")[0], *seconds, after, *sizes])
+    header = ["model", "tokens of context", "write, ms", "query with the adapter, ms",
+              "query with the context, ms", "cheaper after queries", "adapter, MB",
+              "keys and values, MB"]  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def _costs(summary: Mapping[str, Any]) -> dict[str, Any]:
+    results = summary["results"]
+    return {name: each["costs"] for name, each in results.items() if "costs" in each}
 
 
 _COSTS = (

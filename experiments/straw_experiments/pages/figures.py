@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from straw_experiments.char_lm.models import MODELS as CELLS
+from straw_experiments.documents.figures import plot_lengths
 from straw_experiments.image_classification.figures import model_colour
 from straw_experiments.image_classification.published import PUBLISHED
 from straw_experiments.image_classification.report import model_name
@@ -439,6 +440,14 @@ def _tables(results: Results, path: Path) -> None:
     plot_rows(results.summaries["tables"], path)
 
 
+def _needles(results: Results, path: Path) -> None:
+    plot_lengths(results.summaries["needles"], path)
+
+
+def _documents(results: Results, path: Path) -> None:
+    plot_lengths(results.summaries["documents"], path)
+
+
 PICTURES = {
     "article.png": Picture(_article, ["set2", "set2_resnet34", "set3"]),
     "capacity.png": Picture(_capacity, ["set2", "set2_trained", "set3"]),
@@ -453,5 +462,7 @@ PICTURES = {
     "hypernetworks.png": Picture(_hypernetworks, ["static_mnist", "static_wrn"]),
     "characters.png": Picture(_bits, ["characters"]),
     "tables.png": Picture(_tables, ["tables"]),
+    "needles.png": Picture(_needles, ["needles"]),
+    "documents.png": Picture(_documents, ["documents"]),
 }
 """By file name."""

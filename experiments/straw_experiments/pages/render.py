@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from straw_experiments.char_lm.published import BITS
+from straw_experiments.documents import report as documents
 from straw_experiments.image_classification.report import model_name
 from straw_experiments.pages import images, tables
 from straw_experiments.pages.stored import Results
@@ -36,6 +37,9 @@ _OF_RESULTS = (
     tables.weights_table,
 )
 _OTHERS = (
+    documents.conditions_table,
+    documents.costs_table,
+    documents.results_table,
     images.angle_table,
     images.confused_table,
     images.confusion_growth,
