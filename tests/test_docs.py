@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from documents import DOCS, PAGES, PYTHONPATH, ROOT, blocks, commands, run
+from pages_of_docs import DOCS, PAGES, PYTHONPATH, ROOT, blocks, commands, run
 from each import run_each
 
 import straw_jax

@@ -5,7 +5,7 @@ import re
 import shlex
 
 import pytest
-from documents import README, ROOT, commands, run
+from pages_of_docs import README, ROOT, commands, run
 
 MAIN = "python experiments/run.py --rank 16 --fraction 0.1"
 
