@@ -8,8 +8,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from pages_of_docs import DOCS, PAGES, PYTHONPATH, ROOT, blocks, commands, run
 from each import run_each
+from pages_of_docs import DOCS, PAGES, PYTHONPATH, ROOT, blocks, commands, run
 
 import straw_jax
 from straw_experiments import cli
