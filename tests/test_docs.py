@@ -15,9 +15,11 @@ import straw_jax
 from straw_experiments import cli
 from straw_experiments.char_lm import config as char_lm_config
 from straw_experiments.configs import CARD
+from straw_experiments.documents import config as documents_config
 from straw_experiments.faults import __main__ as faults
 from straw_experiments.image_classification import config
 from straw_experiments.smollm import weights
+from straw_experiments.table_classification import config as tables_config
 from straw_experiments.weight_prediction import config as weight_prediction_config
 from straw_jax import kinds
 
@@ -26,6 +28,8 @@ PARSERS = {
     "analyse": config.parse_analysis,
     "char_lm": char_lm_config.parse,
     "weight_prediction": weight_prediction_config.parse,
+    "documents": documents_config.parse,
+    "tables": tables_config.parse,
 }
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 COMMANDS = sorted({command for page in PAGES for command in commands(page)})

@@ -163,17 +163,17 @@ class Needles:
         for i in range(n):
             chosen = [pairs[each] for each in rng.choice(len(pairs), facts, replace=False)]
             codes = ["".join(map(str, rng.integers(0, 10, _DIGITS))) for _ in chosen]
-            told = [
+            sentences = [
                 self._fact(quality, thing, code)
                 for (quality, thing), code in zip(chosen, codes, strict=True)
             ]
-            least = sum(map(len, told))
+            least = sum(map(len, sentences))
             own = most if length is not None else _shorter(rng, most, least)
-            tokens = self._hidden(rng, told, own, part)
+            tokens = self._hidden(rng, sentences, own, part)
             context[i, :own] = tokens
             mask[i, :own] = True
             for j, each in enumerate(rng.permutation(facts)[:queries]):
-                row = told[each][:-1]  # without the full stop
+                row = sentences[each][:-1]  # without the full stop
                 query[i * queries + j, : len(row)] = row
                 asked[i * queries + j, len(row) - _DIGITS : len(row)] = True
         return Batch(context, mask, query, asked)
@@ -182,14 +182,14 @@ class Needles:
         return self._encode(f" The code of the {quality} {thing} is {code}.")
 
     def _hidden(
-        self, rng: np.random.Generator, told: Sequence[list[int]], length: int, part: str
+        self, rng: np.random.Generator, sentences: Sequence[list[int]], length: int, part: str
     ) -> np.ndarray:
         """Return facts in their order at random places of a text, all together `length` tokens."""
         filler = self._filler[part]
-        room = length - sum(map(len, told))
-        cuts = np.concatenate([[0], np.sort(rng.integers(0, room + 1, len(told)))])
+        room = length - sum(map(len, sentences))
+        cuts = np.concatenate([[0], np.sort(rng.integers(0, room + 1, len(sentences)))])
         pieces: list[Any] = []
-        for cut, before, tokens in zip(cuts[1:], cuts, told, strict=False):
+        for cut, before, tokens in zip(cuts[1:], cuts, sentences, strict=False):
             pieces += [_stretch(rng, filler, cut - before), tokens]
         pieces.append(_stretch(rng, filler, room - cuts[-1]))
         return np.concatenate(pieces).astype(np.int32)
