@@ -31,6 +31,7 @@ SUBCOMMANDS = {
     "weight-prediction": Subcommand(
         "weight_prediction.command", "predict the weights of networks from examples"
     ),
+    "fields": Subcommand("fields.command", "write a coordinate network for each image"),
     "analyse": Subcommand("analyse", "look at what a trained STRAW does"),
     "reproduce": Subcommand("reproduce", "run every published study", trains=False),
     "write-results": Subcommand("pages.write", "write the pages of results", trains=False),

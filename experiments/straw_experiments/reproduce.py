@@ -17,6 +17,7 @@ from pathlib import Path
 
 from straw_experiments.char_lm import config as characters
 from straw_experiments.configs import CARD, STUDIES
+from straw_experiments.fields import config as fields
 from straw_experiments.image_classification import config as images
 from straw_experiments.runner import lock, records
 from straw_experiments.runner.command import fail, interruptible, program, sibling
@@ -24,10 +25,19 @@ from straw_experiments.runner.settings import Parser
 from straw_experiments.runner.signals import Stopped
 from straw_experiments.weight_prediction import config as weights
 
-PARSERS = {"run": images.parse, "weight-prediction": weights.parse, "char-lm": characters.parse}
+PARSERS = {
+    "run": images.parse,
+    "weight-prediction": weights.parse,
+    "char-lm": characters.parse,
+    "fields": fields.parse,
+}
 """What reads the flags of each command."""
 
-_DATA_FLAGS = {"run": ("dataset", "data_dir", "archive"), "char-lm": ("data_dir",)}
+_DATA_FLAGS = {
+    "run": ("dataset", "data_dir", "archive"),
+    "char-lm": ("data_dir",),
+    "fields": ("data_dir", "archive"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
