@@ -69,7 +69,7 @@ class Config(RunConfig):
     )
     rank: int = setting(8, "of low-rank updates", group=_WHAT, read=whole(1, SIZE), metavar="N")
     steps: int = setting(
-        4_000, "training steps of Adam", group=_HOW, read=whole(1, 10**9), metavar="N"
+        6_000, "training steps of Adam", group=_HOW, read=whole(1, 10**9), metavar="N"
     )
     batch_size: int = setting(64, "images a step", group=_HOW, read=whole(1, SIZE), metavar="N")
     pixels: int = setting(
@@ -80,7 +80,7 @@ class Config(RunConfig):
         metavar="N",
     )
     learning_rate: float = setting(
-        0.002,
+        0.001,
         "of encoder and base, after a linear warm-up over a tenth of the steps, before a cosine"
         " decay to 0",
         group=_HOW,
