@@ -42,7 +42,9 @@ def test_unknown_subcommand_is_one_line(tmp_path):
     assert ran.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["run", "char-lm", "weight-prediction", "analyse", "reproduce"])
+@pytest.mark.parametrize(
+    "name", ["run", "char-lm", "weight-prediction", "fields", "analyse", "reproduce"]
+)
 def test_subcommands_answer_a_mistake_by_their_own_name(tmp_path, name):
     ran = straw_jax(name, "--nonsense", cwd=tmp_path)
     assert ran.returncode == 2

@@ -38,6 +38,8 @@ def _figures(summary):
             yield f"{name} {mean_std(each['bits']['test'], 1, 4)}"
         elif study == "prediction of weights":
             yield f"{name} {mean_std(each['explained'], 100, 2)}"
+        elif study == "fields":
+            yield f"{name} {' / '.join(mean_std(x, 1, 2) for x in each['psnr'].values())}"
         elif study:
             yield f"{name} {mean_std(each['loss'], 1, 5)}"
         else:

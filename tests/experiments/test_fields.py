@@ -209,7 +209,8 @@ def test_table_and_report():
     text = report.markdown(_summary(), {"a picture": "x.png"})
     assert "| mnist | 11.00 | 37.70 |" in text
     assert "| top | mnist | 25.50 ± 0.71 | 8.00 ± 0.00 | 11.00 ± 0.00 |" in text
-    assert "| never, 100 |" in text
+    assert "| top | reached after | never, 100 | 30, 30 | 0, 0 |" in text
+    assert "| top | 1 | 11.5 ± 0.7 | 11.5 ± 0.7 | 11.5 ± 0.7 |" in text
     assert "| top | 4 | 1.00 ms | 1.00 ms | 2.00 ms | 2.00 ms |" in text
     assert "![a picture](x.png)" in text
 

@@ -69,6 +69,24 @@ WEIGHTS = {
     "learning_rate": 0.01,
     "optimizer": "muon",
 }
+FIELDS = {
+    "models": ["last", "top"],
+    "sizes": "128-512",
+    "style": 384,
+    "hidden": 512,
+    "rank": 8,
+    "steps": 6_000,
+    "batch_size": 64,
+    "pixels": 196,
+    "learning_rate": 0.001,
+    "generator_rate": 0.2,
+    "fitted": 4,
+    "dataset": "auto",
+    "held_out": "auto",
+    "precision": "float32",
+}
+MNIST = {"dataset": "mnist", "held_out": "emnist"}
+
 OUTPUTS = {
     "predict": "outputs",
     "networks": ["2-5-1"],
@@ -167,6 +185,22 @@ PUBLISHED = {
         },
         3,
     ),
+    "fields": ({**FIELDS, "models": ["last"], "fitted": 2, **MNIST}, 3),
+    "fields_kinds": (
+        {
+            **FIELDS,
+            "models": [
+                *("last", "top", "biases", "ends"),
+                *("lowrank", "lowrank_shared", "lowrank_tokens", "whole"),
+            ],
+            "sizes": "64-64",
+            "steps": 400,
+            "pixels": 98,
+            "fitted": 0,
+            **MNIST,
+        },
+        1,
+    ),
     "weights_mean": (WEIGHTS, 3),
     "weights_attention": ({**WEIGHTS, "networks": ["4-10-1"], "predictors": ["attention"]}, 1),
     "weights_linear": ({**WEIGHTS, "networks": ["5-1"], "pairs": [0.6, 1.0, 2.0]}, 1),
@@ -250,6 +284,7 @@ def test_studies_are_those_that_were_published(name):
         ("weight-prediction", "", WEIGHTS),
         ("weight-prediction", "--predict outputs", OUTPUTS),
         ("char-lm", "", TEXT),
+        ("fields", "", FIELDS),
         (
             "char-lm",
             "--parameters 250000",

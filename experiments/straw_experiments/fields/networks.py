@@ -85,7 +85,7 @@ def sine(x: Array) -> Array:
     turns = jnp.round(x * (1 / np.pi))
     rest = x - turns * 3.140625 - turns * 9.67653589793e-4  # pi in two parts
     square = rest**2
-    series = 1.0
+    series: Array | float = 1.0
     for power in (10, 8, 6, 4, 2):
         series = 1.0 - square / (power * (power + 1)) * series
     return jnp.where(turns % 2 == 0, 1.0, -1.0) * rest * series

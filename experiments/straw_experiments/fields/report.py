@@ -68,7 +68,7 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         f"```bash\n{summary['command']}\n```",
         "## Results",
         "PSNR in dB, intensities in [0, 1], mean over test images.",
-        results_table(summary),
+        fields_table(summary),
         "## Principal components",
         "The same number of numbers an image by PCA of the training images. 0 components are the"
         " mean image: no field without a context has a smaller squared error on the training"
@@ -86,7 +86,7 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def results_table(summary: Mapping[str, Any]) -> str:
+def fields_table(summary: Mapping[str, Any]) -> str:
     """Lay out the PSNR of written fields in Markdown."""
     header, *rows = _rows(summary)
     return markdown_table(header, rows)
@@ -127,16 +127,21 @@ def fitting_note(summary: Mapping[str, Any]) -> str:
 
 
 def fitting_table(summary: Mapping[str, Any]) -> str:
-    """Lay out the PSNR of fitted fields in Markdown, by start and steps."""
-    rows = []
+    """Lay out the PSNR of fitted fields in Markdown, by steps and start."""
+    rows, starts = [], ["siren", "base", "written"]
     for name, each in summary["results"].items():
-        for start, curve in each.get("fitting", {}).get("curves", {}).items():
-            reached = each["fitting"]["reached"][start]
-            level = ", ".join("never" if step is None else str(step) for step in reached)
-            scores = [mean_std(psnr, 1, 1) for psnr in curve["psnr"]]
-            rows.append([MODELS.label(name), start, *scores, level])
-    steps = [str(step) for step in summary["steps of fitting"]]
-    return markdown_table(["written", "start", *steps, "reached after"], rows)
+        if "fitting" not in each:
+            continue
+        curves, label = each["fitting"]["curves"], MODELS.label(name)
+        for place, step in enumerate(summary["steps of fitting"]):
+            scores = [mean_std(curves[start]["psnr"][place], 1, 1) for start in starts]
+            rows.append([label, str(step), *scores])
+        reached = (each["fitting"]["reached"][start] for start in starts)
+        levels = [
+            ", ".join("never" if step is None else str(step) for step in steps) for steps in reached
+        ]
+        rows.append([label, "reached after", *levels])
+    return markdown_table(["written", "steps", *starts], rows)
 
 
 def seconds_table(summary: Mapping[str, Any]) -> str:

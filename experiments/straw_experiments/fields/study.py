@@ -44,7 +44,7 @@ def load_images(config: Config) -> Images:
     Raises:
         ValueError: It cannot be had, or is not the one that `config.out` has results of.
     """
-    options = {"data_dir": config.data_dir}
+    options: dict[str, Any] = {"data_dir": config.data_dir}
     with_archive = {**options, "archive": config.archive}
     if config.dataset == "auto":
         dataset = _mnist(options)

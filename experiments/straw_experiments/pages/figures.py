@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from straw_experiments.char_lm.models import MODELS as CELLS
+from straw_experiments.fields.figures import plot_fitting
 from straw_experiments.image_classification.figures import model_colour
 from straw_experiments.image_classification.published import PUBLISHED
 from straw_experiments.image_classification.report import model_name
@@ -434,6 +435,10 @@ def _bits(results: Results, path: Path) -> None:
     save(figure, path)
 
 
+def _fields(results: Results, path: Path) -> None:
+    plot_fitting(results.summaries["fields"], path)
+
+
 PICTURES = {
     "article.png": Picture(_article, ["set2", "set2_resnet34", "set3"]),
     "capacity.png": Picture(_capacity, ["set2", "set2_trained", "set3"]),
@@ -447,5 +452,6 @@ PICTURES = {
     "predicted_functions.png": Picture(_fits, ["weights_mean"]),
     "hypernetworks.png": Picture(_hypernetworks, ["static_mnist", "static_wrn"]),
     "characters.png": Picture(_bits, ["characters"]),
+    "fields.png": Picture(_fields, ["fields"]),
 }
 """By file name."""

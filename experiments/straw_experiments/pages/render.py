@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from straw_experiments.char_lm.published import BITS
+from straw_experiments.fields import report as fields
 from straw_experiments.image_classification.report import model_name
 from straw_experiments.pages import images, tables
 from straw_experiments.pages.stored import Results
@@ -35,6 +36,11 @@ _OF_RESULTS = (
     tables.weights_table,
 )
 _OTHERS = (
+    fields.components_table,
+    fields.controls_table,
+    fields.fields_table,
+    fields.fitting_table,
+    fields.seconds_table,
     images.angle_table,
     images.confused_table,
     images.confusion_growth,

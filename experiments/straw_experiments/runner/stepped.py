@@ -46,7 +46,7 @@ def epochs(
         found = look(state.variables["params"])
         if not all(map(math.isfinite, found.values())):
             raise NonFiniteError(f"the parameters are not finite after step {done + count}")
-        figures = {
+        figures: dict[str, Any] = {
             "step": done + count,
             "train": {"loss": float(loss)},
             "test": dict(found),

@@ -176,9 +176,8 @@ def train_and_test(
         params = variables["params"]
         figures = _plain(trainer.test(params, run.seed, TESTED))
         text = f"{figures['explained']:.2%} of the variance explained"
-        if analyse:
-            figures = {**figures, "examined": analyse(params)}
-        return FinalResult(figures, text)
+        examined = {"examined": analyse(params)} if analyse else {}
+        return FinalResult({**figures, **examined}, text)
 
     return runs.execute(run, train, test)
 

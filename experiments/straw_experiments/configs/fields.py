@@ -1,0 +1,23 @@
+"""Fields: the last layer of a SIREN written for each image; and other kinds of written weights.
+
+Command  straw-jax reproduce --only fields fields_kinds
+
+fields
+Result   not run yet
+
+fields_kinds
+Result   not run yet
+"""
+
+from straw_experiments.configs.published import Published
+
+_DATA = "--dataset mnist --held-out emnist"
+
+STUDIES = {
+    "fields": Published("fields", f"--models last --fitted 2 {_DATA}", seeds=3),
+    "fields_kinds": Published(
+        "fields",
+        "--models last top biases ends lowrank lowrank_shared lowrank_tokens whole"
+        f" --sizes 64-64 --steps 400 --pixels 98 --fitted 0 {_DATA}",
+    ),
+}
