@@ -63,7 +63,7 @@ def siren(sizes: Sequence[int], first: int = 1) -> Network:
         features = points[None]
         for number in range(1, len(layers) + 1):
             layer = params[f"layer{number}"]
-            features = features @ layer["kernel"] + layer["bias"]
+            features = features @ layer["kernel"] + layer["bias"][None, None]
             if number == first:
                 shape = len(x), *features.shape[1:]
                 features = features + jnp.broadcast_to(x[:, :, None], shape)
