@@ -84,8 +84,8 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
         " studies are not run again, and a stopped one goes on where it was: give the same command"
         " once more.",
         epilog="Studies, in the order in which they run. On a CPU with 2 cores, those before"
-        " set2_resnet34 take some hours together, and each from there on takes hours. static_mnist"
-        " needs MNIST, characters Penn Treebank.",
+        " set2_resnet34 take some hours together, and each from there on takes hours. static_mnist,"
+        " fields and fields_kinds need MNIST, characters Penn Treebank.",
     )
     parser.usage = "%(prog)s [flags] [-- flags of run.py]"
     rows = [f"  {name:<20}  {study.flags}" for name, study in STUDIES.items()]

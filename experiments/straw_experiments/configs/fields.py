@@ -19,5 +19,6 @@ STUDIES = {
         "fields",
         "--models last top biases ends lowrank lowrank_shared lowrank_tokens whole"
         f" --sizes 64-64 --steps 400 --pixels 98 --fitted 0 {_DATA}",
+        estimate="about 10 minutes on a CPU with 2 cores",
     ),
 }
