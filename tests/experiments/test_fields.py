@@ -49,6 +49,7 @@ def test_grid_is_of_pixel_centres_row_by_row():
     ("name", "written"),
     [
         ("last", 5 + 1),
+        ("last_heads", 5 + 1),
         ("top", 5 + 5 + 1),
         ("biases", 6 + 5 + 1),
         ("ends", 2 * 6 + 6 + 5 + 5 + 1),
@@ -115,9 +116,9 @@ def test_fit_at_the_best_rate_of_other_images():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--sizes 64", "expected sizes of two hidden layers or more, such as 128-512, got '64'"),
+        ("--sizes 64", "expected sizes of two hidden layers or more, such as 784-384, got '64'"),
         ("--sizes 64-x", "expected sizes of two hidden layers"),
-        ("--models top first", "argument --models: expected any of last, top"),
+        ("--models top first", "argument --models: expected any of last, last_heads"),
         ("--models top top", "argument --models: got top+top; name each once"),
         ("--steps 0", "argument --steps: expected a whole number of at least 1, got '0'"),
         ("--learning-rate -1", "argument --learning-rate: expected a number above 0, got '-1'"),

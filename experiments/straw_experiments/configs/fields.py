@@ -18,7 +18,7 @@ from straw_experiments.configs.published import Published
 _DATA = "--dataset mnist --held-out emnist"
 
 STUDIES = {
-    "fields": Published("fields", f"--models last --fitted 2 {_DATA}", seeds=3),
+    "fields": Published("fields", f"--models last --fitted 1 {_DATA}", seeds=3),
     "fields_kinds": Published(
         "fields",
         "--models last top biases ends lowrank lowrank_shared lowrank_tokens whole"

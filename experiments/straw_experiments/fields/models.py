@@ -17,10 +17,13 @@ class Writer(Entry):
     Attributes:
         build: `(sizes, style=..., hidden=..., rank=..., image=...) -> Straw`, see
             `networks.writer`.
+        linear: Whether its generator is linear. Others are trained at a rate of their own.
     """
 
+    linear: bool = True
 
-def _writer(written: str, generator: str = "Heads") -> Any:
+
+def _writer(written: str, generator: str = "Linear") -> Any:
     build = lazily("straw_experiments.fields.networks", "writer")
     return partial(build, written=written, generator=generator)
 
@@ -32,6 +35,13 @@ MODELS: Registry[Writer] = Registry(
             build=_writer("last"),
             colour="#0077BB",
             help="the last layer whole: images are sums of trained fields",
+        ),
+        Writer(
+            name="last_heads",
+            build=_writer("last", "Heads"),
+            linear=False,
+            colour="#EE3377",
+            help="as last, by the generator Heads, which is not linear",
         ),
         Writer(
             name="top",
@@ -60,12 +70,14 @@ MODELS: Registry[Writer] = Registry(
         Writer(
             name="lowrank_shared",
             build=_writer("lowrank", "SharedHeads"),
+            linear=False,
             colour="#33BBEE",
             help="as lowrank, by the generator SharedHeads",
         ),
         Writer(
             name="lowrank_tokens",
             build=_writer("lowrank", "TokenHeads"),
+            linear=False,
             colour="#997700",
             help="as lowrank, by the generator TokenHeads",
         ),

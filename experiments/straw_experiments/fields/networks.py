@@ -1,6 +1,7 @@
 """The networks behind `models`: a coordinate network, and what writes one for each image."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -11,17 +12,24 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from straw_jax import Heads, LowRank, Network, SharedHeads, Straw, TokenHeads, Whole, make_straw
+from straw_jax import (
+    FactorSpec,
+    GeneratedLeaf,
+    Heads,
+    LowRank,
+    Network,
+    SharedHeads,
+    Straw,
+    TokenHeads,
+    Whole,
+    make_straw,
+)
 
 Written: TypeAlias = Literal["last", "top", "biases", "ends", "lowrank", "whole"]
 
 FREQUENCY = 20.0  # SIREN's omega: by it angles of each layer are multiplied
-
-_GENERATORS: Mapping[str, Any] = {
-    "Heads": Heads,
-    "SharedHeads": SharedHeads,
-    "TokenHeads": partial(TokenHeads, width=128),
-}
+_CYCLES = 12.0  # over an image, of the first layer's sines: MNIST has sharp edges
+_WRITTEN = 0.05  # the size of written numbers, if what a linear generator puts out is of size 1
 _TOKENS = 8  # style vectors into which a style is cut for TokenHeads
 _CENTRE, _SPREAD = 0.13, 0.31  # of MNIST's pixels, in [0, 1]
 
@@ -40,7 +48,8 @@ def siren(sizes: Sequence[int], first: int = 1) -> Network:
 
     References:
         Sitzmann et al., "Implicit Neural Representations with Periodic Activation Functions"
-        (2020), with its initial values.
+        (2020), with its initial values; but the first layer's frequencies are spread so far that
+        its sines span the images.
     """
     layers = list(itertools.pairwise([2, *sizes, 1]))
 
@@ -49,9 +58,7 @@ def siren(sizes: Sequence[int], first: int = 1) -> Network:
         params = {}
         for number, (inputs, outputs) in enumerate(layers, start=1):
             kernel, bias = jax.random.split(jax.random.fold_in(key, number))
-            bound = 1 / inputs if number == 1 else (6 / inputs) ** 0.5 / FREQUENCY
-            if number == len(layers):
-                bound = inputs**-0.5  # no sine follows
+            bound = ((6 / inputs) ** 0.5 if number > 1 else _CYCLES * np.pi) / FREQUENCY
             shape = inputs, outputs
             params[f"layer{number}"] = {
                 "kernel": jax.random.uniform(kernel, shape, minval=-bound, maxval=bound),
@@ -121,13 +128,57 @@ class Eye(nn.Module):
         return style.reshape(len(images), self.tokens, -1) if self.tokens else style
 
 
+class Linear(nn.Module):
+    """Write weights as linear functions of the style.
+
+    `Heads` takes a style's length away and has a layer of ReLU between. Here neither stands between
+    an image's brightness and its field's.
+
+    Attributes:
+        spec: the leaves to generate.
+        start_at_base: whether an untrained generator does not change the executor.
+        start: of another generator; not used.
+        dtype: the same.
+    """
+
+    spec: FactorSpec
+    start_at_base: bool = False
+    start: Any = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, styles: Array) -> dict[str, Any]:
+        """Generate factors from styles `[n, style]`."""
+        return {leaf.path: leaf.assemble(self._arrays(leaf, styles)) for leaf in self.spec}
+
+    def _arrays(self, leaf: GeneratedLeaf, styles: Array) -> dict[str, Array]:
+        arrays = {}
+        for name, start in leaf.starts(self.start_at_base).items():
+            shape = leaf.parts[name]
+            kernel = nn.initializers.zeros if start.zero else nn.initializers.lecun_normal()
+            head = nn.Dense(
+                math.prod(shape), kernel_init=kernel, name=f"{leaf.path}.{name}".replace("/", ".")
+            )
+            scale = _WRITTEN if start.zero else start.scale
+            arrays[name] = scale * head(styles).reshape(len(styles), *shape)
+        return arrays
+
+
+_GENERATORS: Mapping[str, Any] = {
+    "Linear": Linear,
+    "Heads": Heads,
+    "SharedHeads": SharedHeads,
+    "TokenHeads": partial(TokenHeads, width=128),
+}
+
+
 def writer(
     sizes: Sequence[int],
     *,
     written: Written,
-    generator: str = "Heads",
+    generator: str = "Linear",
     style: int = 384,
-    hidden: int = 512,
+    hidden: int = 128,
     rank: int = 8,
     image: tuple[int, int] = (28, 28),
 ) -> Straw:
@@ -136,9 +187,9 @@ def writer(
     Args:
         sizes: of the SIREN's hidden layers.
         written: what is written for each image, see `models`; the rest is trained as it is.
-        generator: "Heads", "SharedHeads" or "TokenHeads".
+        generator: "Linear", "Heads", "SharedHeads" or "TokenHeads".
         style: length of the style vector; for TokenHeads of all its vectors together.
-        hidden: of the encoder's and the generator's hidden layers.
+        hidden: of the hidden layers of the encoder, and of Heads and SharedHeads.
         rank: of low-rank updates.
         image: height and width.
     """
@@ -153,7 +204,7 @@ def writer(
         base="trained",
         encoder=Eye(style, hidden, tokens),
         context=jnp.zeros((1, *image)),
-        generator=build if tokens else partial(build, hidden=hidden),
+        generator=partial(build, hidden=hidden) if build in (Heads, SharedHeads) else build,
         start="plain",
     )
 

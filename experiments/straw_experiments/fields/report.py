@@ -57,8 +57,9 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         ["style", f"{config['style']} numbers"],
         [
             "recipe",
-            f"{config['steps']:,} steps of Adam, {config['batch_size']} images, rate"
-            f" {config['learning_rate']:g}, of the generator {config['generator_rate']:g}, cosine",
+            f"{config['steps']:,} steps of Muon, {config['batch_size']} images, rate"
+            f" {config['learning_rate']:g}, of the base {config['base_rate']:g}, of a generator"
+            f" that is not linear {config['generator_rate']:g} by Adam, cosine",
         ],
         *run_facts(summary, seconds),
     ]

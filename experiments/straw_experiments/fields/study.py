@@ -138,7 +138,8 @@ class Study(studies.Study[Trainer]):
             config.batch_size,
             config.pixels,
             config.learning_rate,
-            config.generator_rate,
+            config.base_rate,
+            None if MODELS[name].linear else config.generator_rate,
         )
         return Trainer(name, straw, recipe, self.images.training)
 

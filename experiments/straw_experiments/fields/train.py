@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from optax import contrib
 
 from straw_experiments.fields.evaluate import Params, Reader, fields, scaled
 from straw_experiments.fields.networks import grid
@@ -33,28 +34,41 @@ class Recipe(NamedTuple):
     """How every run of a study is trained.
 
     Attributes:
-        steps: Of Adam.
+        steps: Of Muon.
         batch_size: Images a step.
         pixels: Of each image in a step, the same of all, or 0 for all pixels.
-        learning_rate: Of encoder and base. It rises to this in the first tenth of all steps, and
-            falls to 0 along half a cosine.
-        generator_rate: The same of the generator. With the start "plain" a step of Adam changes
-            what it writes by about the rate, whatever its width, and all must be written anew.
+        learning_rate: Of encoder and generator. It rises to this in the first tenth of all steps,
+            and falls to 0 along half a cosine.
+        base_rate: The same of the base. A SIREN multiplies angles by its frequency, and so changes.
+        generator_rate: The same of a generator that is not linear, trained by Adam; None if it is
+            linear. With the start "plain" a step of Adam changes what it writes by about the rate,
+            whatever its width, and all must be written anew.
+
+    References:
+        Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
     """
 
     steps: int
     batch_size: int
     pixels: int
     learning_rate: float
-    generator_rate: float
+    base_rate: float
+    generator_rate: float | None = None
 
     def make_optimizer(self) -> optax.GradientTransformation:
-        """Make the optimizer."""
-        rates = {"generator": self.generator_rate, "others": self.learning_rate}
-        of_part = {name: optax.adam(cosine(rate, self.steps)) for name, rate in rates.items()}
-        return optax.partition(
-            of_part, lambda params: {name: name if name in of_part else "others" for name in params}
-        )
+        """Make the optimizer: Muon for kernels, with Adam for the rest at the same rate.
+
+        Few directions have most of the images' variance. Adam takes long for the others; Muon
+        changes all alike.
+        """
+        of_part = {
+            "encoder": contrib.muon(cosine(self.learning_rate, self.steps)),
+            "generator": contrib.muon(cosine(self.learning_rate, self.steps)),
+            "executor": contrib.muon(cosine(self.base_rate, self.steps)),
+        }
+        if self.generator_rate is not None:
+            of_part["generator"] = optax.adam(cosine(self.generator_rate, self.steps))
+        return optax.partition(of_part, lambda params: {name: name for name in params})
 
 
 class Trainer(DeviceTrainer):
