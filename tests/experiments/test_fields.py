@@ -91,6 +91,27 @@ def test_written_field_is_that_of_its_merged_weights():
         np.testing.assert_allclose(read[i], _dense(own, points), atol=1e-3)
 
 
+def test_linear_generator_writes_linear_functions_of_the_style():
+    spec = MODELS["lowrank"].build(SIZES, **BUILT).spec
+    generator = networks.Linear(spec, start_at_base=True)
+    styles = np.random.default_rng(2).standard_normal((3, 4)).astype("f")
+    first = jax.jit(generator.init)(jax.random.key(1), styles)["params"]
+    assert np.ptp(first["layer2.kernel.B"]["kernel"]) > 0.1  # or nothing would ever be learned
+    for name, head in first.items():
+        assert name == "layer2.kernel.B" or not np.any(head["kernel"])
+    params = _changed(first)
+    written = jax.jit(generator.apply)({"params": params}, styles)
+    for path in ("layer3/kernel", "layer1/bias"):
+        head = params[path.replace("/", ".") + ".whole"]
+        expected = 0.05 * (styles @ head["kernel"] + head["bias"])
+        np.testing.assert_allclose(written[path].reshape(3, -1), expected, rtol=1e-5, atol=1e-6)
+    head = params["layer2.kernel.A"]
+    expected = 0.05 * (styles @ head["kernel"] + head["bias"])
+    np.testing.assert_allclose(
+        written["layer2/kernel"].A.reshape(3, -1), expected, rtol=1e-5, atol=1e-6
+    )
+
+
 def test_psnr_and_principal_components():
     np.testing.assert_allclose(evaluate.psnr(jnp.asarray([1.0, 1e-3, 0.0])), [0, 30, 100])
     rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ from straw_experiments.char_lm.networks import make_model
 from straw_experiments.char_lm.train import Recipe as TextRecipe
 from straw_experiments.char_lm.train import Trainer
 from straw_experiments.data.text import Text
+from straw_experiments.fields.train import Recipe as FieldsRecipe
 from straw_experiments.image_classification import networks
 from straw_experiments.image_classification.models import build_model
 from straw_experiments.image_classification.train import Recipe
@@ -191,7 +192,7 @@ PUBLISHED = {
         {
             **FIELDS,
             "models": [
-                *("last", "top", "biases", "ends"),
+                *("last", "last_heads", "top", "biases", "ends"),
                 *("lowrank", "lowrank_shared", "lowrank_tokens", "whole"),
             ],
             "sizes": "64-64",
@@ -376,6 +377,23 @@ def test_muon_makes_kernels_orthogonal_and_moves_biases_as_adam_does():
     assert (singular / 1e-2 > 0.6).all()
     assert (singular / 1e-2 < 1.6).all()
     np.testing.assert_allclose(update["bias"], -1e-2 * np.sign(gradient["bias"]), rtol=0.1)
+
+
+@pytest.mark.parametrize(("own", "rate"), [(None, 1e-2), (0.2, 0.2)])
+def test_writers_of_fields_are_trained_at_a_rate_for_each_part(own, rate):
+    optimizer = FieldsRecipe(11, 4, 0, 1e-2, 1e-3, own).make_optimizer()
+    kernel = jnp.asarray(np.random.default_rng(0).standard_normal((6, 4)), jnp.float32)
+    gradient = {part: {"kernel": kernel} for part in ("encoder", "generator", "executor")}
+    state = optimizer.init(gradient)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for _ in range(3):  # the third step is the first at the full rate
+            update, state = optimizer.update(gradient, state, gradient)
+    for part, expected in (("encoder", 1e-2), ("executor", 1e-3), ("generator", rate)):
+        singular = np.linalg.svd(update[part]["kernel"], compute_uv=False) / expected
+        if part == "generator" and own:  # Adam
+            np.testing.assert_allclose(update[part]["kernel"], -own * np.sign(kernel), rtol=0.1)
+        else:
+            assert ((singular > 0.6) & (singular < 1.6)).all()
 
 
 def test_initial_weights_are_uniform_as_pytorch_has_them():

@@ -21,8 +21,8 @@ STUDIES = {
     "fields": Published("fields", f"--models last --fitted 1 {_DATA}", seeds=3),
     "fields_kinds": Published(
         "fields",
-        "--models last top biases ends lowrank lowrank_shared lowrank_tokens whole"
+        "--models last last_heads top biases ends lowrank lowrank_shared lowrank_tokens whole"
         f" --sizes 64-64 --steps 400 --pixels 98 --fitted 0 {_DATA}",
-        estimate="about 10 minutes on a CPU with 2 cores",
+        estimate="about 15 minutes on a CPU with 2 cores",
     ),
 }
