@@ -2,8 +2,8 @@
 
 - `runner`: what any study needs, knowing none: settings, runs, checkpoints, processes, tables.
 - `data`: EMNIST, glyphs, TFDS sets, your own images, texts.
-- `image_classification`, `weight_prediction`, `char_lm`, `table_classification`: the studies, with
-  the same file names.
+- `image_classification`, `weight_prediction`, `char_lm`, `fields`, `table_classification`,
+  `documents`: the studies, with the same file names.
 - `smollm`: a pretrained language model, which needs the extra "smollm" in place of "experiments".
 - `configs`: the published studies, a file each; `reproduce` runs them, `pages` lays them out.
 

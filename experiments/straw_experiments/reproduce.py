@@ -18,6 +18,7 @@ from pathlib import Path
 from straw_experiments.char_lm import config as characters
 from straw_experiments.configs import CARD, STUDIES
 from straw_experiments.documents import config as documents
+from straw_experiments.fields import config as fields
 from straw_experiments.image_classification import config as images
 from straw_experiments.runner import lock, records
 from straw_experiments.runner.command import fail, interruptible, program, sibling
@@ -32,10 +33,15 @@ PARSERS = {
     "char-lm": characters.parse,
     "tables": tables.parse,
     "documents": documents.parse,
+    "fields": fields.parse,
 }
 """What reads the flags of each command."""
 
-_DATA_FLAGS = {"run": ("dataset", "data_dir", "archive"), "char-lm": ("data_dir",)}
+_DATA_FLAGS = {
+    "run": ("dataset", "data_dir", "archive"),
+    "char-lm": ("data_dir",),
+    "fields": ("data_dir", "archive"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,8 +88,9 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
         " studies are not run again, and a stopped one goes on where it was: give the same command"
         " once more.",
         epilog="Studies, in the order in which they run. On a CPU with 2 cores, those before"
-        " set2_resnet34 take some hours together, and each from there on takes hours. static_mnist"
-        " needs MNIST, characters Penn Treebank, needles and documents the weights of SmolLM2.",
+        " set2_resnet34 take some hours together, and each from there on takes hours. static_mnist,"
+        " fields and fields_kinds need MNIST, characters Penn Treebank, needles and documents the"
+        " weights of SmolLM2.",
     )
     parser.usage = "%(prog)s [flags] [-- flags of run.py]"
     rows = [f"  {name:<20}  {study.flags}" for name, study in STUDIES.items()]

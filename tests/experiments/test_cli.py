@@ -43,7 +43,11 @@ def test_unknown_subcommand_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "char-lm", "weight-prediction", "tables", "documents", "analyse", "reproduce"]
+    "name",
+    [
+        *("run", "char-lm", "weight-prediction", "fields", "tables", "documents"),
+        *("analyse", "reproduce"),
+    ],
 )
 def test_subcommands_answer_a_mistake_by_their_own_name(tmp_path, name):
     ran = straw_jax(name, "--nonsense", cwd=tmp_path)

@@ -43,6 +43,8 @@ def _figures(summary):
         elif study.startswith("weights written"):
             own = each["test"]["own"][summary["tests"][0]]
             yield f"{name} {mean_std(own['nats'], 1, 4)}"
+        elif study == "fields":
+            yield f"{name} {' / '.join(mean_std(x, 1, 2) for x in each['psnr'].values())}"
         elif study:
             yield f"{name} {mean_std(each['loss'], 1, 5)}"
         else:

@@ -16,6 +16,7 @@ from straw_experiments.char_lm.networks import make_model
 from straw_experiments.char_lm.train import Recipe as TextRecipe
 from straw_experiments.char_lm.train import Trainer
 from straw_experiments.data.text import Text
+from straw_experiments.fields.train import Recipe as FieldsRecipe
 from straw_experiments.image_classification import networks
 from straw_experiments.image_classification.models import build_model
 from straw_experiments.image_classification.train import Recipe
@@ -69,6 +70,25 @@ WEIGHTS = {
     "learning_rate": 0.01,
     "optimizer": "muon",
 }
+FIELDS = {
+    "models": ["last", "last_heads"],
+    "sizes": "784-384",
+    "style": 384,
+    "hidden": 128,
+    "rank": 8,
+    "steps": 500,
+    "batch_size": 256,
+    "pixels": 0,
+    "learning_rate": 0.03,
+    "base_rate": 0.0015,
+    "generator_rate": 0.2,
+    "fitted": 2,
+    "dataset": "auto",
+    "held_out": "auto",
+    "precision": "float32",
+}
+MNIST = {"dataset": "mnist", "held_out": "emnist"}
+
 OUTPUTS = {
     "predict": "outputs",
     "networks": ["2-5-1"],
@@ -198,6 +218,22 @@ PUBLISHED = {
         },
         3,
     ),
+    "fields": ({**FIELDS, "models": ["last"], "fitted": 1, **MNIST}, 3),
+    "fields_kinds": (
+        {
+            **FIELDS,
+            "models": [
+                *("last", "last_heads", "top", "biases", "ends"),
+                *("lowrank", "lowrank_shared", "lowrank_tokens", "whole"),
+            ],
+            "sizes": "64-64",
+            "steps": 400,
+            "pixels": 98,
+            "fitted": 0,
+            **MNIST,
+        },
+        1,
+    ),
     "weights_mean": (WEIGHTS, 3),
     "weights_attention": ({**WEIGHTS, "networks": ["4-10-1"], "predictors": ["attention"]}, 1),
     "weights_linear": ({**WEIGHTS, "networks": ["5-1"], "pairs": [0.6, 1.0, 2.0]}, 1),
@@ -306,6 +342,7 @@ def test_studies_are_those_that_were_published(name):
         ("char-lm", "", TEXT),
         ("tables", "", TABLES),
         ("documents", "", DOCUMENTS),
+        ("fields", "", FIELDS),
         (
             "char-lm",
             "--parameters 250000",
@@ -396,6 +433,23 @@ def test_muon_makes_kernels_orthogonal_and_moves_biases_as_adam_does():
     assert (singular / 1e-2 > 0.6).all()
     assert (singular / 1e-2 < 1.6).all()
     np.testing.assert_allclose(update["bias"], -1e-2 * np.sign(gradient["bias"]), rtol=0.1)
+
+
+@pytest.mark.parametrize(("own", "rate"), [(None, 1e-2), (0.2, 0.2)])
+def test_writers_of_fields_are_trained_at_a_rate_for_each_part(own, rate):
+    optimizer = FieldsRecipe(11, 4, 0, 1e-2, 1e-3, own).make_optimizer()
+    kernel = jnp.asarray(np.random.default_rng(0).standard_normal((6, 4)), jnp.float32)
+    gradient = {part: {"kernel": kernel} for part in ("encoder", "generator", "executor")}
+    state = optimizer.init(gradient)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for _ in range(3):  # the third step is the first at the full rate
+            update, state = optimizer.update(gradient, state, gradient)
+    for part, expected in (("encoder", 1e-2), ("executor", 1e-3), ("generator", rate)):
+        singular = np.linalg.svd(update[part]["kernel"], compute_uv=False) / expected
+        if part == "generator" and own:  # Adam
+            np.testing.assert_allclose(update[part]["kernel"], -own * np.sign(kernel), rtol=0.1)
+        else:
+            assert ((singular > 0.6) & (singular < 1.6)).all()
 
 
 def test_initial_weights_are_uniform_as_pytorch_has_them():

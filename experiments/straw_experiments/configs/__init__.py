@@ -34,6 +34,7 @@ _FILES = (  # in the order in which they run: the quick ones first
     "preset1",
     # These need data of their own, and end it all where there are none.
     "static_mnist",
+    "fields",
     "characters",
     "characters_large",
     "documents",

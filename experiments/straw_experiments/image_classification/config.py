@@ -260,7 +260,7 @@ def configure(given: Mapping[str, Any]) -> Config:
     config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", _name(chosen)))})
     _check_devices(config)
     _check_memory(config)
-    _check_archive(config.archive)
+    check_archive(config.archive)
     settings.check_out(config)
     return config
 
@@ -388,7 +388,12 @@ def check_batch(config: Config, image: Sequence[int]) -> None:
     )
 
 
-def _check_archive(archive: str | None) -> None:
+def check_archive(archive: str | None) -> None:
+    """Refuse a file that is no whole archive.
+
+    Raises:
+        ValueError: It is not.
+    """
     if archive is None:
         return
     if not os.path.isfile(archive):
@@ -465,7 +470,7 @@ def parse_analysis(argv: Sequence[str]) -> Analysis:
     parser.add_argument("--archive", metavar="FILE", help="EMNIST's gzip.zip, if you have it")
     arguments = parser.parse_args(argv)
     try:
-        _check_archive(arguments.archive)
+        check_archive(arguments.archive)
         given = {name: getattr(arguments, name) for name in ("archive", "data_dir")}
         config = stored_config(Path(arguments.results))
         return Analysis(

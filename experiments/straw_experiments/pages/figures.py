@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from straw_experiments.char_lm.models import MODELS as CELLS
 from straw_experiments.documents.figures import plot_lengths
+from straw_experiments.fields.figures import plot_fitting
 from straw_experiments.image_classification.figures import model_colour
 from straw_experiments.image_classification.published import PUBLISHED
 from straw_experiments.image_classification.report import model_name
@@ -448,6 +449,10 @@ def _documents(results: Results, path: Path) -> None:
     plot_lengths(results.summaries["documents"], path)
 
 
+def _fields(results: Results, path: Path) -> None:
+    plot_fitting(results.summaries["fields"], path)
+
+
 PICTURES = {
     "article.png": Picture(_article, ["set2", "set2_resnet34", "set3"]),
     "capacity.png": Picture(_capacity, ["set2", "set2_trained", "set3"]),
@@ -464,5 +469,6 @@ PICTURES = {
     "tables.png": Picture(_tables, ["tables"]),
     "needles.png": Picture(_needles, ["needles"]),
     "documents.png": Picture(_documents, ["documents"]),
+    "fields.png": Picture(_fields, ["fields"]),
 }
 """By file name."""

@@ -10,6 +10,7 @@ import jinja2
 
 from straw_experiments.char_lm.published import BITS
 from straw_experiments.documents import report as documents
+from straw_experiments.fields import report as fields
 from straw_experiments.image_classification.report import model_name
 from straw_experiments.pages import images, tables
 from straw_experiments.pages.stored import Results
@@ -40,6 +41,11 @@ _OTHERS = (
     documents.conditions_table,
     documents.costs_table,
     documents.results_table,
+    fields.components_table,
+    fields.controls_table,
+    fields.fields_table,
+    fields.fitting_table,
+    fields.seconds_table,
     images.angle_table,
     images.confused_table,
     images.confusion_growth,

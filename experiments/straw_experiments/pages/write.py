@@ -74,9 +74,8 @@ def write(folder: Path, out: Path, templates: Path = TEMPLATES) -> None:
     from straw_experiments.pages import figures, images, render
 
     drawings = figures.drawings(results)
-    copies = {
-        f"{path.parent.name}_{path.name}": path for path in sorted(folder.glob("*/*_poses.png"))
-    }
+    found = sorted([*folder.glob("*/*_poses.png"), *folder.glob("fields/images.png")])
+    copies = {f"{path.parent.name}_{path.name}": path for path in found}
     for path in copies.values():
         known = results.analyses.get(path.parent.name, {}).get("files", {}).get(path.name)
         if known not in (None, records.file_checksum(path)):

@@ -1,8 +1,6 @@
 """How predictors are trained, each step on tasks that no other step sees."""
 
 import functools
-import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, get_args
 
@@ -11,10 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 from optax import contrib
-from tqdm import tqdm
 
 from straw_experiments.runner import runs
-from straw_experiments.runner.runs import EpochResult, FinalResult, NonFiniteError, Run
+from straw_experiments.runner.runs import EpochResult, FinalResult, Run
 from straw_experiments.runner.state import (
     DeviceTrainer,
     State,
@@ -24,6 +21,7 @@ from straw_experiments.runner.state import (
     training_key,
     updated,
 )
+from straw_experiments.runner.stepped import epochs
 from straw_experiments.weight_prediction.config import Optimizer
 from straw_experiments.weight_prediction.evaluate import LOOKING, TESTED, Score, make_test, score
 from straw_experiments.weight_prediction.objectives import Objective, Params
@@ -161,52 +159,32 @@ def train_and_test(
     """
     trainer, recipe = run.trainer, run.trainer.recipe
 
+    def look(params: Params) -> dict[str, float]:
+        # On other tasks than in the end: who chooses by these figures has not seen those.
+        return _plain(trainer.test(params, run.seed, _TESTED_EACH_EPOCH, LOOKING))
+
     def train(state: State) -> Iterator[EpochResult]:
         key = training_key(run.seed)
-        each = math.ceil(recipe.steps / _EPOCHS)
-        while (done := int(state.step)) < recipe.steps:
-            train_steps = trainer.train_steps  # compiled before the clock starts
-            start = time.perf_counter()
-            steps = min(each, recipe.steps - done)
-            state, loss, finite = train_steps(state, key, steps)
-            if int(finite) < steps:
-                raise NonFiniteError(f"the loss is not finite at step {done + int(finite) + 1}")
-            seconds = time.perf_counter() - start
-            # On other tasks than in the end: who chooses by these figures has not seen those.
-            found = trainer.test(state.variables["params"], run.seed, _TESTED_EACH_EPOCH, LOOKING)
-            if not math.isfinite(found.loss):
-                raise NonFiniteError(f"the parameters are not finite after step {done + steps}")
-            figures = {
-                "step": done + steps,
-                "train": {"loss": float(loss)},
-                "test": _plain(found),
-                "steps_per_second": steps / seconds,
-                "seconds": seconds,
-            }
-            epoch = math.ceil((done + steps) / each)
-            yield EpochResult(epoch, state, figures, _line(figures, recipe))
+
+        def ready() -> Callable[[State, int], Any]:
+            train_steps = trainer.train_steps
+            return lambda state, steps: train_steps(state, key, steps)
+
+        return epochs(state, steps=recipe.steps, parts=_EPOCHS, ready=ready, look=look, text=_text)
 
     def test(variables: Variables) -> FinalResult:
         params = variables["params"]
         figures = _plain(trainer.test(params, run.seed, TESTED))
         text = f"{figures['explained']:.2%} of the variance explained"
-        if analyse:
-            figures = {**figures, "examined": analyse(params)}
-        return FinalResult(figures, text)
+        examined = {"examined": analyse(params)} if analyse else {}
+        return FinalResult({**figures, **examined}, text)
 
     return runs.execute(run, train, test)
 
 
-def _plain(found: Score) -> dict[str, Any]:
+def _plain(found: Score) -> dict[str, float]:
     return {name: float(value) for name, value in found._asdict().items()}
 
 
-def _line(figures: Mapping[str, Any], recipe: Recipe) -> str:
-    left = (recipe.steps - figures["step"]) / figures["steps_per_second"]
-    return (
-        f"step {figures['step']:,}/{recipe.steps:,}"
-        f"  train loss {figures['train']['loss']:.5f}"
-        f"  test loss {figures['test']['loss']:.5f}"
-        f" explained {figures['test']['explained']:6.2%}"
-        f"  {figures['steps_per_second']:,.1f} steps/s  {tqdm.format_interval(left)} left"
-    )
+def _text(found: Mapping[str, float]) -> str:
+    return f"test loss {found['loss']:.5f} explained {found['explained']:6.2%}"
