@@ -121,6 +121,17 @@ _ANSWERS = {
         "--splits 0": f"argument --splits: {_LEAST} 1",
         "--precision bfloat16": "argument --precision: expected float32",
     },
+    "fields": {
+        **_OF_EVERY_STUDY,
+        "--models tree": "argument --models: expected any of last",
+        "--models last last": "name each once",
+        "--sizes 64-": "argument --sizes: expected",
+        "--style 0": f"argument --style: {_LEAST} 1",
+        "--steps 99999999999": f"argument --steps: {_MOST} 1000000000",
+        "--fitted 257": f"argument --fitted: {_MOST} 256",
+        "--precision bfloat16": "argument --precision: expected float32",
+        "--archive none.zip": "argument --archive",
+    },
     "documents": {
         **_OF_EVERY_STUDY,
         "--task poems": "argument --task: invalid choice: 'poems'",
