@@ -3,7 +3,12 @@
 Command  straw-jax reproduce --only needles documents
 
 needles
-Result   not run yet
+Device   cpu (AMD EPYC, 2 cores)
+Time     33 min 40 s of training, all runs, 1 at a time
+Data     sources of Python 3.11.7 and of installed packages
+Result   nats of a digit, 1 seed:
+         associations 0.0120
+         static 2.3044
 
 documents
 Result   not run yet
