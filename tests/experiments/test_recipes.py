@@ -104,7 +104,7 @@ TABLES = {
     "units": 128,
     "width": 64,
     "rows": 128,
-    "steps": 4_000,
+    "steps": 2_400,
     "batch_size": 16,
     "learning_rate": 0.002,
     "sets": ["iris", "wine", "breast_cancer", "digits", "diabetes"],
@@ -260,7 +260,7 @@ PUBLISHED = {
         1,
     ),
     "outputs": (OUTPUTS, 1),
-    "tables": ({**TABLES, "steps": 600, "splits": 3}, 3),
+    "tables": (TABLES, 3),
     "needles": (
         {
             **DOCUMENTS,

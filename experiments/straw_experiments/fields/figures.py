@@ -74,6 +74,7 @@ def plot_fitting(summary: Mapping[str, Any], path: FilePath) -> None:
         level = of_writer["fitting"]["curves"]["written"]["psnr"][0]["mean"]
         axes.axhline(level, color="#CC3311", lw=0.8, ls=":")
         axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlim(left=-0.3)
         axes.set_title(MODELS.label(name), fontsize=10)
         axes.set(xlabel="steps of Adam")
         tidy(axes)

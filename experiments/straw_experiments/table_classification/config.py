@@ -56,7 +56,7 @@ class Config(RunConfig):
         read=whole(_SMALLEST, _MOST),
         metavar="N",
     )
-    steps: int = setting(4_000, "training steps", group=_HOW, read=whole(1, 10**9), metavar="N")
+    steps: int = setting(2_400, "training steps", group=_HOW, read=whole(1, 10**9), metavar="N")
     batch_size: int = setting(
         16, "new tables a step", group=_HOW, read=whole(1, limits.SIZE), metavar="N"
     )
