@@ -79,15 +79,16 @@ def load(folder: str | None, tokenizer: Tokenizer, most: int) -> Corpus:
     packages: dict[str, set[str]] = {part: set() for part in PARTS}
     seen: set[bytes] = set()
     taken = dict.fromkeys(PARTS, 0)
+    room = {part: most if part == PARTS[0] else _TESTED for part in PARTS}
     for file in files:
+        part = _part(file.package)
+        if taken[part] >= room[part]:
+            continue
         text = _text(file.path)
         digest = hashlib.sha256(text.encode()).digest()
         if not _FEWEST <= len(text) <= _MOST or digest in seen:
             continue
         seen.add(digest)
-        part = _part(file.package)
-        if taken[part] >= (most if part == PARTS[0] else _TESTED):
-            continue
         documents[part].append(np.array(tokenizer.encode(text), np.int32))
         packages[part].add(file.package)
         taken[part] += len(documents[part][-1])
