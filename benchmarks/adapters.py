@@ -34,15 +34,11 @@ from straw_experiments.runner.readers import positive, whole
 from straw_experiments.runner.settings import Parser, check_writable
 from straw_experiments.smollm.generation import generate
 from straw_experiments.smollm.model import LlamaConfig, empty_cache, llama
-from straw_experiments.smollm.weights import find, load
+from straw_experiments.smollm.weights import find, load, peft_paths
 from straw_jax import Factors, factor_spec, materialize, modulate, save_peft
 from straw_jax.lift import take
 
-KERNELS = {"q": "self_attn.q_proj", "v": "self_attn.v_proj", "down": "mlp.down_proj"}
-PATHS = {
-    f"base_model.model.model.layers.{{}}.{module}": f"layers/{name}"
-    for name, module in KERNELS.items()
-}
+KERNELS = ("q", "v", "down")
 SECTIONS = "generation", "forward"
 WAYS = {
     "base": "base, without adapters",
@@ -301,7 +297,7 @@ def peft_of(
     with tempfile.TemporaryDirectory() as folder:
         folders = [Path(folder, f"adapter_{i}") for i in range(sizes.adapters)]
         for i, each in enumerate(folders):
-            save_peft(each, take(inputs.params, inputs.bank, i), PATHS, inputs.params)
+            save_peft(each, take(inputs.params, inputs.bank, i), peft_paths(KERNELS), inputs.params)
         try:
             peft = Peft(python, weights, folders)
         except (NotMeasuredError, OSError) as error:

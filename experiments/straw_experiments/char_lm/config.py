@@ -160,10 +160,7 @@ def configure(given: Mapping[str, Any]) -> Config:
         raise ValueError(f"argument --models: got {' '.join(chosen['models'])}; name each once")
     chosen["learning_rate"] = _rates(chosen["learning_rate"], chosen["models"])
     text = Path(chosen["text"]).stem if chosen["text"] else "ptb"
-    name = settings.readable_name(
-        f"characters-{text}", chosen, {each: usual[each] for each in _NAMED}
-    )
-    config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", name))})
+    config = Config(**settings.with_out(chosen, f"characters-{text}", usual, _NAMED))
     _check_memory(config)
     settings.check_jobs(config, config.models)
     settings.check_out(config)

@@ -18,7 +18,16 @@ from straw_experiments.data.dataset import Dataset
 from straw_experiments.data.reading import expand
 from straw_experiments.data.variants import variants
 
-__all__ = ["Dataset", "check", "data_folder", "load", "normalise", "strided", "variants"]
+__all__ = [
+    "Dataset",
+    "check",
+    "data_folder",
+    "load",
+    "load_mnist",
+    "normalise",
+    "strided",
+    "variants",
+]
 
 require_extra()
 
@@ -93,13 +102,29 @@ def load(
     folder = data_folder(data_dir)
     if name != "auto" or archive is not None:
         return _find(name, fraction, folder, archive)()
+    return _or_glyphs("emnist", "the article's", fraction, folder)
+
+
+def load_mnist(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Load MNIST, or glyphs, with a warning, where that cannot be had.
+
+    Args:
+        data_dir: As for `load`.
+
+    Raises:
+        ValueError: The data are damaged, or others than were read first.
+    """
+    return _or_glyphs("mnist", "those of MNIST", 1.0, data_folder(data_dir))
+
+
+def _or_glyphs(name: str, compared: str, fraction: float, folder: Path) -> Dataset:
     try:
-        read = _find("emnist", fraction, folder, None)
+        read = _find(name, fraction, folder, None)
     except ValueError as error:
         warnings.warn(
-            f"GLYPHS INSTEAD OF EMNIST: the images are drawn from fonts, and no result can be "
-            f"compared with the article's. {error}",
-            stacklevel=2,
+            f"GLYPHS INSTEAD OF {name.upper()}: the images are drawn from fonts, and no result can"
+            f" be compared with {compared}. {error}",
+            stacklevel=3,
         )
         read = _find("glyphs", fraction, folder, None)
     return read()

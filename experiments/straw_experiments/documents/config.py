@@ -5,7 +5,6 @@ Only the standard library is imported, so that a mistake is answered at once.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from straw_experiments.documents.models import MODELS
@@ -203,8 +202,7 @@ def configure(given: Mapping[str, Any]) -> Config:
             f"argument --test-lengths: expected contexts and --passage {chosen['passage']} of at"
             f" most {_LONGEST} tokens together, the model's context, got {longest}"
         )
-    name = settings.readable_name("documents", chosen, {name: usual[name] for name in _NAMED})
-    config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", name))})
+    config = Config(**settings.with_out(chosen, "documents", usual, _NAMED))
     settings.check_jobs(config, config.models)
     limits.check(
         f"argument --batch-size: {config.batch_size}",

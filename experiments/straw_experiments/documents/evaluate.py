@@ -1,8 +1,6 @@
 """Tests: with the own context, with controls in its place, and beside reading the context."""
 
 import functools
-import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +10,9 @@ import numpy as np
 from jax import Array
 
 from straw_experiments.documents.networks import Params
-from straw_experiments.documents.tasks import Batch, Needles, Task
-from straw_experiments.documents.train import Losses, Trainer, losses
+from straw_experiments.documents.tasks import SHARED, Batch, Needles, Task
+from straw_experiments.documents.train import Losses, Trainer, losses, places
+from straw_experiments.runner.timing import fastest
 from straw_experiments.smollm.model import LlamaConfig, llama
 from straw_jax import Factors
 
@@ -22,7 +21,6 @@ CONTROLS = ("own", "other", "mean")
 
 _MEAN = 16  # contexts of training, whose weights are averaged
 _TOKENS = 2_048  # that are read at once
-_SEED = 2**32  # of the tests, which are the same for all runs
 
 
 class Condition(NamedTuple):
@@ -41,6 +39,11 @@ class Condition(NamedTuple):
         """Its key in files of results."""
         return str(self.length) if self.facts is None else f"{self.length}/{self.facts}"
 
+    def draw(self, task: Task, rng: np.random.Generator, n: int, part: str) -> Batch:
+        """Draw contexts of this length, and of as many facts, with their queries."""
+        facts = {} if self.facts is None else {"facts": self.facts}
+        return task.draw(rng, n, part, length=self.length, **facts)
+
 
 def conditions(task: Task, lengths: Sequence[int], facts: Sequence[int]) -> list[Condition]:
     """List the tests of a task; the first is at the length of training."""
@@ -55,11 +58,10 @@ def conditions(task: Task, lengths: Sequence[int], facts: Sequence[int]) -> list
 
 def batches(task: Task, condition: Condition, part: str, count: int) -> Iterator[Batch]:
     """Draw the contexts and queries of a test, in batches; always the same ones."""
-    rng = np.random.default_rng([_SEED, 1 + (part == "test"), condition.length])
-    given = {} if condition.facts is None else {"facts": condition.facts}
+    rng = np.random.default_rng([SHARED, 1 + (part == "test"), condition.length])
     at_once = max(2, min(16, _TOKENS // condition.length, count))  # two: one has another's weights
     for _ in range(-(-count // at_once)):  # all of one shape, which is compiled once
-        yield task.draw(rng, at_once, part, length=condition.length, **given)
+        yield condition.draw(task, rng, at_once, part)
 
 
 class Tests:
@@ -73,12 +75,9 @@ class Tests:
             params: Params, weights: Params, batch: Batch, ids: Array, shift: Array
         ) -> Losses:
             adapters = trainer.write(params, weights, batch)
-            index = (trainer.index(adapters, ids) + shift) % _count(adapters)
-            return losses(
-                trainer.model.apply(weights, adapters, batch.query, index),
-                batch.query,
-                batch.asked,
-            )
+            index = places(adapters, ids, shift)
+            logits = trainer.model.apply(weights, adapters, batch.query, index)
+            return losses(logits, batch.query, batch.asked)
 
         @jax.jit
         def with_adapters(weights: Params, adapters: Any, batch: Batch) -> Losses:
@@ -100,7 +99,7 @@ class Tests:
     def mean(self, params: Params, drawn: Iterator[Batch]) -> Losses:
         """Measure with the mean weights of contexts of training."""
         weights, task = self.trainer.weights, self.trainer.task
-        rng = np.random.default_rng([_SEED, 3])
+        rng = np.random.default_rng([SHARED, 3])
         adapters = mean_adapter(
             self._write(params, weights, task.draw(rng, _MEAN, "train", length=task.length))
         )
@@ -142,12 +141,10 @@ def _reader(config: LlamaConfig) -> Callable[..., tuple[Losses, Losses]]:
 
 def frozen(config: LlamaConfig, weights: Params, drawn: Iterator[Batch]) -> dict[str, Losses]:
     """Measure the language model as it is: without contexts, and with each in its window."""
-    for_without, for_read = itertools.tee(
-        (_reader(config)(weights, batch, batch.ids), len(batch.query)) for batch in drawn
-    )
+    found = [(_reader(config)(weights, batch, batch.ids), len(batch.query)) for batch in drawn]
     return {
-        "without": _mean((each, n) for (each, _), n in for_without),
-        "in context": _mean((each, n) for (_, each), n in for_read),
+        way: _mean((measured[place], n) for measured, n in found)
+        for place, way in enumerate(("without", "in context"))
     }
 
 
@@ -159,9 +156,8 @@ def costs(trainer: Trainer, params: Params, condition: Condition) -> dict[str, f
         one "in context", which reads the context again, and one "without" it. Bytes: "adapter",
         and "cache", the keys and values of the context, which would have to be kept in its place.
     """
-    rng = np.random.default_rng([_SEED, 4])
-    given = {} if condition.facts is None else {"facts": condition.facts}
-    batch = trainer.task.draw(rng, 2, "test", length=condition.length, **given)
+    rng = np.random.default_rng([SHARED, 4])
+    batch = condition.draw(trainer.task, rng, 2, "test")
     one = Batch(*(each[:1] for each in batch))
     weights, config = trainer.weights, trainer.sizes.llama
     write = jax.jit(trainer.write)
@@ -170,10 +166,10 @@ def costs(trainer: Trainer, params: Params, condition: Condition) -> dict[str, f
     plain = jax.jit(functools.partial(llama, config))
     whole = np.concatenate([one.context, one.query], axis=1)
     seconds = {
-        "write": _least(lambda: write(params, weights, one)),
-        "query": _least(lambda: apply(weights, adapters, one.query, np.zeros(1, np.int32))),
-        "in context": _least(lambda: plain(weights, whole)),
-        "without": _least(lambda: plain(weights, one.query)),
+        "write": fastest(lambda: write(params, weights, one)),
+        "query": fastest(lambda: apply(weights, adapters, one.query, np.zeros(1, np.int32))),
+        "in context": fastest(lambda: plain(weights, whole)),
+        "without": fastest(lambda: plain(weights, one.query)),
     }
     kept = jnp.dtype(trainer.sizes.dtype).itemsize
     cache = 2 * config.layers * condition.length * config.kv_heads * config.head * kept
@@ -200,17 +196,12 @@ def test(
     def drawn(condition: Condition) -> Iterator[Batch]:
         return batches(tests.trainer.task, condition, "test", count)
 
-    found = {"own": {each.name: plain(tests.own(params, drawn(each))) for each in wanted}}
+    found = {"own": {each.name: tests.own(params, drawn(each)).plain() for each in wanted}}
     if reads:
         first = wanted[0]
-        found["other"] = {first.name: plain(tests.own(params, drawn(first), shift=1))}
-        found["mean"] = {first.name: plain(tests.mean(params, drawn(first)))}
+        found["other"] = {first.name: tests.own(params, drawn(first), shift=1).plain()}
+        found["mean"] = {first.name: tests.mean(params, drawn(first)).plain()}
     return found
-
-
-def plain(found: Losses) -> dict[str, float]:
-    """Return measures as numbers for JSON."""
-    return {name: float(value) for name, value in found._asdict().items()}
 
 
 def _mean(parts: Any) -> Losses:
@@ -219,19 +210,3 @@ def _mean(parts: Any) -> Losses:
     total = sum(n for _, n in found)
     nats, exact = sum(each * n for each, n in found) / total
     return Losses(nats, exact)
-
-
-def _count(adapters: Any) -> int:
-    count: int = jax.tree.leaves(adapters)[0].shape[0]
-    return count
-
-
-def _least(call: Callable[[], Any]) -> float:
-    """Return the least seconds of five calls, after one that compiles."""
-    jax.block_until_ready(call())
-    found = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        jax.block_until_ready(call())
-        found.append(time.perf_counter() - begun)
-    return min(found)

@@ -1,7 +1,7 @@
 """Readers of contexts and what they write: adapters of a frozen language model."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,6 +74,13 @@ class Sizes(NamedTuple):
     def outputs(self, kernel: str) -> int:
         """Return the length of what a kernel writes."""
         return int(shapes(self.llama)["layers"][kernel][2])
+
+
+def sizes_of(llama: LlamaConfig, settings: Mapping[str, Any]) -> Sizes:
+    """Return the sizes that settings of a study say, see `config.Config`."""
+    kernels = tuple(sorted(settings["kernels"]))
+    dtype = jnp.dtype(settings["precision"])
+    return Sizes(llama, kernels, settings["rank"], settings["width"], dtype)
 
 
 class Model(NamedTuple):

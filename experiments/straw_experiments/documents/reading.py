@@ -9,24 +9,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from straw_experiments.documents.models import MODELS
-from straw_experiments.documents.networks import Model, Params, Sizes, read
+from straw_experiments.documents.networks import Model, Params, Sizes, read, sizes_of
 from straw_experiments.runner import checkpoints, records
-from straw_experiments.smollm.generation import answer, generate, side_by_side
-from straw_experiments.smollm.model import empty_cache, llama
+from straw_experiments.smollm.generation import answer, continued, side_by_side
+from straw_experiments.smollm.model import llama
 from straw_experiments.smollm.tokenizer import Question
-from straw_experiments.smollm.weights import LanguageModel, load
+from straw_experiments.smollm.weights import LanguageModel, load, peft_paths
 from straw_jax import modulate, save_peft
 from straw_jax.factors import FactorTree
 from straw_jax.lift import take
 
 _MULTIPLE = 32  # of tokens to which documents are filled up, so that few programs are compiled
-_PEFT = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
-         "o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
-         "down": "mlp.down_proj"}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,16 +83,13 @@ class Reader:
         Raises:
             ValueError: There are not as many numbers as texts, or no such adapters.
         """
-        tokens, lengths = side_by_side([self.language.tokenizer.encode(each) for each in texts])
-        config = self.language.config
-        cache = empty_cache(
-            config, len(tokens), tokens.shape[1] + most, self.language.params["norm"].dtype
-        )
-        wrote = _generate(
-            self._adapted, self._weights(adapters, index, len(tokens)), tokens, lengths, cache,
+        found = continued(
+            self.language,
+            [self.language.tokenizer.encode(each) for each in texts],
             most=most,
-        )  # fmt: skip
-        found = [self.language.tokenizer.decode(each) for each in np.asarray(wrote.tokens)]
+            apply=self._adapted,
+            params=self._weights(adapters, index, len(texts)),
+        )
         return [each.partition("\n")[0] for each in found]
 
     def answer(
@@ -128,10 +121,7 @@ class Reader:
         Raises:
             ImportError: The extra "peft" is not installed.
         """
-        paths = {
-            f"base_model.model.model.layers.{{}}.{_PEFT[name]}": f"layers/{name}"
-            for name in self.sizes.kernels
-        }
+        paths = peft_paths(self.sizes.kernels)
         weights = self.language.params
         one = take(weights, adapters, number)
         save_peft(folder, one, paths, weights, task_type="CAUSAL_LM")
@@ -197,10 +187,8 @@ def open_reader(
             f"open_reader: expected a finished run of a model that reads, found none of {model}"
             f" with seed {seed} in {out}."
         )
-    dtype = jnp.dtype(settings["precision"])
-    language = load(weights or settings["weights"], dtype)
-    kernels = tuple(sorted(settings["kernels"]))
-    sizes = Sizes(language.config, kernels, settings["rank"], settings["width"], dtype)
+    language = load(weights or settings["weights"], jnp.dtype(settings["precision"]))
+    sizes = sizes_of(language.config, settings)
     built = MODELS[model].build(sizes)
     like = {"params": jax.eval_shape(built.init, jax.random.key(0))}
     restored = checkpoints.restore(folder / "final", like, begin_anew=folder)
@@ -216,6 +204,3 @@ def _write(
     model: Model, sizes: Sizes, params: Params, weights: Params, tokens: Array, mask: Array
 ) -> FactorTree:
     return model.write(params, read(sizes.llama, weights, tokens, mask, sizes.kernels))
-
-
-_generate = jax.jit(generate, static_argnames=("apply", "most"))

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from straw_experiments.documents import evaluate, figures, report, texts
 from straw_experiments.documents.config import Config
 from straw_experiments.documents.models import MODELS
-from straw_experiments.documents.networks import Params, Sizes
+from straw_experiments.documents.networks import Params, sizes_of
 from straw_experiments.documents.tasks import Documents, Needles, Task
 from straw_experiments.documents.texts import Corpus
 from straw_experiments.documents.train import Losses, Recipe, Trainer, train
-from straw_experiments.runner import records, runs
+from straw_experiments.runner import records, runs, settings
 from straw_experiments.runner import study as studies
 from straw_experiments.runner.runs import FinalResult
 from straw_experiments.runner.settings import check_same_data
@@ -65,13 +65,14 @@ class Study(studies.Study[Trainer]):
         super().__init__(config, config.models)
         self.language = load_model(config)
         self.corpus = texts.load(config.texts, self.language.tokenizer, config.tokens)
+        self._described = self.corpus.description()  # a sum over all tokens
         check_same_data(config, self.data())
         self.task = make_task(config, self.corpus, self.language)
         self.tests = evaluate.conditions(self.task, config.test_lengths, config.test_facts)
 
     def data(self) -> Mapping[str, Any]:
         """Describe the texts."""
-        return self.corpus.description()
+        return self._described
 
     @functools.cached_property
     def _weights(self) -> Params:
@@ -80,9 +81,7 @@ class Study(studies.Study[Trainer]):
     def make_trainer(self, name: str) -> Trainer:
         """Make what trains a model."""
         config = self.config
-        kernels = tuple(sorted(config.kernels))
-        dtype = jnp.dtype(config.precision)
-        sizes = Sizes(self.language.config, kernels, config.rank, config.width, dtype)
+        sizes = sizes_of(self.language.config, settings.stored(config))
         recipe = Recipe(config.steps, config.parts, config.batch_size, config.learning_rate)
         model = MODELS[name].build(sizes)
         return Trainer(name, model, sizes, self._weights, self.task, recipe)
@@ -125,7 +124,7 @@ class Study(studies.Study[Trainer]):
             drawn = evaluate.batches(self.task, each, "test", self.config.tests)
             measured = evaluate.frozen(self.language.config, self._weights, drawn)
             for way, value in measured.items():
-                found[way][each.name] = evaluate.plain(value)
+                found[way][each.name] = value.plain()
         records.write_json(path, found)
         return found
 
@@ -135,7 +134,7 @@ class Study(studies.Study[Trainer]):
 
     def description(self) -> Iterable[str]:
         """Describe texts and models, line by line."""
-        found = self.corpus.description()
+        found = self._described
         tokens, packages = found["tokens"], found["packages"]
         listed = ", ".join(
             f"{tokens[part]:,} tokens of {packages[part]} packages for {part}"
@@ -149,7 +148,7 @@ class Study(studies.Study[Trainer]):
         """Return what the summary says first."""
         return {
             "study": f"weights written from contexts: {self.config.task}",
-            "texts": self.corpus.description(),
+            "texts": self._described,
             "tests": [each.name for each in self.tests],
         }
 

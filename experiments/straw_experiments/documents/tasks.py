@@ -8,6 +8,9 @@ import numpy as np
 from straw_experiments.documents.texts import Corpus
 from straw_experiments.smollm.tokenizer import Tokenizer
 
+SHARED = 2**32
+"""Seed of what all runs of a study share, such as the tests: seeds of runs are below."""
+
 
 class Batch(NamedTuple):
     """Contexts, and what is asked of each.

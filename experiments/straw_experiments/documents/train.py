@@ -10,17 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from straw_experiments.documents.networks import Model, Params, Sizes, read, trained
-from straw_experiments.documents.tasks import Batch, Task
-from straw_experiments.runner.runs import EpochResult, NonFiniteError, say
+from straw_experiments.documents.tasks import SHARED, Batch, Task
+from straw_experiments.runner.runs import EpochResult, say
 from straw_experiments.runner.state import DeviceTrainer, State, cosine, updated
+from straw_experiments.runner.stepped import epochs
 
 _CLIP = 1.0  # the gradient's norm is at most this
 _QUIET = 20.0  # seconds at least between two lines of progress
 _MEASURED = 16  # texts, from which is measured what ordinary texts look like
-_SEED = 2**32  # of what is drawn for all runs of a study: seeds of runs are below
 
 
 class Recipe(NamedTuple):
@@ -39,10 +40,6 @@ class Recipe(NamedTuple):
     batch_size: int
     learning_rate: float
 
-    def end(self, part: int) -> int:
-        """Return the number of steps until the end of a part, counted from 1."""
-        return self.steps * part // self.parts
-
 
 class Losses(NamedTuple):
     """What is measured of a batch.
@@ -56,6 +53,10 @@ class Losses(NamedTuple):
     nats: Array
     exact: Array
 
+    def plain(self) -> dict[str, float]:
+        """Return them as numbers for JSON."""
+        return {name: float(value) for name, value in self._asdict().items()}
+
 
 def losses(logits: Array, query: Array, asked: Array) -> Losses:
     """Measure logits `[n, time, vocabulary]` of queries, by the tokens that are asked for."""
@@ -65,6 +66,17 @@ def losses(logits: Array, query: Array, asked: Array) -> Losses:
     count = jnp.sum(asked, dtype=nats.dtype)
     exact = jnp.mean(jnp.all(right, axis=1), dtype=jnp.float32)
     return Losses(jnp.sum(nats, where=asked) / count, exact)
+
+
+def places(adapters: Any, ids: Array, shift: ArrayLike = 0) -> Array:
+    """Return the number of each query's adapter.
+
+    Args:
+        adapters: One for each context, or one for all.
+        ids: Numbers of contexts.
+        shift: How many contexts further on, around the end.
+    """
+    return (ids + shift) % jax.tree.leaves(adapters)[0].shape[0]
 
 
 class Trainer(DeviceTrainer):
@@ -83,7 +95,7 @@ class Trainer(DeviceTrainer):
     ):
         self.model, self.sizes, self.weights = model, sizes, weights
         self.task, self.recipe = task, recipe
-        rng = np.random.default_rng([_SEED, 0])
+        rng = np.random.default_rng([SHARED, 0])
         self._texts = task.draw(rng, _MEASURED, "train", length=task.length).context
         rate = cosine(recipe.learning_rate, recipe.steps)
         optimizer = optax.chain(optax.clip_by_global_norm(_CLIP), optax.adam(rate))
@@ -107,7 +119,7 @@ class Trainer(DeviceTrainer):
 
         def loss_of(params: Params, weights: Params, batch: Batch, ids: Array) -> Array:
             adapters = self.write(params, weights, batch)
-            logits = self.model.apply(weights, adapters, batch.query, self.index(adapters, ids))
+            logits = self.model.apply(weights, adapters, batch.query, places(adapters, ids))
             return losses(logits, batch.query, batch.asked).nats
 
         @functools.partial(jax.jit, donate_argnums=0)
@@ -123,12 +135,6 @@ class Trainer(DeviceTrainer):
         """Return the adapters of a batch's contexts."""
         context = read(self.sizes.llama, weights, batch.context, batch.mask, self.sizes.kernels)
         return self.model.write(params, context)
-
-    @staticmethod
-    def index(adapters: Any, ids: Array) -> Array:
-        """Return the number of each query's adapter: 0 where one is for all."""
-        count = jax.tree.leaves(adapters)[0].shape[0]
-        return ids if count > 1 else jnp.zeros_like(ids)
 
     def draw(self, seed: int, step: int) -> Batch:
         """Draw the batch of a step: the same for all models of a study."""
@@ -147,43 +153,35 @@ def train(
         title: Of the run, in messages.
         validate: Measures parameters on validation data.
     """
+    recipe = trainer.recipe
+
+    def steps_of(state: State, steps: int) -> tuple[State, float, int]:
+        """Take steps one by one, as batches are drawn on the host; say now and then how far."""
+        begun = printed = time.perf_counter()
+        total, first = 0.0, int(state.step)
+        for done in range(1, steps + 1):
+            batch = trainer.draw(seed, first + done - 1)
+            state, loss = trainer.step(state, trainer.weights, batch, batch.ids)
+            if not np.isfinite(nats := float(loss)):
+                return state, total / done, done - 1
+            total += nats
+            if (now := time.perf_counter()) - printed > _QUIET:
+                printed = now
+                left = (recipe.steps - first - done) * (now - begun) / done
+                say(
+                    f"{title}: step {first + done}/{recipe.steps}  nats {total / done:.4f}"
+                    f"  {tqdm.format_interval(left)} left"
+                )
+        return state, total / steps, steps
 
     def from_state(state: State) -> Iterator[EpochResult]:
-        recipe = trainer.recipe
-        first = next(p for p in range(1, recipe.parts + 1) if recipe.end(p) > int(state.step))
-        for part in range(first, recipe.parts + 1):
-            begun = printed = time.perf_counter()
-            total, start, step = 0.0, int(state.step), int(state.step)
-            while step < recipe.end(part):
-                batch = trainer.draw(seed, step)
-                state, loss = trainer.step(state, trainer.weights, batch, batch.ids)
-                step += 1
-                if not np.isfinite(nats := float(loss)):
-                    raise NonFiniteError(f"the loss is not finite at step {step}")
-                total += nats
-                if (now := time.perf_counter()) - printed > _QUIET:
-                    printed = now
-                    left = (recipe.steps - step) * (now - begun) / (step - start)
-                    say(
-                        f"{title}: step {step}/{recipe.steps}  nats {total / (step - start):.4f}"
-                        f"  {tqdm.format_interval(left)} left"
-                    )
-            seconds = time.perf_counter() - begun
-            found = validate(state.variables["params"])
-            if not np.isfinite(float(found.nats)):
-                raise NonFiniteError(f"the parameters are not finite after step {step}")
-            measured = {"nats": float(found.nats), "exact": float(found.exact)}
-            mean = total / (step - start)
-            figures = {
-                "step": step,
-                "train": {"nats": mean},
-                "validation": measured,
-                "seconds": seconds,
-            }
-            text = (
-                f"step {step}/{recipe.steps}  nats: train {mean:.4f},"
-                f" validation {measured['nats']:.4f}  exact {measured['exact']:.1%}"
-            )
-            yield EpochResult(part, state, figures, text)
+        return epochs(
+            state,
+            steps=recipe.steps,
+            parts=recipe.parts,
+            ready=lambda: steps_of,
+            look=lambda params: validate(params).plain(),
+            text=lambda found: "validation nats {nats:.4f} exact {exact:.1%}".format(**found),
+        )
 
     return from_state

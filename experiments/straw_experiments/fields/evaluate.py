@@ -117,8 +117,7 @@ def components(
     def score(images: np.ndarray, count: int) -> float:
         left = images.reshape(len(images), -1).astype(np.float32) / 255 - mean
         left -= (left @ basis[:, :count]) @ basis[:, :count].T
-        errors = np.maximum(np.mean(left**2, axis=1), _LEAST)
-        return float(np.mean(-10 * np.log10(errors)))
+        return float(psnr(jnp.asarray(np.mean(left**2, axis=1))).mean())
 
     return {
         name: {str(count): score(images, count) for count in counts}

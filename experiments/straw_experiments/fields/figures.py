@@ -58,7 +58,7 @@ def _step(line: Mapping[str, Any]) -> int:
 
 
 def _psnr(line: Mapping[str, Any]) -> float:
-    psnr: float = line["test"]["psnr"]
+    psnr: float = line["validation"]["psnr"]
     return psnr
 
 

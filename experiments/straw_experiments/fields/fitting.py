@@ -1,6 +1,5 @@
 """Fields that are fitted to each image by itself, from several starts, beside written ones."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,12 +11,12 @@ from jax import Array
 
 from straw_experiments.fields.evaluate import Params, psnr, scaled
 from straw_experiments.fields.networks import grid, siren
+from straw_experiments.runner.timing import fastest
 from straw_jax import Straw
 
 STEPS = (0, 1, 3, 10, 30, 100)  # after which PSNR is measured
 RATES = (1e-3, 3e-3, 1e-2)  # of Adam
 _SHOWN_RATE = 3e-3  # of fields that are drawn
-_TIMED = 5  # calls, of which the fastest counts
 
 
 def make_fit(
@@ -116,8 +115,8 @@ def measure(
     def seconds(function: Callable[..., Any], *arguments: Any) -> dict[str, float]:
         first = jax.tree.map(lambda leaf: leaf[:1], arguments[1:])
         return {
-            "one": _seconds(function, arguments[0], *first),
-            "batch": _seconds(function, *arguments),
+            "one": fastest(lambda: function(arguments[0], *first)),
+            "batch": fastest(lambda: function(*arguments)),
         }
 
     forward = seconds(write, params, batch)
@@ -192,14 +191,3 @@ def _best(choosing: np.ndarray, tested: np.ndarray) -> dict[str, list[float]]:
 
 def _reached(curve: Sequence[float], level: float) -> int | None:
     return next((step for step, psnr in zip(STEPS, curve, strict=True) if psnr >= level), None)
-
-
-def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
-    """Return the seconds of a compiled call, the fastest of some."""
-    jax.block_until_ready(function(*arguments))
-    taken = []
-    for _ in range(_TIMED):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        taken.append(time.perf_counter() - start)
-    return min(taken)

@@ -5,7 +5,6 @@ To add one, add its entry to `MODELS`. JAX is imported when a model is built.
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 from straw_experiments.runner.registry import Entry, Registry, lazily
 
@@ -23,69 +22,77 @@ class Writer(Entry):
     linear: bool = True
 
 
-def _writer(written: str, generator: str = "Linear") -> Any:
+def _writer(
+    name: str, colour: str, help: str, *, written: str, generator: str = "Linear"
+) -> Writer:
     build = lazily("straw_experiments.fields.networks", "writer")
-    return partial(build, written=written, generator=generator)
+    return Writer(
+        name=name,
+        build=partial(build, written=written, generator=generator),
+        colour=colour,
+        help=help,
+        linear=generator == "Linear",
+    )
 
 
 MODELS: Registry[Writer] = Registry(
     [
-        Writer(
-            name="last",
-            build=_writer("last"),
-            colour="#0077BB",
-            help="the last layer whole: images are sums of trained fields",
+        _writer(
+            "last",
+            "#0077BB",
+            "the last layer whole: images are sums of trained fields",
+            written="last",
         ),
-        Writer(
-            name="last_heads",
-            build=_writer("last", "Heads"),
-            linear=False,
-            colour="#EE3377",
-            help="as last, by the generator Heads, which is not linear",
+        _writer(
+            "last_heads",
+            "#EE3377",
+            "as last, by the generator Heads, which is not linear",
+            written="last",
+            generator="Heads",
         ),
-        Writer(
-            name="top",
-            build=_writer("top"),
-            colour="#EE7733",
-            help="the last layer whole, and the biases of the hidden layer before it",
+        _writer(
+            "top",
+            "#EE7733",
+            "the last layer whole, and the biases of the hidden layer before it",
+            written="top",
         ),
-        Writer(
-            name="biases",
-            build=_writer("biases"),
-            colour="#009988",
-            help="all biases, as functa's shifts",
+        _writer(
+            "biases",
+            "#009988",
+            "all biases, as functa's shifts",
+            written="biases",
         ),
-        Writer(
-            name="ends",
-            build=_writer("ends"),
-            colour="#AA3377",
-            help="the first and the last layer whole, and all biases",
+        _writer(
+            "ends",
+            "#AA3377",
+            "the first and the last layer whole, and all biases",
+            written="ends",
         ),
-        Writer(
-            name="lowrank",
-            build=_writer("lowrank"),
-            colour="#CC3311",
-            help="low-rank updates of all hidden layers' kernels, the last layer whole, all biases",
+        _writer(
+            "lowrank",
+            "#CC3311",
+            "low-rank updates of all hidden layers' kernels, the last layer whole, all biases",
+            written="lowrank",
         ),
-        Writer(
-            name="lowrank_shared",
-            build=_writer("lowrank", "SharedHeads"),
-            linear=False,
-            colour="#33BBEE",
-            help="as lowrank, by the generator SharedHeads",
+        _writer(
+            "lowrank_shared",
+            "#33BBEE",
+            "as lowrank, by the generator SharedHeads",
+            written="lowrank",
+            generator="SharedHeads",
         ),
-        Writer(
-            name="lowrank_tokens",
-            build=_writer("lowrank", "TokenHeads"),
-            linear=False,
-            colour="#997700",
-            help="as lowrank, by the generator TokenHeads",
+        _writer(
+            "lowrank_tokens",
+            "#997700",
+            "as lowrank, by the generator TokenHeads",
+            written="lowrank",
+            generator="TokenHeads",
         ),
-        Writer(
-            name="whole",
-            build=_writer("whole"),
-            colour="#555555",
-            help="all weights whole",
+        _writer(
+            "whole",
+            "#555555",
+            "all weights whole",
+            written="whole",
         ),
     ]
 )

@@ -104,7 +104,7 @@ def grid(height: int, width: int) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.float32)
 
 
-class Eye(nn.Module):
+class PixelEncoder(nn.Module):
     """Encode an image as a style vector: its pixels, and a hidden layer over them, in one product.
 
     No pixel is pooled away, and a linear code of the image is at hand from the first step.
@@ -202,7 +202,7 @@ def writer(
         jnp.zeros((1, 1)),
         updates=_updates(layers, written, rank),
         base="trained",
-        encoder=Eye(style, hidden, tokens),
+        encoder=PixelEncoder(style, hidden, tokens),
         context=jnp.zeros((1, *image)),
         generator=partial(build, hidden=hidden) if build in (Heads, SharedHeads) else build,
         start="plain",

@@ -47,7 +47,7 @@ def load_images(config: Config) -> Images:
     options: dict[str, Any] = {"data_dir": config.data_dir}
     with_archive = {**options, "archive": config.archive}
     if config.dataset == "auto":
-        dataset = _mnist(options)
+        dataset = data.load_mnist(config.data_dir)
     else:
         archived = config.dataset == "emnist"
         dataset = data.load(config.dataset, **(with_archive if archived else options))
@@ -70,18 +70,6 @@ def load_images(config: Config) -> Images:
     images = Images(dataset.name, training[:-kept], training[-kept:], tested)
     check_same_data(config, _description(images))
     return images
-
-
-def _mnist(options: Mapping[str, Any]) -> data.Dataset:
-    try:
-        return data.load("mnist", **options)
-    except ValueError as error:
-        warnings.warn(
-            "GLYPHS INSTEAD OF MNIST: the images are drawn from fonts, and no result can be"
-            f" compared with those of MNIST. {error}",
-            stacklevel=2,
-        )
-        return data.load("glyphs", **options)
 
 
 def _emnist(options: Mapping[str, Any]) -> data.Dataset | None:

@@ -21,10 +21,9 @@ from straw_experiments.runner.state import (
     Variables,
     cosine,
     repeated,
-    training_key,
     updated,
 )
-from straw_experiments.runner.stepped import epochs
+from straw_experiments.runner.stepped import epochs, of_key
 from straw_jax import Straw
 
 _EPOCHS = 12  # parts of training: after each its state is saved
@@ -91,13 +90,9 @@ class Trainer(DeviceTrainer):
 
         Images and pixels are drawn for `fold_in(key, state.step)`. The state is donated.
         """
-        jitted: Any = make_train_steps(
-            self.straw, self.optimizer, self.recipe, (self.images.shape[1], self.images.shape[2])
-        )
-        key = jax.eval_shape(functools.partial(training_key, 0))
-        steps = jax.ShapeDtypeStruct((), jnp.int32)
-        compiled = jitted.lower(self.state_like, steps, key, self.images).compile()
-        return lambda state, key, steps: compiled(state, jnp.int32(steps), key, self.images)
+        image = self.images.shape[1], self.images.shape[2]
+        steps = make_train_steps(self.straw, self.optimizer, self.recipe, image)
+        return self.compiled(steps, self.images)
 
 
 def make_train_steps(
@@ -151,13 +146,7 @@ def train_and_test(
         return {"psnr": float(trainer.reader.own(params, validation).mean())}
 
     def train(state: State) -> Iterator[EpochResult]:
-        key = training_key(run.seed)
-
-        def ready() -> Callable[[State, int], Any]:
-            train_steps = trainer.train_steps
-            return lambda state, steps: train_steps(state, key, steps)
-
-        steps = trainer.recipe.steps
+        steps, ready = trainer.recipe.steps, of_key(trainer, run.seed)
         return epochs(state, steps=steps, parts=_EPOCHS, ready=ready, look=look, text=_text)
 
     def test(variables: Variables) -> FinalResult:

@@ -437,20 +437,9 @@ def _bits(results: Results, path: Path) -> None:
     save(figure, path)
 
 
-def _tables(results: Results, path: Path) -> None:
-    plot_rows(results.summaries["tables"], path)
-
-
-def _needles(results: Results, path: Path) -> None:
-    plot_lengths(results.summaries["needles"], path)
-
-
-def _documents(results: Results, path: Path) -> None:
-    plot_lengths(results.summaries["documents"], path)
-
-
-def _fields(results: Results, path: Path) -> None:
-    plot_fitting(results.summaries["fields"], path)
+def _of_summary(study: str, draw: Callable[[Any, Path], None]) -> "Picture":
+    """Return a picture that a study draws of its summary itself."""
+    return Picture(lambda results, path: draw(results.summaries[study], path), [study])
 
 
 PICTURES = {
@@ -466,9 +455,9 @@ PICTURES = {
     "predicted_functions.png": Picture(_fits, ["weights_mean"]),
     "hypernetworks.png": Picture(_hypernetworks, ["static_mnist", "static_wrn"]),
     "characters.png": Picture(_bits, ["characters"]),
-    "tables.png": Picture(_tables, ["tables"]),
-    "needles.png": Picture(_needles, ["needles"]),
-    "documents.png": Picture(_documents, ["documents"]),
-    "fields.png": Picture(_fields, ["fields"]),
+    "tables.png": _of_summary("tables", plot_rows),
+    "needles.png": _of_summary("needles", plot_lengths),
+    "documents.png": _of_summary("documents", plot_lengths),
+    "fields.png": _of_summary("fields", plot_fitting),
 }
 """By file name."""

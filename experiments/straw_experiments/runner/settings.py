@@ -255,6 +255,21 @@ def readable_name(first: str, config: Mapping[str, Any], usual: Mapping[str, Any
     return "_".join([first, *parts])
 
 
+def with_out(
+    chosen: Mapping[str, Any], first: str, usual: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, Any]:
+    """Return settings with a folder for the results: the given one, or one named by them.
+
+    Args:
+        chosen: All settings.
+        first: With what the name begins.
+        usual: The usual values of all settings.
+        names: Of those that may be named.
+    """
+    name = readable_name(first, chosen, {each: usual[each] for each in names})
+    return {**chosen, "out": chosen["out"] or str(Path("results", name))}
+
+
 def listed(value: Any) -> str:
     """Write a setting, or a list of such, joined by "+"."""
     values = value if isinstance(value, list) else [value]

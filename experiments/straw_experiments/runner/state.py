@@ -127,6 +127,24 @@ class DeviceTrainer:
         """Count the trained parameters."""
         return parameters(self.state_like.variables)
 
+    def compiled(
+        self, steps_of: Any, *fixed: Any
+    ) -> Callable[[State, jax.Array, int], tuple[State, jax.Array, jax.Array]]:
+        """Compile many steps that draw on the device.
+
+        Args:
+            steps_of: `(state, steps, key, *fixed) -> (state, mean loss, steps with a finite one)`,
+                from `repeated`.
+            *fixed: Its other arguments.
+
+        Returns:
+            `(state, key, steps)` to the same. The state is donated.
+        """
+        key = jax.eval_shape(partial(training_key, 0))
+        steps = jax.ShapeDtypeStruct((), jnp.int32)
+        compiled = steps_of.lower(self.state_like, steps, key, *fixed).compile()
+        return lambda state, key, steps: compiled(state, jnp.int32(steps), key, *fixed)
+
     def init_state(self, seed: int) -> State:
         """Make the state before the first step."""
         return self._make(jax.random.fold_in(jax.random.key(seed), 0))

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from straw_experiments.runner.runs import EpochResult, NonFiniteError
-from straw_experiments.runner.state import State, Variables
+from straw_experiments.runner.state import State, Variables, training_key
 
 
 def epochs(
@@ -19,6 +19,7 @@ def epochs(
     ready: Callable[[], Callable[[State, int], tuple[State, Any, Any]]],
     look: Callable[[Variables], Mapping[str, float]],
     text: Callable[[Mapping[str, Any]], str],
+    at: str = "validation",
 ) -> Iterator[EpochResult]:
     """Train to the end, in parts of equal length, and yield after each.
 
@@ -27,9 +28,10 @@ def epochs(
         steps: Of the whole training.
         parts: How many there are.
         ready: Returns compiled steps, before the clock starts: `(state, steps) -> (state, mean
-            loss, steps with a finite one)`.
-        look: Measures parameters after each part: its figures are "test".
-        text: Says in a line what figures they are.
+            loss, steps with a finite one)`; see `of_key`.
+        look: Measures parameters after each part.
+        text: Says in a line what its figures are.
+        at: What records call these figures.
 
     Raises:
         NonFiniteError: Training diverged; names the step.
@@ -49,7 +51,7 @@ def epochs(
         figures: dict[str, Any] = {
             "step": done + count,
             "train": {"loss": float(loss)},
-            "test": dict(found),
+            at: dict(found),
             "steps_per_second": count / seconds,
             "seconds": seconds,
         }
@@ -59,3 +61,19 @@ def epochs(
             f"  {text(found)}  {figures['steps_per_second']:,.1f} steps/s  {left} left"
         )
         yield EpochResult(math.ceil((done + count) / each), state, figures, line)
+
+
+def of_key(trainer: Any, seed: int) -> Callable[[], Callable[[State, int], tuple[State, Any, Any]]]:
+    """Return what `epochs` takes as `ready`, of a trainer that draws on the device.
+
+    Args:
+        trainer: Its `train_steps` are `(state, key, steps) -> (state, mean loss, steps with a
+            finite one)`, compiled on first use.
+        seed: Of the run.
+    """
+
+    def ready() -> Callable[[State, int], tuple[State, Any, Any]]:
+        key, train_steps = training_key(seed), trainer.train_steps
+        return lambda state, steps: train_steps(state, key, steps)
+
+    return ready

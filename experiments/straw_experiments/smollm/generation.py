@@ -197,7 +197,55 @@ def answer(
         raise ValueError(
             f"answer: expected a list of questions, got {questions!r}. One is a list of one."
         )
-    tokens, lengths = side_by_side([model.tokenizer.chat(each) for each in questions])
+    return continued(
+        model,
+        [model.tokenizer.chat(each) for each in questions],
+        most=most,
+        end=model.tokenizer.end_of_turn,
+        apply=apply,
+        params=params,
+        key=key,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+
+
+def continued(
+    model: LanguageModel,
+    texts: Sequence[Sequence[int]],
+    *,
+    most: int,
+    end: int | None = None,
+    apply: Apply | None = None,
+    params: Any = None,
+    key: Array | None = None,
+    temperature: ArrayLike | None = None,
+    top_k: int | None = None,
+    top_p: ArrayLike | None = None,
+) -> list[str]:
+    """Continue texts side by side; all is compiled once for so many tokens.
+
+    Args:
+        model: A pretrained one.
+        texts: Tokens of each.
+        most: Tokens of a continuation at most.
+        end: The token that ends a text; none if omitted.
+        apply: As in `answer`, like all that follow.
+        params: See there.
+        key: See there.
+        temperature: See there.
+        top_k: See there.
+        top_p: See there.
+
+    Returns:
+        The continuations alone.
+
+    Raises:
+        ValueError: There is no text, one is empty or too long for the model's context, or settings
+            are out of range.
+    """
+    tokens, lengths = side_by_side(texts)
     dtype = model.params["norm"].dtype
     cache = empty_cache(model.config, len(tokens), tokens.shape[1] + most, dtype)
     _check(tokens, lengths, cache, most, key, temperature, top_k, top_p)  # before it is traced
@@ -208,14 +256,14 @@ def answer(
         lengths,
         cache,
         most=most,
-        end=model.tokenizer.end_of_turn,
+        end=end,
         key=key,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
     )
-    texts = zip(np.asarray(wrote.tokens), np.asarray(wrote.lengths), strict=True)
-    return [model.tokenizer.decode(tokens[:length]) for tokens, length in texts]
+    found = zip(np.asarray(wrote.tokens), np.asarray(wrote.lengths), strict=True)
+    return [model.tokenizer.decode(tokens[:length]) for tokens, length in found]
 
 
 def side_by_side(texts: Sequence[Sequence[int]], multiple: int = 32) -> tuple[Array, Array]:

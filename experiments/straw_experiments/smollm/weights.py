@@ -33,6 +33,19 @@ _INSIDE = {
     "ffn_down": "down",
 }
 
+MODULES = {
+    **{name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")},
+    **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+}
+"""What Hugging Face's Llama calls the kernels of a layer."""
+
+
+def peft_paths(kernels: Iterable[str]) -> dict[str, str]:
+    """Return PEFT's names of modules, and the paths of their kernels, as `save_peft` takes them."""
+    return {
+        f"base_model.model.model.layers.{{}}.{MODULES[name]}": f"layers/{name}" for name in kernels
+    }
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:

@@ -6,7 +6,6 @@ Only the standard library is imported, so that a mistake is answered at once.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from straw_experiments.runner import limits, settings
@@ -143,8 +142,7 @@ def configure(given: Mapping[str, Any]) -> Config:
     _check_sets(chosen["sets"])
     batch = 4 * chosen["batch_size"] * chosen["rows"] * (chosen["rows"] + chosen["units"])
     limits.check(f"argument --batch-size: {chosen['batch_size']}", batch, "a step's tables")
-    name = settings.readable_name("tables", chosen, {each: usual[each] for each in _NAMED})
-    config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", name))})
+    config = Config(**settings.with_out(chosen, "tables", usual, _NAMED))
     settings.check_jobs(config, config.models)
     settings.check_out(config)
     return config

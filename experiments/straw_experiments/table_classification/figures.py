@@ -42,7 +42,10 @@ def plot_curves(
             lines = [x for x in history if x["model"] == name and x["seed"] == seed]
             accuracy = [100 * line["validation"]["accuracy"] for line in lines]
             axes.plot(
-                [line["tables"] for line in lines], accuracy, color=MODELS.colour(name), label=label
+                [summary["config"]["batch_size"] * line["step"] for line in lines],
+                accuracy,
+                color=MODELS.colour(name),
+                label=label,
             )
             label = "_"  # One entry for all seeds.
     for name, style in {"logistic": "--", "neighbours": ":"}.items():

@@ -86,7 +86,8 @@ class Study(studies.Study[Trainer]):
     def _curve(self, name: str, seed: int) -> dict[str, float]:
         """Return accuracy on synthetic tables by the number of tables seen in training."""
         lines = self.run(name, seed).history()
-        return {str(line["tables"]): line["validation"]["accuracy"] for line in lines}
+        batch = self.config.batch_size
+        return {str(batch * line["step"]): line["validation"]["accuracy"] for line in lines}
 
     def draw(
         self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]

@@ -1,28 +1,24 @@
 """How models are trained, each step on synthetic tables that no other step sees."""
 
 import functools
-import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import Array
-from tqdm import tqdm
 
 from straw_experiments.runner import runs
-from straw_experiments.runner.runs import EpochResult, FinalResult, NonFiniteError, Run
+from straw_experiments.runner.runs import EpochResult, FinalResult, Run
 from straw_experiments.runner.state import (
     DeviceTrainer,
     State,
     Variables,
     cosine,
     repeated,
-    training_key,
     updated,
 )
+from straw_experiments.runner.stepped import epochs, of_key
 from straw_experiments.table_classification.evaluate import LOOKING, TESTING, validated
 from straw_experiments.table_classification.objective import Params, logits_of, score
 from straw_experiments.table_classification.prior import draw
@@ -61,7 +57,7 @@ class Trainer(DeviceTrainer):
 
     @functools.cached_property
     def train_steps(self) -> Callable[..., tuple[State, Array, Array]]:
-        """Jitted steps: `(state, steps, key) -> (state, mean loss, steps with a finite one)`."""
+        """Compiled steps: `(state, key, steps) -> (state, mean loss, steps with a finite one)`."""
         recipe = self.recipe
 
         @jax.value_and_grad
@@ -75,7 +71,7 @@ class Trainer(DeviceTrainer):
             params, opt_state = updated(self.optimizer, gradient, state.opt_state, params)
             return State(state.step + 1, {"params": params}, opt_state), found
 
-        return repeated(step)
+        return self.compiled(repeated(step))
 
 
 def train_and_test(
@@ -100,29 +96,12 @@ def train_and_test(
         found = validated(trainer.straw, params, run.seed, number, tables, recipe.rows)
         return {name: float(value) for name, value in found._asdict().items()}
 
+    def look(params: Params) -> dict[str, float]:
+        return checked(params, LOOKING, _LOOKED_AT)
+
     def train(state: State) -> Iterator[EpochResult]:
-        key = training_key(run.seed)
-        each = math.ceil(recipe.steps / _EPOCHS)
-        while (done := int(state.step)) < recipe.steps:
-            start = time.perf_counter()
-            steps = min(each, recipe.steps - done)
-            state, loss, finite = trainer.train_steps(state, jnp.int32(steps), key)
-            if int(finite) < steps:
-                raise NonFiniteError(f"the loss is not finite at step {done + int(finite) + 1}")
-            seconds = time.perf_counter() - start
-            found = checked(state.variables["params"], LOOKING, _LOOKED_AT)
-            if not math.isfinite(found["loss"]):
-                raise NonFiniteError(f"the parameters are not finite after step {done + steps}")
-            figures = {
-                "step": done + steps,
-                "tables": (done + steps) * recipe.batch_size,
-                "train": {"loss": float(loss)},
-                "validation": found,
-                "seconds": seconds,
-            }
-            yield EpochResult(
-                math.ceil((done + steps) / each), state, figures, _line(figures, recipe, steps)
-            )
+        steps, ready = recipe.steps, of_key(trainer, run.seed)
+        return epochs(state, steps=steps, parts=_EPOCHS, ready=ready, look=look, text=_text)
 
     def test(variables: Variables) -> FinalResult:
         params = variables["params"]
@@ -133,12 +112,5 @@ def train_and_test(
     return runs.execute(run, train, test)
 
 
-def _line(figures: Mapping[str, Any], recipe: Recipe, steps: int) -> str:
-    left = (recipe.steps - figures["step"]) * figures["seconds"] / steps
-    return (
-        f"step {figures['step']:,}/{recipe.steps:,}"
-        f"  train loss {figures['train']['loss']:.4f}"
-        f"  validation loss {figures['validation']['loss']:.4f}"
-        f" accuracy {figures['validation']['accuracy']:6.2%}"
-        f"  {steps / figures['seconds']:,.1f} steps/s  {tqdm.format_interval(left)} left"
-    )
+def _text(found: Mapping[str, float]) -> str:
+    return f"validation loss {found['loss']:.5f} accuracy {found['accuracy']:6.2%}"

@@ -9,7 +9,6 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from straw_experiments.runner import limits, settings
@@ -167,10 +166,7 @@ def configure(given: Mapping[str, Any]) -> Config:
         settings.check_once(name, chosen[name])
     _check_memory(chosen)
     _check_pairs(chosen["networks"], chosen["pairs"])
-    name = settings.readable_name(
-        f"{chosen['predict']}-prediction", chosen, {each: usual[each] for each in _NAMED}
-    )
-    config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", name))})
+    config = Config(**settings.with_out(chosen, f"{chosen['predict']}-prediction", usual, _NAMED))
     cells = [network for network in config.networks for _ in (config.pairs or [0])]
     settings.check_jobs(config, cells * len(config.predictors))
     settings.check_out(config)

@@ -18,10 +18,9 @@ from straw_experiments.runner.state import (
     Variables,
     cosine,
     repeated,
-    training_key,
     updated,
 )
-from straw_experiments.runner.stepped import epochs
+from straw_experiments.runner.stepped import epochs, of_key
 from straw_experiments.weight_prediction.config import Optimizer
 from straw_experiments.weight_prediction.evaluate import LOOKING, TESTED, Score, make_test, score
 from straw_experiments.weight_prediction.objectives import Objective, Params
@@ -79,11 +78,9 @@ class Trainer(DeviceTrainer):
 
         Tasks are drawn on the device, for `fold_in(key, state.step)`. The state is donated.
         """
-        jitted: Any = make_train_steps(self.objective, self.optimizer, self.recipe.batch_size)
-        key = jax.eval_shape(functools.partial(training_key, 0))
-        steps = jax.ShapeDtypeStruct((), jnp.int32)
-        compiled = jitted.lower(self.state_like, steps, key).compile()
-        return lambda state, key, steps: compiled(state, jnp.int32(steps), key)
+        return self.compiled(
+            make_train_steps(self.objective, self.optimizer, self.recipe.batch_size)
+        )
 
     @functools.cached_property
     def test(self) -> Callable[..., Score]:
@@ -164,13 +161,15 @@ def train_and_test(
         return _plain(trainer.test(params, run.seed, _TESTED_EACH_EPOCH, LOOKING))
 
     def train(state: State) -> Iterator[EpochResult]:
-        key = training_key(run.seed)
-
-        def ready() -> Callable[[State, int], Any]:
-            train_steps = trainer.train_steps
-            return lambda state, steps: train_steps(state, key, steps)
-
-        return epochs(state, steps=recipe.steps, parts=_EPOCHS, ready=ready, look=look, text=_text)
+        return epochs(
+            state,
+            steps=recipe.steps,
+            parts=_EPOCHS,
+            ready=of_key(trainer, run.seed),
+            look=look,
+            text=_text,
+            at="test",
+        )
 
     def test(variables: Variables) -> FinalResult:
         params = variables["params"]
