@@ -28,16 +28,13 @@ def test(straw: Straw, params: Params, config: Config, seed: int) -> Figures:
     controls: Figures = {}
     for name in config.tested_sets:
         accuracy[name], seconds[name] = {}, {}
-        for rows in config.shown_rows:
+        for rows in config.shown_rows:  # controls are of the last ones
+            splits = [real.reduced(split) for split in real.splits(name, rows, seed, config.splits)]
             found = [
-                evaluate.classify(straw, params, real.reduced(split), members, config.rows)
-                for split in real.splits(name, rows, seed, config.splits)
+                evaluate.classify(straw, params, split, members, config.rows) for split in splits
             ]
             _add(accuracy[name], seconds[name], rows, found)
-        measured = [
-            evaluate.controls(straw, params, real.reduced(split), config.rows, seed)
-            for split in real.splits(name, config.shown_rows[-1], seed, config.splits)
-        ]
+        measured = [evaluate.controls(straw, params, split, config.rows, seed) for split in splits]
         controls[name] = {key: fmean(each[key] for each in measured) for key in measured[0]}
     return {"members": members, "accuracy": accuracy, "fit seconds": seconds, "controls": controls}
 

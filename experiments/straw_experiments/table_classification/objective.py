@@ -16,7 +16,7 @@ _LIMIT = 4.0  # standard deviations: outliers are cut
 
 
 class Score(NamedTuple):
-    """How well classes are told.
+    """How well rows are classified.
 
     Attributes:
         loss: cross entropy, in nats.
