@@ -1,0 +1,144 @@
+"""What the figures say: the best on each task, shares of what a context is worth, predictions.
+
+Only figures of `summary.json` are read, so that stored results can be judged again.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+STATIC = ("static", "static_wide")
+"""Methods that do not see the context."""
+
+RIVALS = ("pooled", "attention", "gradient", "neighbours")
+"""Methods that see it, and write no weights for it in one forward pass."""
+
+Scores = dict[str, Mapping[str, Any]]
+"""By method: mean, standard deviation, and seeds of a task's figure."""
+
+
+class Prediction(NamedTuple):
+    """A sentence that was written down before the study.
+
+    Attributes:
+        text: The sentence.
+        tasks: Of which it speaks.
+        methods: One of them is to be the best on each task; or, if `never`, none on any.
+        never: Whether it says who is not the best.
+    """
+
+    text: str
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    never: bool = False
+
+
+_DELTA = ("delta", "delta_gain")
+PREDICTIONS = (
+    Prediction("Width is best where invariance is enough.", ("signs",), ("static_wide",)),
+    Prediction("A pose is best on rotated images.", ("rotation",), ("pose",)),
+    Prediction("A delta rule is best on permuted labels.", ("labels",), _DELTA),
+    Prediction("A delta rule is best on new classes.", ("few_shot",), _DELTA),
+    Prediction("Low-rank updates are best nowhere.", (), ("low_rank",), never=True),
+)
+"""Made after a pilot with one seed, in which nothing was matched or tuned."""
+
+
+def scores(summary: Mapping[str, Any], task: str) -> Scores:
+    """Return a task's figures by method, those of own contexts: accuracy, or squared errors."""
+    metric = summary["tasks"][task]["metric"]
+    return {
+        each["method"]: each["test"]["contexts"]["own"][metric]
+        for each in summary["results"].values()
+        if each["task"] == task
+    }
+
+
+def best(summary: Mapping[str, Any], task: str, among: Iterable[str] | None = None) -> str | None:
+    """Return the method with the best mean on a task, None where there is none.
+
+    Args:
+        summary: Contents of `summary.json`.
+        task: Its name.
+        among: Names of methods; by default all.
+    """
+    found = scores(summary, task)
+    names = found if among is None else [name for name in among if name in found]
+    sign = _sign(summary, task)
+    return max(names, key=lambda name: sign * found[name]["mean"], default=None)
+
+
+def gap_share(summary: Mapping[str, Any], task: str, method: str) -> float | None:
+    """Return which part of the way from the static network to the best method one goes.
+
+    None where there is no static network, or where nothing is better than it.
+    """
+    found = scores(summary, task)
+    if method not in found or "static" not in found:
+        return None
+    top = best(summary, task)
+    start, sign = found["static"]["mean"], _sign(summary, task)
+    way = sign * (found[top or method]["mean"] - start)
+    return sign * (found[method]["mean"] - start) / way if way > 0 else None
+
+
+def conclusions(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the best methods of each task, and which predictions came true.
+
+    Args:
+        summary: "tasks" and "results" of `summary.json`.
+    """
+    written = {each["method"] for each in summary["results"].values()} - {*STATIC, *RIVALS}
+    groups: Mapping[str, Iterable[str] | None] = {
+        "all": None,
+        "static": STATIC,
+        "written": sorted(written),
+    }
+    return {
+        "best": {
+            task: {group: best(summary, task, among) for group, among in groups.items()}
+            for task in summary["tasks"]
+        },
+        "predictions": [
+            {"text": each.text, "verdict": verdict(summary, each)} for each in PREDICTIONS
+        ],
+    }
+
+
+def verdict(summary: Mapping[str, Any], prediction: Prediction) -> str:
+    """Judge a prediction: "right", "wrong", "undecided" within the spread, or "not tested".
+
+    The spread of a difference is the root of the sum of both squared standard deviations. One
+    seed has none, and decides nothing.
+    """
+    tasks = prediction.tasks or tuple(summary["tasks"])
+    leads = []
+    for task in tasks:
+        found = scores(summary, task) if task in summary["tasks"] else {}
+        ours = [name for name in prediction.methods if name in found]
+        others = [name for name in found if name not in prediction.methods]
+        if ours and others:
+            leads.append(_leads(summary, task, ours, others))
+    if not leads or (prediction.tasks and len(leads) < len(tasks)):
+        return "not tested"
+    if prediction.never:
+        wrong, right = any(lead == 1 for lead in leads), all(lead == -1 for lead in leads)
+    else:
+        wrong, right = any(lead == -1 for lead in leads), all(lead == 1 for lead in leads)
+    return "wrong" if wrong else "right" if right else "undecided"
+
+
+def _leads(
+    summary: Mapping[str, Any], task: str, ours: Sequence[str], others: Sequence[str]
+) -> int:
+    """Return 1 where the best of ours is better than all others, -1 if worse than one, else 0."""
+    found = scores(summary, task)
+    a, b = (found[best(summary, task, names) or ""] for names in (ours, others))
+    if a["std"] is None or b["std"] is None:
+        return 0
+    ahead = _sign(summary, task) * (a["mean"] - b["mean"])
+    return 0 if abs(ahead) <= math.hypot(a["std"], b["std"]) else round(math.copysign(1, ahead))
+
+
+def _sign(summary: Mapping[str, Any], task: str) -> int:
+    return -1 if summary["tasks"][task]["metric"] == "loss" else 1

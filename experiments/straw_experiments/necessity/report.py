@@ -1,0 +1,245 @@
+"""The text table and the Markdown report of a study, made from `summary.json`.
+
+Accuracies are fractions there, and per cent in print.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from straw_experiments.necessity import analysis
+from straw_experiments.necessity.models import METHODS
+from straw_experiments.necessity.tasks import TASKS
+from straw_experiments.runner.tables import (
+    aligned,
+    duration,
+    markdown_table,
+    mean_std,
+    readable_count,
+    run_facts,
+    spread_note,
+)
+
+PARAMETERS, MULTIPLY_ADDS = 0.02, 0.05
+"""By which shares of the budget methods may differ from it."""
+
+CONTEXTS = {
+    "own": "own",
+    "another task": "another task's",
+    "mixed": "mixed",
+    "shuffled": "pairs shuffled",
+}
+"""By their names in stored results."""
+
+_METRICS = {"accuracy": "accuracy, %", "loss": "squared error"}
+_OFF = " †"
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Lay out a study's results as aligned plain text, for the terminal."""
+    heading = [
+        f"study   {summary['study']}",
+        f"device  {summary['device']}",
+        f"runs    {spread_note(summary)}",
+        "",
+    ]
+    judged = [f"{each['verdict']:<10} {each['text']}" for each in summary["predictions"]]
+    return "\n".join([*heading, *aligned(_scores(summary)), "", *judged])
+
+
+def progress(summary: Mapping[str, Any]) -> str:
+    """Write what is known before a study is finished: cells that are still to come are empty.
+
+    Args:
+        summary: What `summary.json` will hold: "study", "tasks", "methods", "seeds", and "results"
+            as far as there are any.
+    """
+    return f"# {summary['study'].capitalize()}, in progress\n\n{scores_table(summary)}\n"
+
+
+def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    """Write a study's report.
+
+    Args:
+        summary: Contents of `summary.json`.
+        pictures: Files in the same folder by what they show.
+    """
+    config, budget = summary["config"], summary["budget"]
+    rates = " ".join(f"{rate:g}" for rate in config["rates"])
+    facts = [
+        *([what, name] for what, name in summary["data"].items()),
+        ["budget, parameters", f"{budget['parameters']:,}"],
+        ["budget, multiply-adds a query", f"{budget['multiply_adds']:,}"],
+        ["recipe", f"{config['steps']:,} steps of Adam, {config['batch_size']} new tasks each"],
+        ["rates to choose from", rates],
+        ["test", f"{summary['tested']} tasks, the same for all"],
+        *run_facts(summary, sum(each["seconds"] for each in summary["results"].values())),
+    ]
+    sections = [
+        f"# {summary['study'].capitalize()}",
+        markdown_table(["what", "value"], facts),
+        f"```bash\n{summary['command']}\n```",
+        "## Methods by tasks",
+        scores_table(summary),
+        "## The best",
+        best_table(summary),
+        "## Predictions",
+        predictions_table(summary),
+        "## Learning rates",
+        rates_table(summary),
+    ]
+    for task in summary["tasks"]:
+        sections += [
+            f"## {TASKS.label(task).capitalize()}",
+            f"Figures are {unit(summary, task)}.",
+            "By context:",
+            contexts_table(summary, task),
+            "By items of the context:",
+            lengths_table(summary, task),
+            "Costs:",
+            costs_table(summary, task),
+        ]
+    sections += [f"![{text}]({file})" for text, file in pictures.items()]
+    return "\n\n".join(sections) + "\n"
+
+
+def unit(summary: Mapping[str, Any], task: str) -> str:
+    """Name the unit of a task's figures."""
+    return _METRICS[summary["tasks"][task]["metric"]]
+
+
+def figure(summary: Mapping[str, Any], task: str, found: Mapping[str, Any]) -> str:
+    """Write what `over_seeds` holds of a task's figures: per cent, or a squared error."""
+    metric = summary["tasks"][task]["metric"]
+    return mean_std(found[metric], *((100, 1) if metric == "accuracy" else (1, 3)))
+
+
+def scores_table(summary: Mapping[str, Any]) -> str:
+    """Lay out methods by tasks, in Markdown."""
+    header, *rows = _scores(summary)
+    return markdown_table(header, rows)
+
+
+def best_table(summary: Mapping[str, Any]) -> str:
+    """Lay out the best of all methods, of written weights, and of static networks, in Markdown."""
+    rows = []
+    for task, groups in summary["best"].items():
+        cells = [_named(summary, task, groups[group]) for group in ("all", "written", "static")]
+        rows.append([f"{TASKS.label(task)}, {unit(summary, task)}", *cells])
+    return markdown_table(["", "best", "best written weights", "best static"], rows)
+
+
+def predictions_table(summary: Mapping[str, Any]) -> str:
+    """Lay out predictions and how they were judged, in Markdown."""
+    rows = [[each["text"], each["verdict"]] for each in summary["predictions"]]
+    return markdown_table(["prediction", "it is"], rows)
+
+
+def rates_table(summary: Mapping[str, Any]) -> str:
+    """Lay out the chosen learning rates, methods by tasks, in Markdown."""
+    return _by_tasks(summary, lambda task, each: f"{each['rate']:g}" if each["rates"] else "-")
+
+
+def contexts_table(summary: Mapping[str, Any], task: str) -> str:
+    """Lay out a task's figures with right and wrong contexts, in Markdown."""
+    cells = _cells(summary, task)
+    names = list(dict.fromkeys(name for each in cells for name in each["test"]["contexts"]))
+    rows = [
+        [METHODS.label(each["method"])]
+        + [figure(summary, task, found) for found in each["test"]["contexts"].values()]
+        for each in cells
+    ]
+    return markdown_table(["", *(CONTEXTS[name] for name in names)], rows)
+
+
+def lengths_table(summary: Mapping[str, Any], task: str) -> str:
+    """Lay out a task's figures by the length of the context, in Markdown."""
+    cells = _cells(summary, task)
+    counts = list(dict.fromkeys(count for each in cells for count in each["test"]["lengths"]))
+    rows = [
+        [METHODS.label(each["method"])]
+        + [figure(summary, task, found) for found in each["test"]["lengths"].values()]
+        for each in cells
+    ]
+    return markdown_table(["items", *counts], rows)
+
+
+def costs_table(summary: Mapping[str, Any], task: str) -> str:
+    """Lay out what methods use on a task, in Markdown; † marks what is off the budget."""
+    budget = summary["budget"]
+    runs = len(summary["seeds"])
+    rows = []
+    for each in _cells(summary, task):
+        parameters, adds = each["parameters"], each["multiply_adds"]
+        rows.append(
+            [
+                METHODS.label(each["method"]),
+                f"{parameters:,}" + _mark(parameters, budget["parameters"], PARAMETERS),
+                f"{adds:,}" + _mark(adds, budget["multiply_adds"], MULTIPLY_ADDS),
+                readable_count(each["context"]),
+                duration(each["seconds"] / runs),
+                f"{each['rate']:g}" if each["rates"] else "-",
+            ]
+        )
+    header = ["", "parameters", "multiply-adds a query", "of a context", "time a run", "rate"]
+    return markdown_table(header, rows)
+
+
+def _mark(found: int, wanted: int, share: float) -> str:
+    return _OFF if abs(found - wanted) > share * wanted else ""
+
+
+def _named(summary: Mapping[str, Any], task: str, method: str | None) -> str:
+    if method is None:
+        return "-"
+    (each,) = (each for each in _cells(summary, task) if each["method"] == method)
+    return f"{METHODS.label(method)}, {figure(summary, task, each['test']['contexts']['own'])}"
+
+
+def _cells(summary: Mapping[str, Any], task: str) -> list[Mapping[str, Any]]:
+    return [each for each in summary["results"].values() if each["task"] == task]
+
+
+def _scores(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Cells of the main table, the header first: methods by tasks, and what needs no context."""
+    tasks = summary["tasks"]
+    header = ["", *(f"{TASKS.label(name)}, {unit(summary, name)}" for name in tasks)]
+    rows = _rows(summary, lambda task, each: figure(summary, task, each["test"]["contexts"]["own"]))
+    return [header, *rows, *_without(tasks)]
+
+
+def _without(tasks: Mapping[str, Any]) -> Iterable[list[str]]:
+    """Yield rows of what may be had without a context."""
+    names = dict.fromkeys(name for each in tasks.values() for name in each["without context"])
+    for name in names:
+        cells = []
+        for each in tasks.values():
+            value = each["without context"].get(name)
+            scale, digits = (100, 1) if each["metric"] == "accuracy" else (1, 3)
+            cells.append("" if value is None else f"{scale * value:.{digits}f}")
+        yield [f"({name})", *cells]
+
+
+def _by_tasks(summary: Mapping[str, Any], cell: Any) -> str:
+    return markdown_table(["", *map(TASKS.label, summary["tasks"])], _rows(summary, cell))
+
+
+def _rows(summary: Mapping[str, Any], cell: Any) -> list[list[str]]:
+    """Lay out methods by tasks: "-" where a method does not apply, nothing where it has not run."""
+    found = {(each["task"], each["method"]): each for each in summary["results"].values()}
+
+    def of(task: str, method: str) -> str:
+        if (task, method) in found:
+            return str(cell(task, found[task, method]))
+        known = method in METHODS and task in TASKS
+        return "" if known and METHODS[method].applies(TASKS[task]) else "-"
+
+    return [
+        [METHODS.label(method), *(of(task, method) for task in summary["tasks"])]
+        for method in summary["methods"]
+    ]
+
+
+def share_text(summary: Mapping[str, Any], task: str, method: str) -> str:
+    """Write which part of the way from static to the best a method goes, in per cent."""
+    share = analysis.gap_share(summary, task, method)
+    return "-" if share is None else f"{100 * share:.0f}"
