@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from straw_experiments.necessity.tasks import Episodes
@@ -14,16 +15,18 @@ LETTERS = " abcdefghijklmnopqrstuvwxyz"
 """The alphabet of the ciphers."""
 
 READ = 4  # letters before the one that is asked for
-_SHOTS = 5  # classes of a task of new classes
+AMPLITUDES, REACH = (0.1, 5.0), 5.0
+"""Of the sines: phases are from 0 to pi, and points from -`REACH` to `REACH`."""
+
+_WAYS = 5  # classes of a task of new classes
 _GRID = 4  # blocks of an image, down and across
-_AMPLITUDES, _PHASES, _REACH = (0.1, 5.0), (0.0, math.pi), 5.0
 
 
 class Images(NamedTuple):
     """Images of some classes.
 
     Attributes:
-        pixels: uint8 `[n, 28, 28]`, of these classes and of others.
+        pixels: uint8 `[n, side, side]`, of these classes and of others.
         members: Positions of each class's images, int32 `[classes, most]`, in an order that
             means nothing; padded.
         counts: How many there are of each, int32 `[classes]`.
@@ -40,7 +43,7 @@ class _Drawn(NamedTuple):
     """The images of some tasks, those of the context first.
 
     Attributes:
-        pixels: float32 `[tasks, m + q, 28, 28]`, from 0 to 1.
+        pixels: float32 `[tasks, m + q, side, side]`, from 0 to 1.
         order: The classes of each task, in random order, int32 `[tasks, classes]`.
         place: Where the class of each image is in `order`, int32 `[tasks, m + q]`.
     """
@@ -52,7 +55,7 @@ class _Drawn(NamedTuple):
 
 def few_shot(data: Images, key: Array, *, tasks: int, length: int, queries: int) -> Episodes:
     """Draw tasks of a few classes each, under random labels."""
-    return _labelled(data, key, _SHOTS, tasks, length, queries)
+    return _labelled(data, key, _WAYS, tasks, length, queries)
 
 
 def labels(data: Images, key: Array, *, tasks: int, length: int, queries: int) -> Episodes:
@@ -65,17 +68,15 @@ def rotation(data: Images, key: Array, *, tasks: int, length: int, queries: int)
     which, turn = jax.random.split(key)
     drawn = _draw(data, which, len(data.counts), tasks, length, queries)
     degrees = jax.random.uniform(turn, (tasks,), minval=-180.0, maxval=180.0)
-    # A task's images are rotated alike: as channels, they are neighbours in memory.
-    channels = jnp.moveaxis(drawn.pixels, 1, -1)
-    rotated = jnp.moveaxis(jax.vmap(resample)(channels, affine(degrees)), -1, 1)
-    return _unlabelled(drawn, _pooled(rotated), length)
+    rotated = jax.vmap(resample)(drawn.pixels[..., None], affine(degrees))[..., 0]
+    return _unlabelled(drawn, rotated, length)
 
 
 def signs(data: Images, key: Array, *, tasks: int, length: int, queries: int) -> Episodes:
     """Draw tasks whose images have the same blocks negated, after the mean is subtracted."""
     which, sign = jax.random.split(key)
     drawn = _draw(data, which, len(data.counts), tasks, length, queries)
-    x = _pooled(drawn.pixels) - data.mean
+    x = drawn.pixels - data.mean
     side = x.shape[-1]
     block = jnp.arange(side) * _GRID // side
     chosen = jax.random.rademacher(sign, (tasks, 1, _GRID, _GRID), jnp.float32)
@@ -90,12 +91,11 @@ def sine(data: Any, key: Array, *, tasks: int, length: int, queries: int) -> Epi
     """
     del data
     keys = jax.random.split(key, 3)
-    low, high = _AMPLITUDES
+    low, high = AMPLITUDES
     amplitude = jax.random.uniform(keys[0], (tasks, 1, 1), minval=low, maxval=high)
-    low, high = _PHASES
-    phase = jax.random.uniform(keys[1], (tasks, 1, 1), minval=low, maxval=high)
+    phase = jax.random.uniform(keys[1], (tasks, 1, 1), maxval=math.pi)
     shape = (tasks, length + queries, 1)
-    x = jax.random.uniform(keys[2], shape, minval=-_REACH, maxval=_REACH)
+    x = jax.random.uniform(keys[2], shape, minval=-REACH, maxval=REACH)
     y = amplitude * jnp.sin(x - phase)
     return Episodes(x[:, :length], y[:, :length], x[:, length:], y[:, length:])
 
@@ -134,7 +134,7 @@ def _labelled(
     """Draw tasks of some classes, numbered at random."""
     which, naming = jax.random.split(key)
     drawn = _draw(data, which, classes, tasks, length, queries)
-    x = _flat(_pooled(drawn.pixels))
+    x = _flat(drawn.pixels)
     y = jnp.take_along_axis(_shuffles(naming, tasks, classes), drawn.place, axis=1)
     shown = jax.nn.one_hot(y[:, :length], classes)
     return Episodes(x[:, :length], shown, x[:, length:], y[:, length:])
@@ -149,17 +149,19 @@ def _unlabelled(drawn: _Drawn, images: Array, length: int) -> Episodes:
 
 
 def _draw(data: Images, key: Array, classes: int, tasks: int, length: int, queries: int) -> _Drawn:
-    """Draw different images, in context and queries as many of each class as can be."""
+    """Draw different images: the classes take turns, each time in another order.
+
+    So the first items of a context hold each class as often as a shorter context does.
+    """
     keys = jax.random.split(key, 3)
     order = _shuffles(keys[0], tasks, len(data.counts))[:, :classes]
-    shown = -(-length // classes)  # of a class, at most
-    context = _shuffles(keys[1], tasks, length)
-    asked = jnp.broadcast_to(jnp.arange(queries), (tasks, queries))
-    place = jnp.concatenate([context % classes, asked % classes], axis=1)
-    which = jnp.concatenate([context // classes, shown + asked // classes], axis=1)
-    of_class = _different(keys[2], data.counts[order], shown - (-queries // classes))
+    rounds = [-(-number // classes) for number in (length, queries)]
+    turns = _shuffles(keys[1], tasks * sum(rounds), classes).reshape(tasks, -1)
+    used = np.r_[np.arange(length), rounds[0] * classes + np.arange(queries)]
+    place, turn = turns[:, used], jnp.asarray(used // classes)
+    of_class = _different(keys[2], data.counts[order], sum(rounds))  # [tasks, classes, rounds]
     task = jnp.arange(tasks)[:, None]
-    images = data.members[order[task, place], of_class[task, place, which]]
+    images = data.members[order[task, place], of_class[task, place, turn]]
     return _Drawn(data.pixels[images].astype(jnp.float32) / 255, order, place)
 
 
@@ -179,12 +181,6 @@ def _different(key: Array, counts: Array, drawn: int) -> Array:
 def _shuffles(key: Array, tasks: int, count: int) -> Array:
     """Return a random order of whole numbers for each task, int32 `[tasks, count]`."""
     return jnp.argsort(jax.random.uniform(key, (tasks, count)), axis=-1).astype(jnp.int32)
-
-
-def _pooled(images: Array) -> Array:
-    """Return the means of 2 x 2 pixels of images `[..., 28, 28]`."""
-    *leading, height, width = images.shape
-    return images.reshape(*leading, height // 2, 2, width // 2, 2).mean((-3, -1))
 
 
 def _flat(images: Array) -> Array:
