@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from straw_experiments.necessity.tasks import Episodes
 from straw_jax.geometry import affine, resample
@@ -46,11 +47,13 @@ class _Drawn(NamedTuple):
         pixels: float32 `[tasks, m + q, side, side]`, from 0 to 1.
         order: The classes of each task, in random order, int32 `[tasks, classes]`.
         place: Where the class of each image is in `order`, int32 `[tasks, m + q]`.
+        hidden: Uniform numbers from 0 to 1 for what a task hides, `[tasks, hidden]`.
     """
 
     pixels: Array
     order: Array
     place: Array
+    hidden: Array
 
 
 def few_shot(data: Images, key: Array, *, tasks: int, length: int, queries: int) -> Episodes:
@@ -65,22 +68,20 @@ def labels(data: Images, key: Array, *, tasks: int, length: int, queries: int) -
 
 def rotation(data: Images, key: Array, *, tasks: int, length: int, queries: int) -> Episodes:
     """Draw tasks whose images are rotated alike, by up to 180 degrees."""
-    which, turn = jax.random.split(key)
-    drawn = _draw(data, which, len(data.counts), tasks, length, queries)
-    degrees = jax.random.uniform(turn, (tasks,), minval=-180.0, maxval=180.0)
+    drawn = _draw(data, key, len(data.counts), tasks, length, queries, hidden=1)
+    degrees = 360 * drawn.hidden[:, 0] - 180
     rotated = jax.vmap(resample)(drawn.pixels[..., None], affine(degrees))[..., 0]
     return _unlabelled(drawn, rotated, length)
 
 
 def signs(data: Images, key: Array, *, tasks: int, length: int, queries: int) -> Episodes:
     """Draw tasks whose images have the same blocks negated, after the mean is subtracted."""
-    which, sign = jax.random.split(key)
-    drawn = _draw(data, which, len(data.counts), tasks, length, queries)
-    x = drawn.pixels - data.mean
-    side = x.shape[-1]
-    block = jnp.arange(side) * _GRID // side
-    chosen = jax.random.rademacher(sign, (tasks, 1, _GRID, _GRID), jnp.float32)
-    return _unlabelled(drawn, x * chosen[:, :, block][..., block], length)
+    drawn = _draw(data, key, len(data.counts), tasks, length, queries, hidden=_GRID**2)
+    side = drawn.pixels.shape[-1]
+    block = np.arange(side) * _GRID // side
+    sign = jnp.where(drawn.hidden < 0.5, -1.0, 1.0).reshape(tasks, 1, _GRID, _GRID)
+    signed = (drawn.pixels - data.mean) * sign[:, :, block][..., block]
+    return _unlabelled(drawn, signed, length)
 
 
 def sine(data: Any, key: Array, *, tasks: int, length: int, queries: int) -> Episodes:
@@ -90,13 +91,10 @@ def sine(data: Any, key: Array, *, tasks: int, length: int, queries: int) -> Epi
         Finn et al., "Model-Agnostic Meta-Learning" (2017), section 5.1.
     """
     del data
-    keys = jax.random.split(key, 3)
     low, high = AMPLITUDES
-    amplitude = jax.random.uniform(keys[0], (tasks, 1, 1), minval=low, maxval=high)
-    phase = jax.random.uniform(keys[1], (tasks, 1, 1), maxval=math.pi)
-    shape = (tasks, length + queries, 1)
-    x = jax.random.uniform(keys[2], shape, minval=-REACH, maxval=REACH)
-    y = amplitude * jnp.sin(x - phase)
+    amplitude, phase, point = _uniform(key, tasks, (1, 1), (1, 1), (length + queries, 1))
+    x = REACH * (2 * point - 1)
+    y = (low + (high - low) * amplitude) * jnp.sin(x - math.pi * phase)
     return Episodes(x[:, :length], y[:, :length], x[:, length:], y[:, length:])
 
 
@@ -107,35 +105,31 @@ def cipher(data: Array, key: Array, *, tasks: int, length: int, queries: int) ->
         data: The text, each letter as its position in `LETTERS`, uint8 `[n]`.
         key: A random key.
         tasks: How many.
-        length: Letters that are read as an answer, one after the other.
+        length: Letters that are shown as an answer, one after the other.
         queries: Letters that are asked for, at places out of reach of the context.
     """
-    keys = jax.random.split(key, 3)
-    size, shown = len(data), length + READ
-    start = jax.random.randint(keys[0], (tasks, 1), 0, size)
-    # The text is a ring: queries lie anywhere beyond the context.
-    asked = jax.random.randint(keys[1], (tasks, queries), shown, size - READ)
-    first = start + jnp.concatenate(
-        [jnp.broadcast_to(jnp.arange(length), (tasks, length)), asked], axis=1
-    )
-    places = (first[..., None] + jnp.arange(READ + 1)) % size  # [tasks, m + q, READ + 1]
-    secret = _shuffles(keys[2], tasks, len(LETTERS))
-    task = jnp.arange(tasks)[:, None, None]
-    letters = secret[task, data[places].astype(jnp.int32)]
+    order, start, asked = _uniform(key, tasks, (len(LETTERS),), (1,), (queries,))
+    secret = _order(order)
+    # The text is taken as a ring: queries lie anywhere in what the context leaves of it.
+    left = len(data) - (length + READ) - READ
+    shown = jnp.broadcast_to(jnp.arange(length), (tasks, length))
+    beyond = length + READ + _below(left, asked)
+    first = _below(len(data), start) + jnp.concatenate([shown, beyond], axis=1)
+    windows = data[(first[..., None] + jnp.arange(READ + 1)) % len(data)]
+    letters = secret[jnp.arange(tasks)[:, None, None], windows.astype(jnp.int32)]
     x = jax.nn.one_hot(letters[..., :READ], len(LETTERS)).reshape(tasks, length + queries, -1)
     y = letters[..., READ]
-    context_y = jax.nn.one_hot(y[:, :length], len(LETTERS))
-    return Episodes(x[:, :length], context_y, x[:, length:], y[:, length:])
+    shown_y = jax.nn.one_hot(y[:, :length], len(LETTERS))
+    return Episodes(x[:, :length], shown_y, x[:, length:], y[:, length:])
 
 
 def _labelled(
     data: Images, key: Array, classes: int, tasks: int, length: int, queries: int
 ) -> Episodes:
     """Draw tasks of some classes, numbered at random."""
-    which, naming = jax.random.split(key)
-    drawn = _draw(data, which, classes, tasks, length, queries)
+    drawn = _draw(data, key, classes, tasks, length, queries, hidden=classes)
     x = _flat(drawn.pixels)
-    y = jnp.take_along_axis(_shuffles(naming, tasks, classes), drawn.place, axis=1)
+    y = jnp.take_along_axis(_order(drawn.hidden), drawn.place, axis=1)
     shown = jax.nn.one_hot(y[:, :length], classes)
     return Episodes(x[:, :length], shown, x[:, length:], y[:, length:])
 
@@ -148,39 +142,55 @@ def _unlabelled(drawn: _Drawn, images: Array, length: int) -> Episodes:
     return Episodes(x[:, :length], jnp.zeros((tasks, length, classes)), x[:, length:], y)
 
 
-def _draw(data: Images, key: Array, classes: int, tasks: int, length: int, queries: int) -> _Drawn:
+def _draw(
+    data: Images, key: Array, classes: int, tasks: int, length: int, queries: int, *, hidden: int
+) -> _Drawn:
     """Draw different images: the classes take turns, each time in another order.
 
     So the first items of a context hold each class as often as a shorter context does.
     """
-    keys = jax.random.split(key, 3)
-    order = _shuffles(keys[0], tasks, len(data.counts))[:, :classes]
     rounds = [-(-number // classes) for number in (length, queries)]
-    turns = _shuffles(keys[1], tasks * sum(rounds), classes).reshape(tasks, -1)
+    most = sum(rounds)  # of a class
+    of_order, of_turns, of_images, of_hidden = _uniform(
+        key, tasks, (len(data.counts),), (most, classes), (classes, most), (hidden,)
+    )
+    order = _order(of_order)[:, :classes]
     used = np.r_[np.arange(length), rounds[0] * classes + np.arange(queries)]
-    place, turn = turns[:, used], jnp.asarray(used // classes)
-    of_class = _different(keys[2], data.counts[order], sum(rounds))  # [tasks, classes, rounds]
+    place, turn = _order(of_turns).reshape(tasks, -1)[:, used], used // classes
+    chosen = _different(data.counts[order], of_images)  # [tasks, classes, most]
     task = jnp.arange(tasks)[:, None]
-    images = data.members[order[task, place], of_class[task, place, turn]]
-    return _Drawn(data.pixels[images].astype(jnp.float32) / 255, order, place)
+    images = data.members[order[task, place], chosen[task, place, turn]]
+    return _Drawn(data.pixels[images].astype(jnp.float32) / 255, order, place, of_hidden)
 
 
-def _different(key: Array, counts: Array, drawn: int) -> Array:
-    """Draw different whole numbers below each count, int32 `[..., drawn]`.
+def _uniform(key: Array, tasks: int, *shapes: tuple[int, ...]) -> list[Array]:
+    """Return arrays `[tasks, *shape]` of numbers from 0 to 1, drawn at once: it compiles faster."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    pieces = jnp.split(jax.random.uniform(key, (tasks, int(ends[-1]))), ends[:-1], axis=1)
+    return [piece.reshape(tasks, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+def _order(uniform: Array) -> Array:
+    """Return a random order of whole numbers along the last axis, int32."""
+    return jnp.argsort(uniform, axis=-1).astype(jnp.int32)
+
+
+def _below(count: ArrayLike, uniform: Array) -> Array:
+    """Return random whole numbers from 0, below a count, int32."""
+    return (uniform * count).astype(jnp.int32)
+
+
+def _different(counts: Array, uniform: Array) -> Array:
+    """Return whole numbers `[..., drawn]` below counts `[...]`; those along the last axis differ.
 
     Neighbours come together half as often as others do: good enough where order means nothing.
     """
-    uniform = jax.random.uniform(key, (*counts.shape, drawn))
-    numbers = (uniform * (counts - drawn + 1)[..., None]).astype(jnp.int32)
+    drawn = uniform.shape[-1]
+    numbers = _below((counts - drawn + 1)[..., None], uniform)
     one, other = numbers[..., :, None], numbers[..., None, :]
     earlier = jnp.tri(drawn, k=-1, dtype=bool)
     rank = ((other < one) | ((other == one) & earlier)).sum(-1, dtype=jnp.int32)
-    return numbers + rank  # the sorted numbers, spread by 1 each, differ
-
-
-def _shuffles(key: Array, tasks: int, count: int) -> Array:
-    """Return a random order of whole numbers for each task, int32 `[tasks, count]`."""
-    return jnp.argsort(jax.random.uniform(key, (tasks, count)), axis=-1).astype(jnp.int32)
+    return numbers + rank  # sorted, each is at least 1 more than the one before
 
 
 def _flat(images: Array) -> Array:
