@@ -115,7 +115,7 @@ def cipher(data: Array, key: Array, *, tasks: int, length: int, queries: int) ->
     shown = jnp.broadcast_to(jnp.arange(length), (tasks, length))
     beyond = length + READ + _below(left, asked)
     first = _below(len(data), start) + jnp.concatenate([shown, beyond], axis=1)
-    windows = data[(first[..., None] + jnp.arange(READ + 1)) % len(data)]
+    windows = data[(first[..., None] + jnp.arange(READ + 1)[None, None]) % len(data)]
     letters = secret[jnp.arange(tasks)[:, None, None], windows.astype(jnp.int32)]
     x = jax.nn.one_hot(letters[..., :READ], len(LETTERS)).reshape(tasks, length + queries, -1)
     y = letters[..., READ]
@@ -177,7 +177,7 @@ def _order(uniform: Array) -> Array:
 
 def _below(count: ArrayLike, uniform: Array) -> Array:
     """Return random whole numbers from 0, below a count, int32."""
-    return (uniform * count).astype(jnp.int32)
+    return (uniform * jnp.asarray(count, jnp.float32)).astype(jnp.int32)
 
 
 def _different(counts: Array, uniform: Array) -> Array:
@@ -188,8 +188,7 @@ def _different(counts: Array, uniform: Array) -> Array:
     drawn = uniform.shape[-1]
     numbers = _below((counts - drawn + 1)[..., None], uniform)
     one, other = numbers[..., :, None], numbers[..., None, :]
-    earlier = jnp.tri(drawn, k=-1, dtype=bool)
-    rank = ((other < one) | ((other == one) & earlier)).sum(-1, dtype=jnp.int32)
+    rank = ((other < one) | jnp.tril(other == one, k=-1)).sum(-1, dtype=jnp.int32)
     return numbers + rank  # sorted, each is at least 1 more than the one before
 
 
