@@ -78,7 +78,8 @@ def contexts(task: Task, episodes: Episodes) -> dict[str, Episodes]:
         permuted among the items.
     """
     tasks, m = episodes.context_x.shape[:2]
-    item = jnp.arange(m)
+    item = jnp.broadcast_to(jnp.arange(m), (tasks, m))
+    own = jnp.broadcast_to(jnp.arange(tasks)[:, None], (tasks, m))
 
     def taken(rows: Array, labels: Array) -> Episodes:
         """Take item i of task t from task `rows[t, i]`, with the label of item `labels[t, i]`."""
@@ -86,13 +87,11 @@ def contexts(task: Task, episodes: Episodes) -> dict[str, Episodes]:
             context_x=episodes.context_x[rows, item], context_y=episodes.context_y[rows, labels]
         )
 
-    own = jnp.broadcast_to(jnp.arange(tasks)[:, None], (tasks, m))
     others = (own + 1 + item % max(tasks - 1, 1)) % tasks
-    same = jnp.broadcast_to(item, (tasks, m))
     found = {
         "own": episodes,
-        "another task": taken((own + 1) % tasks, same),
-        "mixed": taken(others, same),
+        "another task": taken((own + 1) % tasks, item),
+        "mixed": taken(others, item),
     }
     if task.labelled:
         order = jax.random.uniform(jax.random.key(_SHUFFLING), (tasks, m)).argsort(-1)

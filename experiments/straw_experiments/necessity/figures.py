@@ -25,7 +25,7 @@ def draw(summary: Mapping[str, Any], out: Path) -> dict[str, str]:
         File names by what they show.
     """
     plot_matrix(summary, out / "matrix.png")
-    plot_lengths(summary, out / "lengths.png")
+    plot_curves(summary, out / "lengths.png")
     return {
         "Methods by tasks: share of the way from the static network to the best": "matrix.png",
         "Figures by items of the context": "lengths.png",
@@ -38,8 +38,7 @@ def plot_matrix(summary: Mapping[str, Any], path: FilePath) -> None:
     found = {(each["task"], each["method"]): each for each in summary["results"].values()}
     shares = np.full((len(methods), len(tasks)), np.nan)
     size = 1.35 * len(tasks) + 2.4, 0.34 * len(methods) + 1.7
-    title = "What methods make of a context; colour: share of the way from static to the best"
-    figure = new_figure(title, "", size)
+    figure = new_figure("Methods by tasks", "blue: share of the way from static to the best", size)
     axes = figure.subplots()
     for row, method in enumerate(methods):
         for column, task in enumerate(tasks):
@@ -48,7 +47,7 @@ def plot_matrix(summary: Mapping[str, Any], path: FilePath) -> None:
                 continue
             share = analysis.gap_share(summary, task, method)
             shares[row, column] = 0.0 if share is None else share
-            own = found[task, method]["test"]["contexts"]["own"]
+            own = analysis.scores(summary, task)[method]
             axes.text(
                 column,
                 row,
@@ -68,7 +67,7 @@ def plot_matrix(summary: Mapping[str, Any], path: FilePath) -> None:
     save(figure, path)
 
 
-def plot_lengths(summary: Mapping[str, Any], path: FilePath) -> None:
+def plot_curves(summary: Mapping[str, Any], path: FilePath) -> None:
     """Draw each task's figures against the length of the context, a panel a task."""
     tasks = list(summary["tasks"])
     columns = min(len(tasks), 3)

@@ -3,7 +3,7 @@
 Accuracies are fractions there, and per cent in print.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from straw_experiments.necessity import analysis
@@ -96,7 +96,7 @@ def markdown(summary: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
             "By items of the context:",
             lengths_table(summary, task),
             "Costs:",
-            costs_table(summary, task),
+            budget_table(summary, task),
         ]
     sections += [f"![{text}]({file})" for text, file in pictures.items()]
     return "\n\n".join(sections) + "\n"
@@ -108,9 +108,15 @@ def unit(summary: Mapping[str, Any], task: str) -> str:
 
 
 def figure(summary: Mapping[str, Any], task: str, found: Mapping[str, Any]) -> str:
-    """Write what `over_seeds` holds of a task's figures: per cent, or a squared error."""
-    metric = summary["tasks"][task]["metric"]
-    return mean_std(found[metric], *((100, 1) if metric == "accuracy" else (1, 3)))
+    """Write a task's figure over seeds: per cent, or a squared error."""
+    accuracy = summary["tasks"][task]["metric"] == "accuracy"
+    return mean_std(found, 100, 1) if accuracy else mean_std(found, 1, 3)
+
+
+def score(summary: Mapping[str, Any], task: str, method: str) -> str:
+    """Write a method's figure on a task, with its unit."""
+    found = figure(summary, task, analysis.scores(summary, task)[method])
+    return f"{found} %" if summary["tasks"][task]["metric"] == "accuracy" else found
 
 
 def scores_table(summary: Mapping[str, Any]) -> str:
@@ -124,7 +130,7 @@ def best_table(summary: Mapping[str, Any]) -> str:
     rows = []
     for task, groups in summary["best"].items():
         cells = [_named(summary, task, groups[group]) for group in ("all", "written", "static")]
-        rows.append([f"{TASKS.label(task)}, {unit(summary, task)}", *cells])
+        rows.append([TASKS.label(task), *cells])
     return markdown_table(["", "best", "best written weights", "best static"], rows)
 
 
@@ -141,11 +147,11 @@ def rates_table(summary: Mapping[str, Any]) -> str:
 
 def contexts_table(summary: Mapping[str, Any], task: str) -> str:
     """Lay out a task's figures with right and wrong contexts, in Markdown."""
-    cells = _cells(summary, task)
+    cells, metric = _cells(summary, task), summary["tasks"][task]["metric"]
     names = list(dict.fromkeys(name for each in cells for name in each["test"]["contexts"]))
     rows = [
         [METHODS.label(each["method"])]
-        + [figure(summary, task, found) for found in each["test"]["contexts"].values()]
+        + [figure(summary, task, found[metric]) for found in each["test"]["contexts"].values()]
         for each in cells
     ]
     return markdown_table(["", *(CONTEXTS[name] for name in names)], rows)
@@ -153,17 +159,17 @@ def contexts_table(summary: Mapping[str, Any], task: str) -> str:
 
 def lengths_table(summary: Mapping[str, Any], task: str) -> str:
     """Lay out a task's figures by the length of the context, in Markdown."""
-    cells = _cells(summary, task)
+    cells, metric = _cells(summary, task), summary["tasks"][task]["metric"]
     counts = list(dict.fromkeys(count for each in cells for count in each["test"]["lengths"]))
     rows = [
         [METHODS.label(each["method"])]
-        + [figure(summary, task, found) for found in each["test"]["lengths"].values()]
+        + [figure(summary, task, found[metric]) for found in each["test"]["lengths"].values()]
         for each in cells
     ]
     return markdown_table(["items", *counts], rows)
 
 
-def costs_table(summary: Mapping[str, Any], task: str) -> str:
+def budget_table(summary: Mapping[str, Any], task: str) -> str:
     """Lay out what methods use on a task, in Markdown; † marks what is off the budget."""
     budget = summary["budget"]
     runs = len(summary["seeds"])
@@ -191,8 +197,7 @@ def _mark(found: int, wanted: int, share: float) -> str:
 def _named(summary: Mapping[str, Any], task: str, method: str | None) -> str:
     if method is None:
         return "-"
-    (each,) = (each for each in _cells(summary, task) if each["method"] == method)
-    return f"{METHODS.label(method)}, {figure(summary, task, each['test']['contexts']['own'])}"
+    return f"{METHODS.label(method)}, {score(summary, task, method)}"
 
 
 def _cells(summary: Mapping[str, Any], task: str) -> list[Mapping[str, Any]]:
@@ -203,20 +208,14 @@ def _scores(summary: Mapping[str, Any]) -> list[list[str]]:
     """Cells of the main table, the header first: methods by tasks, and what needs no context."""
     tasks = summary["tasks"]
     header = ["", *(f"{TASKS.label(name)}, {unit(summary, name)}" for name in tasks)]
-    rows = _rows(summary, lambda task, each: figure(summary, task, each["test"]["contexts"]["own"]))
-    return [header, *rows, *_without(tasks)]
-
-
-def _without(tasks: Mapping[str, Any]) -> Iterable[list[str]]:
-    """Yield rows of what may be had without a context."""
-    names = dict.fromkeys(name for each in tasks.values() for name in each["without context"])
-    for name in names:
-        cells = []
-        for each in tasks.values():
-            value = each["without context"].get(name)
-            scale, digits = (100, 1) if each["metric"] == "accuracy" else (1, 3)
-            cells.append("" if value is None else f"{scale * value:.{digits}f}")
-        yield [f"({name})", *cells]
+    own = {name: analysis.scores(summary, name) for name in tasks}
+    rows = _rows(summary, lambda task, each: figure(summary, task, own[task][each["method"]]))
+    without = ["(at best without a context)"]
+    for name, each in tasks.items():
+        value = each["without context"].get(each["metric"])
+        exact = {"mean": value, "std": None}
+        without.append("-" if value is None else figure(summary, name, exact))
+    return [header, *rows, without]
 
 
 def _by_tasks(summary: Mapping[str, Any], cell: Any) -> str:
@@ -237,9 +236,3 @@ def _rows(summary: Mapping[str, Any], cell: Any) -> list[list[str]]:
         [METHODS.label(method), *(of(task, method) for task in summary["tasks"])]
         for method in summary["methods"]
     ]
-
-
-def share_text(summary: Mapping[str, Any], task: str, method: str) -> str:
-    """Write which part of the way from static to the best a method goes, in per cent."""
-    share = analysis.gap_share(summary, task, method)
-    return "-" if share is None else f"{100 * share:.0f}"

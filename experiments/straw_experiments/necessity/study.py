@@ -147,7 +147,7 @@ class Study(studies.Study[Trainer]):
             "labelled": task.labelled,
             "length": task.length,
             "queries": task.queries,
-            "without context": {},
+            "without context": sources.without_context(name, self.sources.parts[name]["test"]),
         }
 
     def figures(self, results: Results) -> Mapping[str, Any]:

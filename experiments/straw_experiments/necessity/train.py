@@ -62,8 +62,9 @@ def share_of_rate(step: Array, steps: Array) -> Array:
         step: int32 [], from 0.
         steps: int32 [], of the whole training.
     """
-    rise = jnp.ceil(steps / 10)
-    fallen = jnp.clip((step - rise) / jnp.maximum(steps - rise, 1), 0, 1)
+    rise = (steps + 9) // 10
+    # As a schedule of Optax, it is for one step more than the rise at least.
+    fallen = jnp.clip((step - rise) / jnp.maximum(steps - rise, 1), 0.0, 1.0)
     return jnp.where(step < rise, step / rise, (1 + jnp.cos(math.pi * fallen)) / 2)
 
 
@@ -99,7 +100,7 @@ class Trainer(DeviceTrainer):
 
     @functools.cached_property
     def train_steps(self) -> Callable[..., tuple[State, Array, Array]]:
-        """Compiled steps: `(state, key, count, rate, steps) -> (state, mean loss, finite ones)`.
+        """Compiled steps: `(state, count, key, rate, steps) -> (state, mean loss, finite ones)`.
 
         The rate is that of `share_of_rate` 1, and the steps are those of the whole training. The
         state is donated.
@@ -122,9 +123,9 @@ class Trainer(DeviceTrainer):
         def shaped(count: int, key: Array, rate: float, steps: int) -> tuple[Any, ...]:
             return jnp.int32(count), key, jnp.float32(rate), jnp.int32(steps), data
 
-        lowered = repeated(step).lower(self.state_like, *shaped(0, training_key(0), 0.0, 0))
-        compiled = lowered.compile()
-        return lambda state, key, *rest: compiled(state, *shaped(rest[0], key, *rest[1:]))
+        steps_of: Any = repeated(step)
+        compiled = steps_of.lower(self.state_like, *shaped(0, training_key(0), 0.0, 0)).compile()
+        return lambda state, *rest: compiled(state, *shaped(*rest))
 
     @functools.cached_property
     def _validate(self) -> Callable[[Any, Episodes], dict[str, Array]]:
@@ -192,7 +193,7 @@ def _tried(trainer: Trainer, rate: float) -> float | None:
     runs.say(f"{trainer.name}: trying the rate {rate:g}, compiling")
     steps = -(-trainer.steps // _SHARE)
     state, key = trainer.init_state(_CHOOSING), training_key(_CHOOSING)
-    state, _, finite = trainer.train_steps(state, key, steps, rate, steps)
+    state, _, finite = trainer.train_steps(state, steps, key, rate, steps)
     loss = trainer.validate(state.variables["params"])["loss"]
     sound = int(finite) == steps and math.isfinite(loss)
     runs.say(f"{trainer.name}: rate {rate:g}: {f'loss {loss:.4f}' if sound else 'diverged'}")
@@ -218,7 +219,7 @@ def train_and_test(run: Run[Trainer], folder: Path) -> dict[str, Any]:
 
     def ready() -> Callable[[State, int], tuple[State, Any, Any]]:
         train_steps, key = trainer.train_steps, training_key(run.seed)
-        return lambda state, count: train_steps(state, key, count, rate, trainer.steps)
+        return lambda state, count: train_steps(state, count, key, rate, trainer.steps)
 
     def train(state: State) -> Iterator[EpochResult]:
         return epochs(

@@ -1,0 +1,26 @@
+"""Necessity: which kind of weights, written for a context, helps where; of two sizes.
+
+Command  straw-jax reproduce --only necessity necessity_large
+
+necessity
+Result   not run yet
+
+necessity_large
+Result   not run yet
+"""
+
+from straw_experiments.configs.published import Published
+
+_DATA = "--dataset emnist"
+
+STUDIES = {
+    "necessity": Published(
+        "necessity", _DATA, seeds=3, estimate="about 100 minutes on a CPU with 2 cores"
+    ),
+    "necessity_large": Published(
+        "necessity",
+        f"--size large {_DATA}",
+        seeds=3,
+        estimate="about 8 hours on a CPU with 2 cores",
+    ),
+}
