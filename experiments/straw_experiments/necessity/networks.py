@@ -93,7 +93,6 @@ def executed(executor: nn.Module, updates: Mapping[str, Any], task: Task, sizes:
         encoder=encoder(sizes),
         context=jax.ShapeDtypeStruct((1, task.length, task.inputs + task.outputs), jnp.float32),
         hidden=sizes.style,
-        start="plain",
     )
 
 

@@ -24,7 +24,7 @@ from straw_jax import Gain, LowRank, Whole, delta_rule, factor_spec, linen, mate
 from straw_jax.layers import attention
 
 _NEAREST = 3  # values whose mean is the answer of the nearest neighbours in a regression
-_RATE = 0.1  # of inner gradient steps at first
+_RATE, _RATE_OF_VALUES = 0.1, 0.001  # of inner gradient steps at first; errors of values are large
 
 
 def static(task: Task, sizes: Sizes) -> Method:
@@ -84,6 +84,9 @@ class _Last(nn.Module):
     def __call__(self, seen: Array, y: Array, asked: Array) -> Array:
         """Return predictions from features of a context, its labels, and features of queries."""
         values, strengths = _Writer(self.width, self.outputs, name="writer")(seen, y)
+        # Features after a ReLU have much in common, which would be corrected again and again.
+        norm = nn.LayerNorm(name="norm")
+        seen, asked = norm(seen), norm(asked)
         keys = seen * jax.lax.rsqrt(jnp.sum(seen**2, -1, keepdims=True) + 1e-6)
         update = jax.vmap(delta_rule)(keys, values, strengths)
         hidden = seen.shape[-1]
@@ -257,8 +260,9 @@ def gradient(task: Task, sizes: Sizes) -> Method:
 
     def init(key: Array, episodes: Episodes) -> Any:
         weights = executor.init(key, episodes.x)
-        rates = jax.tree.map(lambda leaf: jnp.full(sizes.rank, _RATE), weights)
-        return {"executor": weights, "rates": rates}
+        rate = math.log(_RATE_OF_VALUES if task.regression else _RATE)
+        rates = jax.tree.map(lambda leaf: jnp.full(sizes.rank, rate), weights)
+        return {"executor": weights, "log_rates": rates}
 
     def loss(weights: Any, x: Array, y: Array) -> Array:
         answers = executor.apply(weights, x)
@@ -268,12 +272,12 @@ def gradient(task: Task, sizes: Sizes) -> Method:
 
     def apply(params: Any, episodes: Episodes) -> Array:
         def one(x: Array, y: Array, asked: Array) -> Array:
-            weights = params["executor"]
+            weights, rates = params["executor"], jax.tree.map(jnp.exp, params["log_rates"])
             for step in range(sizes.rank):
                 slopes = jax.grad(loss)(weights, x, y)
                 weights = jax.tree.map(
-                    lambda leaf, rates, slope, step=step: leaf - rates[step] * slope,
-                    weights, params["rates"], slopes,
+                    lambda leaf, rate, slope, step=step: leaf - rate[step] * slope,
+                    weights, rates, slopes,
                 )  # fmt: skip
             return executor.apply(weights, asked)
 
@@ -294,14 +298,14 @@ def neighbours(task: Task, sizes: Sizes) -> Method:
         x, seen = episodes.x, episodes.context_x
         if task.regression:
             likeness = -jnp.sum((x[:, :, None] - seen[:, None]) ** 2, -1)
+            _, nearest = jax.lax.top_k(likeness, min(_NEAREST, seen.shape[1]))  # [tasks, q, ...]
         else:
             x, seen = (
                 each * jax.lax.rsqrt(jnp.sum(each**2, -1, keepdims=True) + 1e-6)
                 for each in (x, seen)
             )
             likeness = jnp.einsum("bqi,bmi->bqm", x, seen)
-        count = min(_NEAREST, seen.shape[1]) if task.regression else 1
-        _, nearest = jax.lax.top_k(likeness, count)  # [tasks, q, count]
+            nearest = likeness.argmax(-1, keepdims=True)  # sorting is slow
         return jax.vmap(lambda y, of: y[of].mean(1))(episodes.context_y, nearest)
 
     return Method(lambda key, episodes: {}, apply)
