@@ -14,6 +14,7 @@ from straw_experiments.necessity import analysis, config, evaluate, figures, rep
 from straw_experiments.necessity.analysis import Prediction
 from straw_experiments.necessity.models import METHODS, Method
 from straw_experiments.necessity.tasks import TASKS, Episodes
+from straw_experiments.runner.runs import NonFiniteError, Run
 from straw_experiments.runner.state import cosine
 from straw_experiments.runner.tables import statistic
 
@@ -142,20 +143,40 @@ def trainer(rates, *, steps=30):
 
 def test_the_rate_with_the_least_loss_is_chosen_and_tried_once(tmp_path, monkeypatch):
     ours = trainer((1e-4, 0.1, 1e30))
-    rate, tried = train.chosen_rate(ours, tmp_path)
+    rate, tried = train.chosen_rate(ours, tmp_path, 0)
     assert rate == 0.1
     assert tried["0.1"] < tried["0.0001"]
     assert tried["1e+30"] is None  # diverged, and ends nothing
     monkeypatch.setattr(train, "_tried", lambda *_: pytest.fail("tried again"))
-    assert train.chosen_rate(ours, tmp_path) == (rate, tried)
-    assert train.chosen_rate(trainer((0.5,)), tmp_path / "none") == (0.5, {})
+    assert train.chosen_rate(ours, tmp_path, 0) == (rate, tried)
+    assert train.chosen_rate(trainer((0.5,)), tmp_path / "none", 0) == (0.5, {})
     assert not (tmp_path / "none").exists()
+
+
+def test_a_run_that_diverges_after_all_gets_the_next_rate(tmp_path, monkeypatch):
+    ours, taken = trainer((0.1, 0.2)), []
+    monkeypatch.setattr(train, "_tried", lambda trainer, rate: rate)
+
+    def at_rate(run, rate, tried):
+        taken.append(rate)
+        if rate == 0.1:
+            raise NonFiniteError("sine-number seed 0: the loss is not finite; last good: none")
+        return {"rate": rate, "rates": tried}
+
+    monkeypatch.setattr(train, "_at_rate", at_rate)
+    for seed, rates in ((0, [0.1, 0.2]), (0, [0.2]), (1, [0.1, 0.2])):
+        taken.clear()
+        found = train.train_and_test(Run(ours, seed, tmp_path), tmp_path / "rates")
+        assert found == {"rate": 0.2, "rates": {"0.1": 0.1, "0.2": 0.2}}
+        assert taken == rates
+    with pytest.raises(NonFiniteError, match="not finite"):  # without a choice
+        train.train_and_test(Run(trainer((0.1,)), 0, tmp_path), tmp_path / "rates")
 
 
 def test_where_all_rates_diverge_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "_tried", lambda *_: None)
     with pytest.raises(FloatingPointError, match="sine-number: training diverges at each rate"):
-        train.chosen_rate(trainer((1.0, 2.0)), tmp_path)
+        train.chosen_rate(trainer((1.0, 2.0)), tmp_path, 0)
 
 
 # --- what the figures say -----------------------------------------------------------------------
@@ -294,8 +315,10 @@ def test_table_and_report_show_methods_by_tasks():
     assert "right      A delta rule is best on permuted labels." in text
     pages = report.markdown(ours, {"a picture": "here.png"})
     assert "| (at best without a context) | 10.0 | - | - |" in pages
-    assert "| permuted labels | delta rule, 90.5 ± 0.7 % | delta rule, " in pages
+    assert "| permuted labels | delta rule 90.5 ± 0.7 % | delta rule " in pages
     assert "| static | 20,000 † | 17,500 | 12.35 k | 6.0 s | 0.001 |" in pages
+    judged = "permuted labels: delta rule 90.5 ± 0.7 %; attention 51.0 ± 1.4 %"
+    assert f"| A delta rule is best on permuted labels. | right | {judged} |" in pages
     assert "![a picture](here.png)" in pages
     assert report.score(ours, "sine", "delta") == "1.100 ± 0.141"
 

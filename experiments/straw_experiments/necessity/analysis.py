@@ -4,7 +4,7 @@ Only figures of `summary.json` are read, so that stored results can be judged ag
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 STATIC = ("static", "static_wide")
@@ -63,7 +63,7 @@ def best(summary: Mapping[str, Any], task: str, among: Iterable[str] | None = No
         among: Names of methods; by default all.
     """
     found = scores(summary, task)
-    names = found if among is None else [name for name in among if name in found]
+    names = found if among is None else [name for name in found if name in {*among}]
     sign = _sign(summary, task)
     return max(names, key=lambda name: sign * found[name]["mean"], default=None)
 
@@ -100,7 +100,12 @@ def conclusions(summary: Mapping[str, Any]) -> dict[str, Any]:
             for task in summary["tasks"]
         },
         "predictions": [
-            {"text": each.text, "verdict": verdict(summary, each)} for each in PREDICTIONS
+            {
+                "text": each.text,
+                "verdict": verdict(summary, each),
+                "compared": compared(summary, each),
+            }
+            for each in PREDICTIONS
         ],
     }
 
@@ -111,32 +116,37 @@ def verdict(summary: Mapping[str, Any], prediction: Prediction) -> str:
     The spread of a difference is the root of the sum of both squared standard deviations. One
     seed has none, and decides nothing.
     """
-    tasks = prediction.tasks or tuple(summary["tasks"])
-    leads = []
-    for task in tasks:
-        found = scores(summary, task) if task in summary["tasks"] else {}
-        ours = [name for name in prediction.methods if name in found]
-        others = [name for name in found if name not in prediction.methods]
-        if ours and others:
-            leads.append(_leads(summary, task, ours, others))
-    if not leads or (prediction.tasks and len(leads) < len(tasks)):
+    found = compared(summary, prediction)
+    if not found or len(found) < len(prediction.tasks):
         return "not tested"
-    if prediction.never:
-        wrong, right = any(lead == 1 for lead in leads), all(lead == -1 for lead in leads)
-    else:
-        wrong, right = any(lead == -1 for lead in leads), all(lead == 1 for lead in leads)
-    return "wrong" if wrong else "right" if right else "undecided"
+    leads = [each["lead"] * (-1 if prediction.never else 1) for each in found]
+    if -1 in leads:
+        return "wrong"
+    return "undecided" if 0 in leads else "right"
 
 
-def _leads(
-    summary: Mapping[str, Any], task: str, ours: Sequence[str], others: Sequence[str]
-) -> int:
-    """Return 1 where the best of ours is better than all others, -1 if worse than one, else 0."""
-    found = scores(summary, task)
-    a, b = (found[best(summary, task, names) or ""] for names in (ours, others))
+def compared(summary: Mapping[str, Any], prediction: Prediction) -> list[dict[str, Any]]:
+    """Compare the methods of a prediction with all others, on each of its tasks that was tested.
+
+    Returns:
+        By task: "ours" and "other", the best of either; "lead", 1 where the first is better by
+        more than the spread, -1 where the second is, else 0.
+    """
+    found = []
+    for task in prediction.tasks or summary["tasks"]:
+        known = scores(summary, task) if task in summary["tasks"] else {}
+        ours = best(summary, task, prediction.methods) if known else None
+        other = best(summary, task, known.keys() - {*prediction.methods}) if known else None
+        if ours and other:
+            lead = _lead(known[ours], known[other], _sign(summary, task))
+            found.append({"task": task, "ours": ours, "other": other, "lead": lead})
+    return found
+
+
+def _lead(a: Mapping[str, Any], b: Mapping[str, Any], sign: int) -> int:
     if a["std"] is None or b["std"] is None:
         return 0
-    ahead = _sign(summary, task) * (a["mean"] - b["mean"])
+    ahead = sign * (a["mean"] - b["mean"])
     return 0 if abs(ahead) <= math.hypot(a["std"], b["std"]) else round(math.copysign(1, ahead))
 
 

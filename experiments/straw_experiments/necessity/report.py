@@ -135,9 +135,17 @@ def best_table(summary: Mapping[str, Any]) -> str:
 
 
 def predictions_table(summary: Mapping[str, Any]) -> str:
-    """Lay out predictions and how they were judged, in Markdown."""
-    rows = [[each["text"], each["verdict"]] for each in summary["predictions"]]
-    return markdown_table(["prediction", "it is"], rows)
+    """Lay out predictions, how they were judged, and by which figures, in Markdown."""
+    rows = []
+    for each in summary["predictions"]:
+        few = [of for of in each["compared"] if of["lead"] != -1]  # of many, those that are open
+        shown = [
+            f"{TASKS.label(of['task'])}: {_named(summary, of['task'], of['ours'])};"
+            f" {_named(summary, of['task'], of['other'])}"
+            for of in (few if len(each["compared"]) > 1 else each["compared"])
+        ]
+        rows.append([each["text"], each["verdict"], ". ".join(shown) or "-"])
+    return markdown_table(["prediction", "it is", "the best of these; of all others"], rows)
 
 
 def rates_table(summary: Mapping[str, Any]) -> str:
@@ -197,7 +205,7 @@ def _mark(found: int, wanted: int, share: float) -> str:
 def _named(summary: Mapping[str, Any], task: str, method: str | None) -> str:
     if method is None:
         return "-"
-    return f"{METHODS.label(method)}, {score(summary, task, method)}"
+    return f"{METHODS.label(method)} {score(summary, task, method)}"
 
 
 def _cells(summary: Mapping[str, Any], task: str) -> list[Mapping[str, Any]]:

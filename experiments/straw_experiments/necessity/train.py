@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from straw_experiments.runner.stepped import epochs
 _PARTS = 3  # of training: after each its state is saved
 _CHOOSING = 2**32 - 1  # seed of the runs by which rates are chosen, beyond those of all runs
 _SHARE = 3  # such runs are of one in as many steps
+_LOSS = "loss.json"  # of a rate that was tried
 _WAIT = 0.5  # seconds, for another process that tries a rate
 
 
@@ -145,7 +147,7 @@ class Trainer(DeviceTrainer):
         return jax.tree.map(float, self._test(params, self.sampled.test))
 
 
-def chosen_rate(trainer: Trainer, folder: Path) -> tuple[float, dict[str, float | None]]:
+def chosen_rate(trainer: Trainer, folder: Path, seed: int) -> tuple[float, dict[str, float | None]]:
     """Choose the rate with which a method is trained on a task.
 
     Each rate is tried once, for a third of the steps, with a seed that no run has. What it gave is
@@ -154,6 +156,7 @@ def chosen_rate(trainer: Trainer, folder: Path) -> tuple[float, dict[str, float 
     Args:
         trainer: Of the method on the task.
         folder: For the record of each rate.
+        seed: Of the run, which gets no rate with which it diverged before.
 
     Returns:
         The rate, and the validation loss of each one that was tried, None where it diverged.
@@ -164,7 +167,7 @@ def chosen_rate(trainer: Trainer, folder: Path) -> tuple[float, dict[str, float 
     rates = trainer.recipe.rates
     if len(rates) == 1 or not trainer.trained:
         return rates[0], {}
-    paths = {rate: folder / f"{trainer.name}-{rate:g}" / "loss.json" for rate in rates}
+    paths = {rate: _folder(trainer, folder, rate) / _LOSS for rate in rates}
     waiting = list(rates)
     while waiting:
         for rate in list(waiting):
@@ -178,7 +181,11 @@ def chosen_rate(trainer: Trainer, folder: Path) -> tuple[float, dict[str, float 
         if waiting:
             time.sleep(_WAIT)
     found = {rate: records.read_json(path)["loss"] for rate, path in paths.items()}
-    finite = {rate: value for rate, value in found.items() if value is not None}
+    finite = {
+        rate: value
+        for rate, value in found.items()
+        if value is not None and not records.is_made(_failure(trainer, folder, rate, seed))
+    }
     if not finite:
         raise NonFiniteError(
             f"{trainer.name}: training diverges at each rate of {listed(list(rates))}; give lower"
@@ -186,6 +193,15 @@ def chosen_rate(trainer: Trainer, folder: Path) -> tuple[float, dict[str, float 
         )
     by_name = {f"{rate:g}": value for rate, value in found.items()}
     return min(finite, key=lambda rate: finite[rate]), by_name
+
+
+def _folder(trainer: Trainer, folder: Path, rate: float) -> Path:
+    return folder / f"{trainer.name}-{rate:g}"
+
+
+def _failure(trainer: Trainer, folder: Path, rate: float, seed: int) -> Path:
+    """Return the record of a run that diverged later than its rate was tried."""
+    return _folder(trainer, folder, rate) / f"diverged-seed{seed}.json"
 
 
 def _tried(trainer: Trainer, rate: float) -> float | None:
@@ -201,7 +217,7 @@ def _tried(trainer: Trainer, rate: float) -> float | None:
 
 
 def train_and_test(run: Run[Trainer], folder: Path) -> dict[str, Any]:
-    """Train and test a run, as far as that is still to be done.
+    """Train and test a run, as far as that is still to be done; where it diverges, at a next rate.
 
     Args:
         run: New, stopped at any point, or finished.
@@ -211,11 +227,24 @@ def train_and_test(run: Run[Trainer], folder: Path) -> dict[str, Any]:
         As `runs.execute`; "rate", "rates" that were tried, and "test".
 
     Raises:
-        NonFiniteError: Training diverged; names the step and the last good checkpoint.
+        NonFiniteError: Training diverged at each rate.
         CheckpointError: The run should go on but has no whole checkpoint.
     """
     trainer = run.trainer
-    rate, tried = (0.0, {}) if run.is_tested() else chosen_rate(trainer, folder)
+    while True:
+        rate, tried = (0.0, {}) if run.is_tested() else chosen_rate(trainer, folder, run.seed)
+        try:
+            return _at_rate(run, rate, tried)
+        except NonFiniteError as error:
+            if not tried:
+                raise
+            runs.say(f"{error.args[0].partition(';')[0]}: taking another rate")
+            shutil.rmtree(run.epochs, ignore_errors=True)
+            records.write_json(_failure(trainer, folder, rate, run.seed), {"rate": rate})
+
+
+def _at_rate(run: Run[Trainer], rate: float, tried: dict[str, float | None]) -> dict[str, Any]:
+    trainer = run.trainer
 
     def ready() -> Callable[[State, int], tuple[State, Any, Any]]:
         train_steps, key = trainer.train_steps, training_key(run.seed)
