@@ -1,6 +1,7 @@
 """From settings to trained methods and the files that report them."""
 
 import contextlib
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,26 +135,29 @@ class Study(studies.Study[Trainer]):
             "study": "necessity",
             "data": self.data(),
             "budget": sizes.BUDGETS[self.config.size]._asdict(),
-            "tasks": {name: self._task(name) for name in self.config.tasks},
+            "tasks": self._tasks,
             "methods": self.config.methods,
             "tested": evaluate.TESTED,
             "unseen": sources.unseen(),
         }
 
-    def _task(self, name: str) -> dict[str, Any]:
-        task = TASKS[name]
+    @functools.cached_property
+    def _tasks(self) -> dict[str, Any]:
         return {
-            "metric": "loss" if task.regression else "accuracy",
-            "labelled": task.labelled,
-            "length": task.length,
-            "queries": task.queries,
-            "without context": sources.without_context(name, self.sources.parts[name]["test"]),
+            name: {
+                "metric": "loss" if TASKS[name].regression else "accuracy",
+                "labelled": TASKS[name].labelled,
+                "length": TASKS[name].length,
+                "queries": TASKS[name].queries,
+                "without context": sources.without_context(name, parts["test"]),
+            }
+            for name, parts in self.sources.parts.items()
         }
 
     def figures(self, results: Results) -> Mapping[str, Any]:
         """Return what the summary says of each method on each task, and of the predictions."""
         found = {name: self._figures(name, group) for name, group in results.items()}
-        summary = {"tasks": self.facts()["tasks"], "results": found}
+        summary = {"tasks": self._tasks, "results": found}
         return {"results": found, **analysis.conclusions(summary)}
 
     def _figures(self, name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
