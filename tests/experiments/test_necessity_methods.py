@@ -230,7 +230,7 @@ def test_attention_adds_the_values_of_similar_items():
         seen, asked = (trunk(params["Trunk_0"], x[task]) for x in (episodes.context_x, episodes.x))
         y = episodes.context_y[task]
         hidden = np.maximum(dense(params["hidden"], np.concatenate([seen, y], -1)), 0)
-        values = dense(params["value"], np.concatenate([hidden, y], -1))
+        values = dense(params["written"], np.concatenate([hidden, y], -1))
         scores = dense(params["query"], asked) @ dense(params["key"], seen).T / TINY.rank**0.5
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)

@@ -1,5 +1,6 @@
 """The executor that all methods share, and the kinds of weights that a generator writes for it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +40,11 @@ class Trunk(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Return features `[..., hidden]` of inputs `[..., inputs]`."""
-        x = nn.relu(nn.Dense(self.hidden, name="first")(x))
-        return nn.relu(nn.Dense(self.hidden, name="second")(x))
+        sets = x.shape[:-1]
+        x = x.reshape(math.prod(sets), x.shape[-1])  # else XLA copies every gradient on CPU
+        for name in ("first", "second"):
+            x = nn.relu(nn.Dense(self.hidden, name=name)(x))
+        return x.reshape(*sets, self.hidden)
 
 
 class Mlp(nn.Module):

@@ -1,6 +1,7 @@
 """Methods beside those that a generator writes: static, fast weights, attention and others."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from straw_experiments.necessity.tasks import Episodes, Task
 from straw_jax import Gain, LowRank, Whole, delta_rule, factor_spec, linen, materialize
 from straw_jax.layers import attention
 
+_CHUNK = 32  # items that the delta rule solves together
 _NEAREST = 3  # values whose mean is the answer of the nearest neighbours in a regression
 _RATE, _RATE_OF_VALUES = 0.1, 0.001  # of inner gradient steps at first; errors of values are large
 
@@ -58,6 +60,24 @@ def _of_episodes(module: nn.Module) -> Method:
     return Method(network.init, network.apply)
 
 
+def _read(width: int, outputs: int, features: Array, y: Array, **last: Any) -> Array:
+    """Return what two layers of a module make of items: `[tasks, m, outputs]`.
+
+    Args:
+        width: of the first one.
+        outputs: of the last one, which reads labels, too.
+        features: of the items.
+        y: their labels, or zeros.
+        **last: as for `nn.Dense`.
+    """
+    sets = features.shape[:-1]
+    # In one axis, else XLA copies every gradient on CPU.
+    features, y = (each.reshape(math.prod(sets), each.shape[-1]) for each in (features, y))
+    hidden = nn.relu(nn.Dense(width, name="hidden")(jnp.concatenate([features, y], -1)))
+    written = nn.Dense(outputs, name="written", **last)(jnp.concatenate([hidden, y], -1))
+    return written.reshape(*sets, outputs)
+
+
 class _Writer(nn.Module):
     """What the delta rule writes for an item: its value, and how strongly."""
 
@@ -66,10 +86,8 @@ class _Writer(nn.Module):
 
     @nn.compact
     def __call__(self, features: Array, y: Array) -> tuple[Array, Array]:
-        read = jnp.concatenate([features, y], -1)
-        hidden = nn.relu(nn.Dense(self.width, name="hidden")(read))
-        written = nn.Dense(self.outputs + 1, kernel_init=nn.initializers.zeros, name="written")(
-            jnp.concatenate([hidden, y], -1)
+        written = _read(
+            self.width, self.outputs + 1, features, y, kernel_init=nn.initializers.zeros
         )
         return written[..., :-1], nn.sigmoid(written[..., -1])
 
@@ -88,7 +106,7 @@ class _Last(nn.Module):
         norm = nn.LayerNorm(name="norm")
         seen, asked = norm(seen), norm(asked)
         keys = seen * jax.lax.rsqrt(jnp.sum(seen**2, -1, keepdims=True) + 1e-6)
-        update = jax.vmap(delta_rule)(keys, values, strengths)
+        update = jax.vmap(partial(delta_rule, chunk=_CHUNK))(keys, values, strengths)
         hidden = seen.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (hidden, self.outputs))
         bias = self.param("bias", nn.initializers.zeros, (self.outputs,))
@@ -123,7 +141,7 @@ def delta_gain(task: Task, sizes: Sizes) -> Method:
     """Return `delta`, with gains and biases of the hidden layers that a style writes."""
     updates = {"*/kernel": Gain(), "*/bias": Whole()}
     trunk = executed(Trunk(sizes.hidden), updates, task, sizes)
-    last = _Last(sizes.encoder, task.outputs)
+    last: Any = _Last(sizes.encoder, task.outputs)
 
     def features(params: Any, episodes: Episodes) -> tuple[Array, Array]:
         factors = trunk.factors(params, items(episodes))
@@ -227,14 +245,10 @@ class _Attentive(nn.Module):
         hidden, size = self.sizes.hidden, self.sizes.rank
         trunk = Trunk(hidden)
         seen, asked = trunk(episodes.context_x), trunk(episodes.x)
-        value = nn.relu(
-            nn.Dense(self.sizes.encoder, name="hidden")(
-                jnp.concatenate([seen, episodes.context_y], -1)
-            )
-        )
-        value = nn.Dense(size, name="value")(jnp.concatenate([value, episodes.context_y], -1))
+        value = _read(self.sizes.encoder, size, seen, episodes.context_y)
         query, key = nn.Dense(size, name="query")(asked), nn.Dense(size, name="key")(seen)
-        found = attention(*(each[:, :, None] for each in (query, key, value)), None)[:, :, 0]
+        query, key, value = (each[:, :, None] for each in (query, key, value))  # one head
+        found = attention(query, key, value, None)[:, :, 0]
         asked = asked + nn.Dense(hidden, kernel_init=nn.initializers.zeros, name="found")(found)
         return nn.Dense(self.outputs, name="last")(asked)
 
