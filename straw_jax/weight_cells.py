@@ -10,6 +10,9 @@ are the packed numbers of a `FactorSpec`, which are read as the weights of an ex
 
 Parameters stay float32, and so does the state, a sum over all steps: in 16 bits it would lose small
 additions.
+
+What a step writes is sown as "written" into the collection "intermediates": keys, values, strengths
+and forgetting of each head, as `delta_rule` takes them; keys and queries; the numbers `w_t`.
 """
 
 from collections.abc import Callable
@@ -18,7 +21,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.dtypes import promote_dtype
+from flax.linen.dtypes import canonicalize_dtype, promote_dtype
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -250,7 +253,7 @@ class SelfReferentialCell(nn.RNNCellBase):
             self.param(name, _shifted_normal(mean, rows**-0.5), (self.heads, rows, size))
             for (name, size), mean in zip(columns.items(), (0.0, 0.0, 0.0, -1.0), strict=True)
         ]
-        inputs, *first = promote_dtype(inputs, *first, dtype=self.dtype)
+        dtype = canonicalize_dtype(inputs, *first, dtype=self.dtype)
         matrix = jnp.concatenate([cast(each, carry.dtype) for each in first], axis=-1)
         matrix = jnp.broadcast_to(matrix, carry.shape) + carry
 
@@ -258,7 +261,8 @@ class SelfReferentialCell(nn.RNNCellBase):
             ends = [sum([*columns.values()][: i + 1]) for i in range(len(columns) - 1)]
             return jnp.split(numbers, ends, axis=-1)
 
-        x = inputs.astype(carry.dtype).reshape(*inputs.shape[:-1], self.heads, rows)
+        x = inputs.astype(dtype).astype(carry.dtype)
+        x = x.reshape(*inputs.shape[:-1], self.heads, rows)
         y, query, key, strengths = cut(_read_out(nn.softmax(x), matrix))
         query, key = nn.softmax(query), nn.softmax(key)
         self.sow("intermediates", "written", {"keys": key, "queries": query})
@@ -266,7 +270,7 @@ class SelfReferentialCell(nn.RNNCellBase):
             cut(_read_out(query - key, matrix)), jnp.split(strengths, 4, axis=-1), strict=True
         )
         change = jnp.concatenate([error * nn.sigmoid(strength) for error, strength in errors], -1)
-        y = y.reshape(*inputs.shape[:-1], self.features).astype(inputs.dtype)
+        y = y.reshape(*inputs.shape[:-1], self.features).astype(dtype)
         return carry + _outer(key, change), y
 
     @nn.nowrap
