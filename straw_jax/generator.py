@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from straw_jax import expect
 from straw_jax.factors import Entry, FactorSpec, GeneratedLeaf
 from straw_jax.kinds import Start, Written
-from straw_jax.layers import AttentionBlock, bias_init, dense, kernel_init
+from straw_jax.layers import AttentionBlock, bias_init, dense, kernel_init, sized_init
 from straw_jax.lowrank import Generated, accumulator_dtype
 from straw_jax.network import Network, Params, as_network, zeros_like
 from straw_jax.starts import (
@@ -214,12 +214,12 @@ class SharedHeads(nn.Module):
                 f"SharedHeads: expected a form of {get_args(Form)}, got {self.form!r}."
             )
         places = _Places.of(self.spec, self.form, self.start_at_base)
-        style = dense(self.hidden, z.shape[-1], "style", self.dtype)(balanced(z))
+        style = dense(self.hidden, z.shape[-1], "style", self.dtype, sized_init)(balanced(z))
         asked = _Names(places, self.hidden, self.dtype, name="names")()
         hidden = nn.relu(style[:, None] + asked.astype(style.dtype)[None])
-        mixed = dense(self.hidden, self.hidden, "mixed", self.dtype)(balanced(hidden))
+        mixed = dense(self.hidden, self.hidden, "mixed", self.dtype, sized_init)(balanced(hidden))
         mixed = nn.Dropout(self.dropout)(mixed, deterministic=deterministic)
-        return _write(self, places, nn.relu(hidden + mixed))
+        return _write(self, places, nn.relu(hidden + mixed), own_share(self.start_at_base))
 
 
 class TokenHeads(nn.Module):
@@ -271,14 +271,19 @@ class TokenHeads(nn.Module):
         check_start("TokenHeads", self.start, only="plain")
         places = _Places.of(self.spec, "T", self.start_at_base)
         z = z if z.ndim == 3 else z[:, None]
-        style = dense(self.width, z.shape[-1], "style", self.dtype)(balanced(z))
+        style = dense(self.width, z.shape[-1], "style", self.dtype, sized_init)(balanced(z))
         asked = _Names(places, self.width, self.dtype, name="names")()
         x = jnp.broadcast_to(asked.astype(style.dtype), (z.shape[0], *asked.shape))
         for i in range(1, self.layers + 1):
             for name, context in (("cross", style), ("self", None)):
-                block = AttentionBlock(self.heads, self.dropout, self.dtype, name=f"{name}{i}")
+                block = AttentionBlock(
+                    self.heads, self.dropout, self.dtype, sized_init, name=f"{name}{i}"
+                )
                 x = block(x, context, None, deterministic)
-        return _write(self, places, x)
+        own = own_share(self.start_at_base)
+        if not self.start_at_base:  # the first steps change all blocks alike, and so their sum
+            own = own / (2 * self.layers)
+        return _write(self, places, x, own)
 
 
 @dataclass(frozen=True)
@@ -404,13 +409,13 @@ class _Names(nn.Module):
         return cast(total, self.dtype)
 
 
-def _write(module: Any, places: _Places, hidden: Array) -> dict[str, Any]:
+def _write(module: Any, places: _Places, hidden: Array, own: float) -> dict[str, Any]:
     """Return a tree of factors that the vectors `[batch, vectors, width]` of a module write.
 
-    They change embeddings of what is asked for, which alone write what all samples share.
+    They change embeddings of what is asked for, which alone write what all samples share. `own` is
+    the share of the vectors, as that of `own_share`.
     """
     width = hidden.shape[-1]
-    own = own_share(module.start_at_base)
     own = own / (1 - own**2) ** 0.5
     signs = _Names(places, width, module.dtype, product=True, name="signs")()
     change = 1 + averaged(hidden) * jnp.asarray(own * width, hidden.dtype)
