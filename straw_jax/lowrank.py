@@ -123,6 +123,68 @@ class Indexed(Lazy):
         return replace(self, bank=jax.vmap(function)(self.bank))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PerVector(Indexed):
+    """An array of a bank for each of a sample's vectors, stored as numbers in the bank.
+
+    There is no one array of it: products and sums with vectors, all of them in their order, use it.
+
+    Attributes:
+        bank: `[adapters, *shape]`, shared by all samples.
+        index: which of them each vector has, whole numbers `[vectors]`.
+        weight: None.
+        known: as that of `Indexed`.
+        neutral: what -1 has in place of an array's numbers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.lowrank import PerVector, apply_factor
+        >>> factor = PerVector(jnp.arange(3.0).reshape(3, 1, 1), jnp.array([2, -1]))
+        >>> apply_factor(jnp.ones((2, 1)), factor).tolist()
+        [[2.0], [0.0]]
+    """
+
+    neutral: float = field(default=0.0, metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array of each vector."""
+        return self.bank.shape[1:]
+
+    @property
+    def array(self) -> Array:
+        """None: an error."""
+        raise self.refusal("an operation that needs one array for all of them")
+
+    @property
+    def each(self) -> Array:
+        """The arrays, `[vectors, *shape]`."""
+        return self.chosen(_looked_up(self.bank, self.index))
+
+    def chosen(self, arrays: Array) -> Array:
+        """Return what a bank gives, `[vectors, ...]`, where there is an adapter."""
+        if self.known:
+            return arrays
+        index = self.index.reshape(-1, *[1] * (arrays.ndim - 1))
+        outside = (index < -1) | (index >= self.bank.shape[0])
+        arrays = jnp.where(outside, jnp.asarray(jnp.nan, arrays.dtype), arrays)
+        return jnp.where(index == -1, jnp.asarray(self.neutral, arrays.dtype), arrays)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise a ValueError unless there are as many vectors, of a shape, as numbers."""
+        if math.prod(shape) != self.index.shape[0]:
+            raise self.refusal(f"{list(shape)} vectors")
+
+    def refusal(self, got: str) -> ValueError:
+        """Return the error for what is not done with each vector's own array."""
+        return ValueError(
+            "modulate: expected products with all vectors in their order, or sums with biases, as"
+            f" index has numbers for each of {self.index.shape[0]} vectors of a sample, got {got}."
+            " Leave this leaf out of the bank, or give index one number a sample."
+        )
+
+
 Factor: TypeAlias = Array | Generated | Lazy
 
 
@@ -551,6 +613,10 @@ def indexed_dot(x: Array, bank: Array, index: Array, precision: lax.PrecisionLik
 def _apply_indexed(x: Array, factor: Indexed, precision: lax.PrecisionLike) -> Array:
     """Multiply by a factor of a bank."""
     within = jnp.clip(factor.index, 0, factor.bank.shape[0] - 1)
+    if isinstance(factor, PerVector):
+        factor.check(x.shape[:-1])
+        y = indexed_dot(x.reshape(-1, 1, x.shape[-1]), factor.bank, within, precision)
+        return factor.chosen(y[:, 0]).reshape(*x.shape[:-1], y.shape[-1])
     y = indexed_dot(x.reshape(1, -1, x.shape[-1]), factor.bank, within[None], precision)
     return _where_present(y.reshape(*x.shape[:-1], y.shape[-1]), factor)
 
@@ -572,6 +638,8 @@ def looked_up_rows(factor: Indexed, rows: Array) -> Array:
         >>> looked_up_rows(factor, jnp.array([2, 0])).tolist()
         [[10.0, 11.0], [6.0, 7.0]]
     """
+    if isinstance(factor, PerVector):
+        raise factor.refusal("a look-up of rows")
     count, size, _ = factor.bank.shape
     places = jnp.clip(factor.index, 0, count - 1), jnp.clip(rows, 0, size - 1)
     return _where_present(jnp.asarray(factor.bank).at[places].get(mode="promise_in_bounds"), factor)
