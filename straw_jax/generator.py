@@ -214,7 +214,9 @@ class SharedHeads(nn.Module):
                 f"SharedHeads: expected a form of {get_args(Form)}, got {self.form!r}."
             )
         places = _Places.of(self.spec, self.form, self.start_at_base)
-        style = dense(self.hidden, z.shape[-1], "style", self.dtype, sized_init)(balanced(z))
+        # Of twice the size of names: encoders get gradients through what differs by sample alone.
+        wide = nn.initializers.variance_scaling(4, "fan_in", "uniform")
+        style = dense(self.hidden, z.shape[-1], "style", self.dtype, wide)(balanced(z))
         asked = _Names(places, self.hidden, self.dtype, name="names")()
         hidden = nn.relu(style[:, None] + asked.astype(style.dtype)[None])
         mixed = dense(self.hidden, self.hidden, "mixed", self.dtype, sized_init)(balanced(hidden))
@@ -281,8 +283,8 @@ class TokenHeads(nn.Module):
                 )
                 x = block(x, context, None, deterministic)
         own = own_share(self.start_at_base)
-        if not self.start_at_base:  # the first steps change all blocks alike, and so their sum
-            own = own / (2 * self.layers)
+        if not self.start_at_base:  # first steps change blocks in part alike, and so their sum
+            own = own / (2 * self.layers) ** 0.75
         return _write(self, places, x, own)
 
 
@@ -417,12 +419,13 @@ def _write(module: Any, places: _Places, hidden: Array, own: float) -> dict[str,
     """
     width = hidden.shape[-1]
     own = own / (1 - own**2) ** 0.5
-    signs = _Names(places, width, module.dtype, product=True, name="signs")()
+    signs = _Names(places, width, module.dtype, product=True, name="signs")().astype(hidden.dtype)
     change = 1 + averaged(hidden) * jnp.asarray(own * width, hidden.dtype)
-    hidden = averaged(signs.astype(hidden.dtype)[None] * change)
+    hidden = averaged(signs[None] * change)
     unit = unit_init(1.0)
     heads: dict[str, nn.Dense] = {}
     written: dict[str, dict[str, Any]] = {}
+    arrays: dict[int, int] = {}  # so far, by their first vectors
     for place in places.each:
         if place.head not in heads:
             heads[place.head] = nn.Dense(
@@ -431,7 +434,13 @@ def _write(module: Any, places: _Places, hidden: Array, own: float) -> dict[str,
                 dtype=_dtype_of(place.part, module.dtype),
                 name=place.head,
             )
-        array = place.array(heads[place.head](hidden[:, place.vectors]))
+        vectors = hidden[:, place.vectors]
+        number = arrays[place.vectors.start] = arrays.get(place.vectors.start, -1) + 1
+        if number and place.shape[1] > 1:
+            # Signs of another row: of one row's in B and A, products would add up over the rank.
+            others = jnp.roll(signs[place.vectors], number, axis=0)
+            vectors = averaged(others[None] * change[:, place.vectors])
+        array = place.array(heads[place.head](vectors))
         written.setdefault(place.leaf.path, {})[place.name] = finished(
             array, place.part, place.start
         )

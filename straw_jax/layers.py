@@ -75,13 +75,13 @@ def attention(query: Array, key: Array, value: Array, mask: Array | None) -> Arr
 class AttentionBlock(nn.Module):
     """Attention, then an MLP of twice the width, each with RMSNorm before and a sum after it.
 
-    `init` is of the kernels that read what is attended to, and write what is added of it.
+    `value_init` is of the kernels that read what is attended to, and write what is added of it.
     """
 
     heads: int
     dropout: float
     dtype: DTypeLike | None
-    init: Initializer = kernel_init
+    value_init: Initializer = kernel_init
 
     @nn.compact
     def __call__(
@@ -105,11 +105,11 @@ class AttentionBlock(nn.Module):
             for name, each, init in (
                 ("query", y, kernel_init),
                 ("key", seen, kernel_init),
-                ("value", seen, self.init),
+                ("value", seen, self.value_init),
             )
         )
         y = attention(query, key, value, mask).reshape(x.shape)
-        x = x + dropped(dense(width, width, "out", self.dtype, self.init)(y))
+        x = x + dropped(dense(width, width, "out", self.dtype, self.value_init)(y))
         y = nn.gelu(dense(2 * width, width, "mlp1", self.dtype)(norm("norm2")(x)))
         return x + dropped(dense(width, 2 * width, "mlp2", self.dtype)(y))
 

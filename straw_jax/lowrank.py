@@ -23,6 +23,10 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike, DTypeLike
 
+# Up to so many numbers a vector, ranks of all adapters together, products with all of them are
+# quicker than to sort vectors (benchmarks/index.py).
+_FEW_COLUMNS = 64
+
 
 class Generated(NamedTuple):
     """A factor `[m, n]`, stored as the output layer of a generator that is not applied yet.
@@ -615,10 +619,25 @@ def _apply_indexed(x: Array, factor: Indexed, precision: lax.PrecisionLike) -> A
     within = jnp.clip(factor.index, 0, factor.bank.shape[0] - 1)
     if isinstance(factor, PerVector):
         factor.check(x.shape[:-1])
-        y = indexed_dot(x.reshape(-1, 1, x.shape[-1]), factor.bank, within, precision)
-        return factor.chosen(y[:, 0]).reshape(*x.shape[:-1], y.shape[-1])
+        vectors = x.reshape(-1, x.shape[-1])
+        if factor.bank.shape[0] * min(factor.shape) <= _FEW_COLUMNS:
+            y = _dot_with_all(vectors, factor.bank, within, precision)
+        else:
+            y = indexed_dot(vectors[:, None], factor.bank, within, precision)[:, 0]
+        return factor.chosen(y).reshape(*x.shape[:-1], y.shape[-1])
     y = indexed_dot(x.reshape(1, -1, x.shape[-1]), factor.bank, within[None], precision)
     return _where_present(y.reshape(*x.shape[:-1], y.shape[-1]), factor)
+
+
+def _dot_with_all(x: Array, bank: Array, index: Array, precision: lax.PrecisionLike) -> Array:
+    """Multiply vectors `[vectors, in]` by all matrices of a bank at once, and keep their own."""
+    count, rows, columns = bank.shape
+    own = (index[:, None] == jnp.arange(count)[None])[..., None]
+    if columns <= rows:
+        every = dot(x, bank.swapaxes(0, 1).reshape(rows, count * columns), precision)
+        return jnp.where(own, every.reshape(-1, count, columns), 0).sum(1)
+    spread = jnp.where(own, x[:, None], 0).reshape(-1, count * rows)
+    return dot(spread, bank.reshape(count * rows, columns), precision)
 
 
 def looked_up_rows(factor: Indexed, rows: Array) -> Array:

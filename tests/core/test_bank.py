@@ -330,16 +330,25 @@ def test_numbers_of_tokens_that_are_not_known():
     assert np.array_equal(np.isnan(apply(wrong)).all(-1), wrong == 3)
 
 
-def test_no_factor_is_there_for_each_token():
-    tokens, rank = 512, 4
+@pytest.mark.parametrize("rank", [4, 32])  # products with all adapters, and with sorted tokens
+def test_no_factor_is_there_for_each_token(rank):
+    tokens, apply = 512, modulate(lambda params, x: x @ params["W"])
     params = {"W": random_array(0, (64, 48))}
     bank, x = bank_of(params, rank), random_array(2, (1, tokens, 64))
-    ids = np.arange(tokens)[None] % ADAPTERS
+    ids = np.arange(tokens)[None] ** 2 % ADAPTERS
+    weights = random_array(3, (1, tokens, 48))
 
-    def loss(bank, x, ids):
-        return jnp.sum(modulate(lambda p, x: x @ p["W"])(params, bank, x, index=ids))
+    def by_index(bank, x):
+        return jnp.sum(weights * apply(params, bank, x, index=ids))
 
-    assert largest_intermediate(jax.grad(loss, (0, 1)), bank, x, ids) <= 2 * x.size
+    def formed(bank, x):
+        B, A = bank["W"].B[ids], bank["W"].A[ids]
+        update = jnp.einsum("nti,ntir,ntro->nto", x, B, A)
+        return jnp.sum(weights * (x @ params["W"] + update))
+
+    own, other = (jax.jit(jax.value_and_grad(each, (0, 1))) for each in (by_index, formed))
+    assert_close(own(bank, x), other(bank, x), 10 * TOLERANCE["float32"])
+    assert largest_intermediate(jax.grad(by_index, (0, 1)), bank, x) <= 2 * x.size
 
 
 def test_what_tokens_cannot_have_numbers_of():
