@@ -52,6 +52,8 @@ SECTIONS = {
     "adapters": Section("8, 32 and 128 adapters in a batch of 4,096 tokens, width 2,048"),
     "language": Section("characters a second of LSTM and HyperLSTM, 1,000 units"),
     "prediction": Section("steps a second of weight predictors"),
+    "documents": Section("training step of a reader of documents, SmolLM2's sizes, random weights"),
+    "documents_bfloat16": Section("as documents, in bfloat16", "documents", {"dtype": "bfloat16"}),
     "seeds": Section("step of three seeds, one after the other and as one program"),
     "torch": Section("step and forward pass of the author's algorithm in PyTorch"),
     "torch_language": Section("characters a second of PyTorch's nn.LSTM"),

@@ -1,13 +1,17 @@
-"""Adapters by index: a batch whose samples have different ones, in five ways, on this machine.
+"""Adapters by index: a batch whose samples have different ones, in some ways, on this machine.
 
-Prints a Markdown table: CPU seconds and temporary bytes of a compiled call.
+Prints a Markdown table: CPU seconds and temporary bytes of a compiled call, the least of some calls
+of all ways in turn.
 
     python benchmarks/index.py
+    python benchmarks/index.py --tokens 4096 --width 512  # one packed sequence, a number a token
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import alone  # noqa: F401  It goes first: then no extra is needed.
@@ -88,43 +92,99 @@ WAYS: dict[str, Callable[..., Array]] = {
 }
 
 
+def with_adapters(multiply: Callable[..., Array], params: Weights, bank: Any, x: Array) -> Array:
+    """Compute the two layers, with a function from vectors and factors to what an adapter adds."""
+
+    def layer(x: Array, name: str) -> Array:
+        return x @ params[name] + multiply(x, bank[name].B, bank[name].A)
+
+    return layer(jax.nn.relu(layer(x, "up")), "down")
+
+
+def all_masked(params: Weights, bank: Any, x: Array, ids: Array) -> Array:
+    """Multiply by the factors of all adapters as one matrix, and mask others' products."""
+
+    def multiply(x: Array, B: Array, A: Array) -> Array:
+        count, width, rank = B.shape
+        products = (x @ B.swapaxes(0, 1).reshape(width, -1)).reshape(-1, count, rank)
+        own = jnp.where((ids[:, None] == jnp.arange(count))[..., None], products, 0)
+        return own.reshape(-1, count * rank) @ A.reshape(count * rank, -1)
+
+    return with_adapters(multiply, params, bank, x)
+
+
+def ragged(params: Weights, bank: Any, x: Array, ids: Array) -> Array:
+    """Sort vectors by number, and multiply each group by its factors."""
+    order = jnp.argsort(ids)
+    sizes = jnp.bincount(ids, length=bank["up"].B.shape[0])
+
+    def multiply(x: Array, B: Array, A: Array) -> Array:
+        return jax.lax.ragged_dot(jax.lax.ragged_dot(x, B, sizes), A, sizes)
+
+    return jnp.zeros_like(x).at[order].set(with_adapters(multiply, params, bank, x[order]))
+
+
+WAYS_OF_TOKENS: dict[str, Callable[..., Array]] = {
+    "without adapters": base,
+    "`index=ids`": by_index,
+    "factors repeated per token": repeated,
+    "loop over adapters, merged": looped,
+    "products with all adapters, masked": all_masked,
+    "sorted, `ragged_dot`": ragged,
+}
+
+
 def measure(
-    function: Callable[..., Array], arguments: tuple[Any, ...], repeats: int
-) -> tuple[float, int, Array]:
-    """Return CPU seconds of a call, the least of some, its temporary bytes, and its result."""
-    compiled = jax.jit(function).lower(*arguments).compile()
-    temporary = compiled.memory_analysis().temp_size_in_bytes
-    y = jax.block_until_ready(compiled(*arguments))
-    taken = []
-    for _ in range(repeats):
-        start = time.process_time()
-        jax.block_until_ready(compiled(*arguments))
-        taken.append(time.process_time() - start)
-    return min(taken), temporary, y
+    ways: dict[str, Callable[..., Array]], arguments: tuple[Any, ...], repeats: int
+) -> dict[str, tuple[float, int]]:
+    """Return CPU seconds of a call, the least of some, and its temporary bytes, of each way."""
+    seconds: dict[str, float] = {}
+    compiled, exact = {}, jax.jit(ways["`index=ids`"])(*arguments)
+    for name, way in ways.items():
+        compiled[name] = jax.jit(way).lower(*arguments).compile()
+        y = compiled[name](*arguments)
+        if way is not base and not jnp.allclose(y, exact, atol=1e-2):
+            raise ValueError(f"expected the same results of {name} as of index=ids")
+    for turn in range(repeats):
+        for name, call in compiled.items():
+            if turn > 1 and seconds[name] > 1:
+                continue  # the slowest twice
+            start = time.process_time()
+            jax.block_until_ready(call(*arguments))
+            seconds[name] = min(seconds.get(name, math.inf), time.process_time() - start)
+    return {
+        name: (seconds[name], call.memory_analysis().temp_size_in_bytes)
+        for name, call in compiled.items()
+    }
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--adapters", type=int, nargs="+", default=[8, 32, 128])
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--tokens", type=int, help="a number for each of so many, in place of one")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
     print("| adapters | way | CPU ms | temporary MB |")
     print("|---|---|---|---|")
+    vectors, ways = options.batch, WAYS
+    if options.tokens:
+        vectors = options.tokens
+        packed = partial(_packed, by_index)
+        ways = WAYS_OF_TOKENS | {"`index=ids`": packed}
     for adapters in options.adapters:
-        arguments = make_arguments(adapters, options.batch, options.width, options.rank)
-        exact = None
-        for name, way in WAYS.items():
-            repeats = options.repeats if way in (base, by_index, repeated) else 2
-            seconds, temporary, y = measure(way, arguments, repeats)
-            if way is by_index:
-                exact = y
-            elif way is not base and not jnp.allclose(y, exact, atol=1e-2):
-                raise ValueError(f"expected the same results of {name} as of index=ids")
+        arguments = make_arguments(adapters, vectors, options.width, options.rank)
+        for name, (seconds, temporary) in measure(ways, arguments, options.repeats).items():
             cells = adapters, name, f"{1e3 * seconds:.1f}", f"{temporary / 1e6:.1f}"
             print("|", " | ".join(map(str, cells)), "|", flush=True)
+
+
+def _packed(way: Callable[..., Array], params: Weights, bank: Any, x: Array, ids: Array) -> Array:
+    """Compute of vectors as of the tokens of one sequence."""
+    return way(params, bank, x[None], ids[None])[0]
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ from jax_models import model as article_model
 from worker import timed
 
 from straw_experiments.data import normalise
+from straw_experiments.documents import networks as readers
+from straw_experiments.documents.tasks import Batch
+from straw_experiments.documents.train import Recipe, Trainer
 from straw_experiments.image_classification.evaluate import make_forward
 from straw_experiments.image_classification.loop import train_on_device
 from straw_experiments.image_classification.networks import article_straw, straw_model
@@ -43,8 +46,11 @@ from straw_experiments.image_classification.step import (
 )
 from straw_experiments.runner.environment import device, versions
 from straw_experiments.runner.state import training_key
+from straw_experiments.smollm.model import LlamaConfig, shapes
 from straw_jax import Factors, hyperlora, make_straw, modulate
 from straw_jax.straw import Base
+
+_DOCUMENT_STEPS = 400  # of the command's default
 
 Figure = float | dict[str, float]
 Figures = dict[str, dict[str, Figure]]
@@ -74,6 +80,8 @@ class Sizes(NamedTuple):
         language: Features, features of the smaller LSTM, batch, characters.
         predictors: Of weights.
         predicted: Networks of a step of weight prediction.
+        llama: The language model whose adapters are written, with random weights.
+        documents: A step's contexts, tokens of a context, and of the passage that follows.
         images: Of a training set.
         epochs: Over it.
     """
@@ -102,6 +110,8 @@ class Sizes(NamedTuple):
     language: tuple[int, int, int, int] = (1000, 128, 128, 100)
     predictors: tuple[str, ...] = ("straw", "straw_muon")
     predicted: int = 1024
+    llama: LlamaConfig = LlamaConfig()
+    documents: tuple[int, int, int] = (8, 96, 64)
     images: int = 112_800
     epochs: int = 3
 
@@ -128,6 +138,8 @@ TINY = Sizes(
     language=(3, 2, 2, 2),
     predictors=("straw",),
     predicted=2,
+    llama=LlamaConfig(vocabulary=16, width=8, layers=2, heads=2, kv_heads=1, head=4, mlp=8),
+    documents=(2, 4, 3),
     images=10,
     epochs=1,
 )
@@ -566,6 +578,62 @@ def prediction(sizes: Sizes) -> Figures:
         take = jax_prediction.build(name, [2, 5, 1], 30, sizes.predicted, sizes.steps)
         taken = _one_by_one(take, sizes, per=sizes.steps)
         found[name] = {"step": taken, "steps/s": 1 / taken["median"]}
+    return found
+
+
+class _RandomTexts:
+    """A task of documents: random tokens, of contexts as long as there may be."""
+
+    def __init__(self, sizes: Sizes):
+        self.vocabulary = sizes.llama.vocabulary
+        _, self.length, self.passage = sizes.documents
+
+    def draw(
+        self, rng: np.random.Generator, n: int, part: str, *, length: int | None = None
+    ) -> Batch:
+        """Draw contexts and passages."""
+        del part
+        context, query = (
+            rng.integers(0, self.vocabulary, (n, size), dtype=np.int32)
+            for size in (length or self.length, self.passage)
+        )
+        asked = np.ones(query.shape, bool)
+        asked[:, 0] = False
+        return Batch(context, np.ones(context.shape, bool), query, asked)
+
+
+def documents(sizes: Sizes, dtype: str = "float32") -> Figures:
+    """Time training of what writes a language model's adapters from documents, and the writing."""
+    keys = iter(jax.random.split(jax.random.key(0), 100))
+
+    def weight(shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.normal(next(keys), shape, dtype) * shape[-1] ** -0.5
+
+    weights = jax.tree.map(
+        weight, shapes(sizes.llama), is_leaf=lambda leaf: isinstance(leaf, tuple)
+    )
+    settings = {"kernels": ["down"], "rank": 8, "width": 128, "precision": dtype}
+    of_models = readers.sizes_of(sizes.llama, settings)
+    count = sizes.documents[0]
+    found: Figures = {}
+    for name, build in {"written": readers.associations, "static": readers.static}.items():
+        recipe = Recipe(steps=_DOCUMENT_STEPS, parts=1, batch_size=count, learning_rate=0.003)
+        task = _RandomTexts(sizes)
+        trainer = Trainer(name, build(of_models), of_models, weights, task, recipe)
+        batch = jax.tree.map(jnp.asarray, trainer.draw(0, 0))
+        state, ids = trainer.init_state(0), jnp.asarray(batch.ids)
+
+        def take(trainer: Any = trainer, batch: Any = batch, ids: Any = ids) -> Any:
+            nonlocal state
+            state, loss = trainer.step(state, trainer.weights, batch, ids)
+            return loss
+
+        taken = _one_by_one(take, sizes)
+        found[name] = {
+            "step": taken,
+            "tokens/s": batch.query.size / taken["median"],
+            "400 steps, minutes": _DOCUMENT_STEPS * taken["median"] / 60,
+        }
     return found
 
 

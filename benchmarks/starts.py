@@ -6,7 +6,8 @@ to a coordinate network that draws it, and "table", labelled rows to an MLP, hav
 Columns:
 
     sizes      standard deviation of activations over that of the plain model, of the layer whose
-               ratio is farthest from 1; sums over samples and seeds
+               ratio is farthest from 1; over samples and 64 draws of initial values, as at rank 1
+               those of single draws scatter
     loss       largest loss of the first ten steps of Adam (1e-3) over the first, of the worst seed
     gradients  norms of encoder, generator and executor, relative to the largest, at the step where
                they are closest to each other
@@ -53,6 +54,7 @@ if jax.__version_info__ < (0, 11):  # later versions may not have these flags
     os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 SEEDS = 4
+DRAWS = 64
 BATCH = 64
 STEPS = 10
 RANKS = 1, 4, 16, 64, 256
@@ -212,7 +214,7 @@ def measure(
         start=start,
     )
     data = jax.tree.map(jnp.asarray, (given.x, given.context, given.target))
-    keys = jax.random.split(jax.random.key(0), seeds)
+    keys = jax.random.split(jax.random.key(0), max(seeds, DRAWS))
     optimiser = optax.adam(1e-3)
 
     def loss(params: Any, data: Any) -> Any:
@@ -231,9 +233,10 @@ def measure(
     def started(key: Any, data: Any) -> Any:
         return loss(straw.init(key), data)[1]
 
+    found = [started(key, data) for key in keys]
+    sizes = _ratio(given, [np.stack(each) for each in zip(*found, strict=True)])
     if not trained:
-        found = [started(key, data) for key in keys]
-        return Start(_ratio(given, [np.stack(each) for each in zip(*found, strict=True)]))
+        return Start(sizes)
 
     init = jax.jit(straw.init)
 
@@ -245,13 +248,13 @@ def measure(
             found.append(each)
         return jax.tree.map(lambda *each: np.stack(each), *found)
 
-    losses, moments, norms = jax.tree.map(lambda *each: np.stack(each), *map(one, keys))
+    losses, _, norms = jax.tree.map(lambda *each: np.stack(each), *map(one, keys[:seeds]))
     steps = {part: np.exp(np.log(each + 1e-30).mean(axis=0)) for part, each in norms.items()}
     spread = np.ptp(np.log([*steps.values()]), axis=0)
     at = int(spread[1:].argmin()) + 1  # of a base, A starts at 0, and so do gradients through it
     largest = max(each[at] for each in steps.values())
     return Start(
-        _ratio(given, [each[:, 0] for each in moments]),
+        sizes,
         float((losses.max(axis=1) / losses[:, 0]).max()),
         {part: float(each[at] / largest) for part, each in steps.items()},
     )
@@ -313,7 +316,7 @@ def main() -> None:
     parser.add_argument("--generators", nargs="+", choices=names, default=names)
     parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES))
     parser.add_argument("--kinds", nargs="+", help="only these")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="%(default)s")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of the steps: %(default)s")
     parser.add_argument("--ranks", nargs="+", type=int, help="only these")
     given = parser.parse_args()
     began = time.process_time()

@@ -20,11 +20,9 @@ Where a leaf has low-rank updates alone, norms are proportional to the scale, an
 do not depend on it. For DoRA, and for several kinds on one leaf, multiply `A` by the scale first.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -36,15 +34,19 @@ from straw_jax import expect
 from straw_jax.changes import (
     Difference,
     Leaf,
+    each_leaf,
+    effective_rank,
     factors_of,
     is_lowrank,
     leaves_of,
+    matrices_of,
     not_none,
     one_by_one,
     over_samples,
+    paired_products,
+    squares_of,
     sum_one_by_one,
     wide,
-    widest,
 )
 from straw_jax.factors import Entry, FactorSpec, FactorTree, as_updates, named_leaves
 from straw_jax.kinds import Factors
@@ -190,7 +192,7 @@ def inner_products(left: FactorTree, right: FactorTree, *, params: Any = None) -
         got, want = ((each.samples, *each.shape) for each in (v[path], leaf))
         if got != want:
             raise _unpaired("inner_products", path, want, got)
-    return _each(_inner_products, u, v)
+    return each_leaf(_inner_products, u, v)
 
 
 def squared_norms(updates: FactorTree, *, params: Any = None) -> dict[str, Array]:
@@ -215,7 +217,7 @@ def squared_norms(updates: FactorTree, *, params: Any = None) -> dict[str, Array
         >>> analysis.squared_norms(updates)["W"].tolist()  # 3 x 4 matrices of twos
         [48.0, 48.0, 48.0, 48.0, 48.0, 48.0, 48.0, 48.0]
     """
-    return _each(_squared_norms, leaves_of(updates, params))
+    return each_leaf(squares_of, leaves_of(updates, params))
 
 
 def differences(left: FactorTree, right: FactorTree) -> dict[str, Entry]:
@@ -250,7 +252,7 @@ def differences(left: FactorTree, right: FactorTree) -> dict[str, Entry]:
         want, got = _sizes(u[path]), _sizes(v[path])
         if want != got:
             raise _unpaired("differences", path, want, got)
-    return _each(_difference, u, v)
+    return each_leaf(_difference, u, v)
 
 
 def singular_values(
@@ -281,7 +283,7 @@ def singular_values(
         >>> analysis.singular_values(updates)["W"].shape
         (8, 2)
     """
-    return _each(_singular_values, _matrices(updates, params, allow_materialise))
+    return each_leaf(_singular_values, matrices_of(updates, params, allow_materialise))
 
 
 def effective_ranks(
@@ -316,7 +318,7 @@ def effective_ranks(
         >>> analysis.effective_ranks(updates)["W"].round(2).tolist()
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
-    return _each(_effective_ranks, _matrices(updates, params, allow_materialise))
+    return each_leaf(_effective_ranks, matrices_of(updates, params, allow_materialise))
 
 
 def means(updates: FactorTree, *, params: Any = None) -> dict[str, Array]:
@@ -341,7 +343,7 @@ def means(updates: FactorTree, *, params: Any = None) -> dict[str, Array]:
         >>> analysis.means(updates)["W"].shape
         (3, 4)
     """
-    return _each(_mean, leaves_of(updates, params))
+    return each_leaf(_mean, leaves_of(updates, params))
 
 
 def variance(groups: Iterable[FactorTree], *, params: Any = None) -> dict[str, Variance]:
@@ -387,7 +389,7 @@ def variance(groups: Iterable[FactorTree], *, params: Any = None) -> dict[str, V
         count += 1
         leaves = leaves_of(group, params)
         _check_group(count, leaves, totals)
-        for path, (squares, total, square) in _each(_moments, leaves).items():
+        for path, (squares, total, square) in each_leaf(_moments, leaves).items():
             n = leaves[path].samples
             old = sums.get(path, (0, 0.0, 0.0))
             new = n, float(squares), n * float(square)
@@ -420,19 +422,6 @@ def _variance(groups: int, n: int, squares: float, group_squares: float, total: 
     return Variance(variance, mean_square**0.5, between, chance, corrected)
 
 
-def _each(function: Callable[..., Any], *trees: Mapping[str, Any]) -> dict[str, Any]:
-    """Apply a function to every leaf of trees by path: one program, not one for each operation."""
-    leaves = [tuple(tree[path] for path in trees[0]) for tree in trees]
-    return dict(zip(trees[0], _program(function, *leaves), strict=True))
-
-
-@partial(jax.jit, static_argnums=0, inline=True)
-def _program(function: Callable[..., Any], *leaves: tuple[Any, ...]) -> list[Any]:
-    # A GPU would round float32 numbers before it multiplies them.
-    with jax.default_matmul_precision("highest"):
-        return [function(*each) for each in zip(*leaves, strict=True)]
-
-
 @jax.jit
 def _square_of_mean(total: Array, n: ArrayLike) -> Array:
     return jnp.sum((total / n) ** 2)
@@ -440,29 +429,8 @@ def _square_of_mean(total: Array, n: ArrayLike) -> Array:
 
 def _inner_products(left: Leaf, right: Leaf) -> Array:
     if left.is_structured and right.is_structured:
-        return _products(left.changes(), right.changes())
+        return paired_products(left.changes(), right.changes())
     return one_by_one(lambda left, right: jnp.sum(left * right), left, right)
-
-
-def _squared_norms(leaf: Leaf) -> Array:
-    if not leaf.is_structured:
-        return one_by_one(lambda change: jnp.sum(change**2), leaf)
-    changes = leaf.changes()
-    terms = [replace(changes, terms=(term,)) for term in changes.terms]
-    pairs = itertools.combinations_with_replacement(terms, 2)
-    products = [_products(one, other) * (1 if one is other else 2) for one, other in pairs]
-    # The product of two Gram matrices may round to slightly below zero.
-    return jnp.maximum(reduce(jnp.add, products, jnp.zeros(leaf.samples, changes.dtype)), 0)
-
-
-def _products(left: Kernel, right: Kernel) -> Array:
-    """Return the inner products of two leaves' changes `[..., n]`, sample by sample."""
-    dtype = widest([left, right])
-    axes = (*range(-left.ndim + 1, 0), 0)
-    out = jax.ShapeDtypeStruct(left.shape[-1:], dtype)
-    product = combine(left.astype(dtype), axes, right.astype(dtype), axes, (0,), out)
-    result: Array = not_none(left.path, product).materialise()
-    return result
 
 
 def _mean(leaf: Leaf) -> Array:
@@ -480,7 +448,7 @@ def _mean(leaf: Leaf) -> Array:
 def _moments(leaf: Leaf) -> tuple[Array, Array, Array]:
     """Sum of squared norms, sum of updates, and the squared norm of their mean."""
     mean = _mean(leaf)
-    return _squared_norms(leaf).sum(), leaf.samples * mean, jnp.sum(mean**2)
+    return squares_of(leaf).sum(), leaf.samples * mean, jnp.sum(mean**2)
 
 
 def _difference(left: Any, right: Any) -> Any:
@@ -492,21 +460,6 @@ def _difference(left: Any, right: Any) -> Any:
     if expect.is_array(left):
         return left - right
     return Difference(as_updates(left), as_updates(right))
-
-
-def _matrices(updates: FactorTree, params: Any, allow_materialise: bool) -> dict[str, Leaf]:
-    """Return the leaves whose changes are matrices: low-rank ones, or all."""
-    leaves = leaves_of(updates, params)
-    if stacked := [path for path, leaf in leaves.items() if "s" in leaf.reading]:
-        raise ValueError(
-            f"analysis: expected matrices, got {stacked}, each of stacked layers. Split their"
-            " updates with by_layer."
-        )
-    return {
-        path: leaf
-        for path, leaf in leaves.items()
-        if len(leaf.shape) > 1 and (allow_materialise or is_lowrank(leaf))
-    }
 
 
 def _singular_values(leaf: Leaf) -> Array:
@@ -524,11 +477,7 @@ def _singular_values(leaf: Leaf) -> Array:
 
 
 def _effective_ranks(leaf: Leaf) -> Array:
-    values = _singular_values(leaf)
-    total = values.sum(axis=-1, keepdims=True)
-    shares = values / jnp.where(total > 0, total, 1)
-    entropy = jax.scipy.special.entr(shares).sum(axis=-1)
-    return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0)
+    return effective_rank(_singular_values(leaf))
 
 
 def _split_layers(path: str, update: Any, axes: str, stacked: tuple[int, ...]) -> list[Any]:

@@ -1,5 +1,6 @@
 """Banks of adapters: several trees of factors as one, and numbers that say which a sample has."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
@@ -12,7 +13,7 @@ from jax import Array
 from straw_jax import expect
 from straw_jax.factors import Entry, FactorTree, as_updates
 from straw_jax.kinds import Update
-from straw_jax.lowrank import Indexed, factor_shape, form
+from straw_jax.lowrank import Indexed, PerVector, factor_shape, form
 
 
 def stack_adapters(adapters: Sequence[FactorTree]) -> dict[str, Entry]:
@@ -163,7 +164,7 @@ def of_samples(
     updates: Mapping[str, tuple[Update, ...]],
     axes: Mapping[str, Any],
     index: Any,
-    samples: Any,
+    shape: tuple[Any, ...],
 ) -> tuple[dict[str, tuple[Update, ...]], dict[str, Any]]:
     """Return the updates of samples that choose among those of a bank.
 
@@ -171,8 +172,9 @@ def of_samples(
         leaves: of the parameters, by path.
         updates: of all adapters, by path.
         axes: of updates, as `in_axes` of `jax.vmap`: which arrays have the axis of adapters.
-        index: `[samples]` whole numbers, or a pair of numbers and weights `[samples, terms]`.
-        samples: how many.
+        index: `[samples]` whole numbers, or one for each vector `[samples, *vectors]`, or a pair of
+            numbers and weights `[samples, terms]`.
+        shape: of what the model reads, `[samples, *vectors, ...]`.
 
     Returns:
         Updates with factors that are `Indexed` and other arrays gathered, and their axes.
@@ -186,11 +188,11 @@ def of_samples(
         >>> from straw_jax.bank import of_samples
         >>> bank = {"W": (Factors(jnp.ones((4, 3, 2)), jnp.ones((4, 2, 5))),)}
         >>> ids, axes = jnp.array([3, 3, 0]), {"W": (Factors(0, 0),)}
-        >>> updates, axes = of_samples({"W": jnp.ones((3, 5))}, bank, axes, ids, 3)
+        >>> updates, axes = of_samples({"W": jnp.ones((3, 5))}, bank, axes, ids, (3, 5))
         >>> updates["W"][0].B.bank.shape, updates["W"][0].B.index.shape
         ((4, 3, 2), (3,))
     """
-    choice = _choose(index, samples, _count_of(axes, updates))
+    choice = _choose(index, shape, _count_of(axes, updates))
     made = {
         path: [
             one
@@ -212,11 +214,12 @@ class _Choice:
     """Which adapter of a bank each sample has.
 
     Attributes:
-        ids: whole numbers `[samples, terms]`.
+        ids: whole numbers `[samples, terms]`, or `[samples, vectors]`.
         weights: of the terms, `[samples, terms]`; None for one term of weight 1.
         count: of adapters.
         known: whether all are known to be those of adapters.
         has_none: whether -1 is known to be among them.
+        per_vector: whether each vector of a sample has a number.
     """
 
     ids: Array
@@ -224,19 +227,24 @@ class _Choice:
     count: int
     known: bool
     has_none: bool
+    per_vector: bool
 
 
-def _choose(index: Any, samples: Any, count: int) -> _Choice:
+def _choose(index: Any, shape: tuple[Any, ...], count: int) -> _Choice:
     """Return what the argument `index` says; raise a ValueError unless it fits."""
     ids, weights = index if isinstance(index, tuple) and len(index) == 2 else (index, None)
     whole = expect.is_array(ids) and jnp.issubdtype(ids.dtype, jnp.integer)
-    axes = 1 if weights is None else 2
-    if not whole or len(ids.shape) != axes or ids.shape[0] != samples:
+    axes = max(len(ids.shape), 1) if whole and weights is None else 2
+    fits = whole and len(ids.shape) == axes <= len(shape)
+    if not fits or ids.shape[0] != shape[0] or (weights is None and ids.shape != shape[:axes]):
+        samples, vectors = shape[0], list(shape[:-1]) if len(shape) > 2 else list(shape)
         raise ValueError(
             f"modulate: expected index as whole numbers [{samples}] of adapters, one a sample of x,"
-            f" or (numbers, weights), both [{samples}, adapters], got {expect.describe(index)}."
-            " Convert lists with jnp.asarray."
+            f" or one for each vector of a sample, {vectors} for x {list(shape)}, or (numbers,"
+            f" weights), both [{samples}, adapters], got {expect.describe(index)}. Convert lists"
+            " with jnp.asarray."
         )
+    per_vector = weights is None and axes > 1
     floating = weights is None or (
         expect.is_array(weights) and jnp.issubdtype(weights.dtype, jnp.floating)
     )
@@ -257,8 +265,10 @@ def _choose(index: Any, samples: Any, count: int) -> _Choice:
         has_none = bool((numbers < 0).any())
         known = not has_none
     ids = jnp.asarray(ids)
+    if per_vector:
+        ids = ids.reshape(ids.shape[0], math.prod(ids.shape[1:]))
     ids = ids if ids.ndim == 2 else ids[:, None]
-    return _Choice(ids, weights, count, known, has_none)
+    return _Choice(ids, weights, count, known, has_none, per_vector)
 
 
 def _count_of(axes: Any, updates: Mapping[str, tuple[Update, ...]]) -> int:
@@ -295,6 +305,8 @@ def _indexed(
     names = _with_axis(update, axes)
     factors = set(names) & set(update.factors)
     _check(path, update, names, choice, has_base)
+    if choice.per_vector:
+        return [_of_vectors(update, axes, names, choice, has_base)]
     if not factors and (update.mixing == "fields" or len(names) == 1):
         return [_of_samples(update, axes, names, choice, has_base)]
     weights = choice.weights
@@ -311,6 +323,11 @@ def _indexed(
 
 def _check(path: str, update: Update, names: list[str], choice: _Choice, has_base: bool) -> None:
     kind = type(update).__name__
+    if choice.per_vector and not update.per_vector:
+        raise ValueError(
+            f"modulate: expected low-rank updates, gains and whole biases where index has a number"
+            f" for each vector, got {kind} for {path}. Give index one number a sample."
+        )
     if choice.weights is not None and not update.mixing:
         raise ValueError(
             f"modulate: expected updates that add up for a mixture of adapters, got {kind} for"
@@ -324,12 +341,31 @@ def _check(path: str, update: Update, names: list[str], choice: _Choice, has_bas
         )
 
 
+def _of_vectors(
+    update: Any, axes: Any, names: list[str], choice: _Choice, has_base: bool
+) -> tuple[Update, Any]:
+    """Return an update of which each vector has its own, with its axes."""
+    shared, sample_axis = cast("tuple[Any, Any]", (None, 0))
+    ids = _marked(choice, has_base)
+    made, own = {}, {}
+    for name in names:
+        array, neutral = jnp.asarray(form(getattr(update, name))), update.neutral.get(name, jnp.nan)
+        made[name] = PerVector(array, ids, None, choice.known, neutral)
+        own[name] = PerVector(shared, sample_axis, None, choice.known, neutral)
+    return replace(update, **made), replace(axes, **own)
+
+
+def _marked(choice: _Choice, has_base: bool) -> Array:
+    """Return numbers of adapters; of leaves that are nothing else, -1 is out of range: NaN."""
+    if has_base or choice.known:
+        return choice.ids
+    return jnp.where(choice.ids == -1, choice.count, choice.ids)
+
+
 def _of_samples(
     update: Any, axes: Any, names: list[str], choice: _Choice, has_base: bool
 ) -> tuple[Update, Any]:
-    ids, weights = choice.ids, choice.weights
-    if not has_base and not choice.known:
-        ids = jnp.where(ids == -1, choice.count, ids)  # NaN: there is nothing but an adapter
+    ids, weights = _marked(choice, has_base), choice.weights
     shared, sample_axis = cast("tuple[Any, Any]", (None, 0))
     made: dict[str, Any] = {}
     own: dict[str, Any] = {}

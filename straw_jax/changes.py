@@ -1,8 +1,10 @@
 """What updates change of a leaf, `W_s - W_0`, as structured kernels: what `analysis` measures."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -16,8 +18,9 @@ from straw_jax.factors import Entry, FactorTree, as_updates, named_leaves
 from straw_jax.kinds import Factors, InBasis, Mixed, Posed, Update
 from straw_jax.kinds.whole import WholeLeaf
 from straw_jax.lowrank import formed
+from straw_jax.operations import combine
 from straw_jax.operators import Contraction, Kernel, Term
-from straw_jax.parts import Part
+from straw_jax.parts import Axes, Part
 from straw_jax.quantised import dequantise
 from straw_jax.readings import matrix_axes, read_as
 
@@ -165,7 +168,7 @@ def over_samples(function: Callable[..., Any], leaf: Leaf) -> Any:
 def one_by_one(function: Callable[..., Any], *leaves: Leaf) -> Any:
     """Apply a function to each sample's changes of some leaves, formed one sample after another."""
     return lax.map(
-        lambda index: function(*(leaf.formed(_arrays_at(leaf, index)) for leaf in leaves)),
+        lambda index: function(*(leaf.formed(arrays_at(leaf, index)) for leaf in leaves)),
         jnp.arange(leaves[0].samples),
     )
 
@@ -174,7 +177,7 @@ def sum_one_by_one(leaf: Leaf) -> Array:
     """Return the sum of a leaf's changes, formed one sample after another."""
 
     def add(total: Array, index: Array) -> tuple[Array, None]:
-        return total + leaf.formed(_arrays_at(leaf, index)), None
+        return total + leaf.formed(arrays_at(leaf, index)), None
 
     zero = jnp.zeros(leaf.shape, leaf.structure.dtype)
     return lax.scan(add, zero, jnp.arange(leaf.samples))[0]
@@ -189,7 +192,8 @@ def _dependent(jaxpr: core.Jaxpr, inputs: Sequence[bool]) -> list[bool]:
     return [not isinstance(var, core.Literal) and var in found for var in jaxpr.outvars]
 
 
-def _arrays_at(leaf: Leaf, index: Array) -> list[Array]:
+def arrays_at(leaf: Leaf, index: Array) -> list[Array]:
+    """Return the arrays of one sample's updates, or of some samples'."""
     return [
         array if axis is None else array[index]
         for array, axis in zip(leaf.arrays, leaf.axes, strict=True)
@@ -209,6 +213,67 @@ def not_none(path: str, result: Any) -> Any:
             " and thus no norm. Leave this leaf out."
         )
     return result
+
+
+# Measures that several functions need.
+
+
+def each_leaf(function: Callable[..., Any], *trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply a function to every leaf of trees by path: one program, not one for each operation."""
+    leaves = [tuple(tree[path] for path in trees[0]) for tree in trees]
+    return dict(zip(trees[0], _program(function, *leaves), strict=True))
+
+
+@partial(jax.jit, static_argnums=0, inline=True)
+def _program(function: Callable[..., Any], *leaves: tuple[Any, ...]) -> list[Any]:
+    # A GPU would round float32 numbers before it multiplies them.
+    with jax.default_matmul_precision("highest"):
+        return [function(*each) for each in zip(*leaves, strict=True)]
+
+
+def inner_products(left: Kernel, right: Kernel, axes: tuple[Axes, Axes], out: Axes) -> Array:
+    """Return inner products of changes.
+
+    Args:
+        left: changes, `[*shape]`, or with a sample axis behind these.
+        right: changes of the same leaf.
+        axes: names of the sample axes of both, 0, 1, ....
+        out: shape of the result, whose axes are 0, 1, ....
+    """
+    dtype = widest([left, right])
+    summed = range(len(axes[0]) - left.ndim, 0)
+    like = jax.ShapeDtypeStruct(out, dtype)
+    product = combine(
+        left.astype(dtype), (*summed, *axes[0]), right.astype(dtype), (*summed, *axes[1]),
+        tuple(range(len(out))), like,
+    )  # fmt: skip
+    result: Array = not_none(left.path, product).materialise()
+    return result
+
+
+def paired_products(left: Kernel, right: Kernel) -> Array:
+    """Return the inner products of two leaves' changes `[..., n]`, sample by sample."""
+    return inner_products(left, right, ((0,), (0,)), left.shape[-1:])
+
+
+def squares_of(leaf: Leaf) -> Array:
+    """Return the squared norm of each sample's change."""
+    if not leaf.is_structured:
+        return one_by_one(lambda change: jnp.sum(change**2), leaf)
+    changes = leaf.changes()
+    terms = [replace(changes, terms=(term,)) for term in changes.terms]
+    pairs = itertools.combinations_with_replacement(terms, 2)
+    products = [paired_products(one, other) * (1 if one is other else 2) for one, other in pairs]
+    # The product of two Gram matrices may round to slightly below zero.
+    return jnp.maximum(reduce(jnp.add, products, jnp.zeros(leaf.samples, changes.dtype)), 0)
+
+
+def effective_rank(values: Array) -> Array:
+    """Return the effective ranks of matrices with singular values `[..., k]`, 0 for zeros."""
+    total = values.sum(axis=-1, keepdims=True)
+    shares = values / jnp.where(total > 0, total, 1)
+    entropy = jax.scipy.special.entr(shares).sum(axis=-1)
+    return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0)
 
 
 # Differences.
@@ -346,6 +411,21 @@ def leaves_of(updates: FactorTree, params: Any) -> dict[str, Leaf]:
     """
     bases = None if params is None else named_leaves(dequantise(params))
     return {path: _leaf(path, entry, bases) for path, entry in wide(updates).items()}
+
+
+def matrices_of(updates: FactorTree, params: Any, allow_materialise: bool) -> dict[str, Leaf]:
+    """Return the leaves whose changes are matrices: low-rank ones, or all."""
+    leaves = leaves_of(updates, params)
+    if stacked := [path for path, leaf in leaves.items() if "s" in leaf.reading]:
+        raise ValueError(
+            f"analysis: expected matrices, got {stacked}, each of stacked layers. Split their"
+            " updates with by_layer."
+        )
+    return {
+        path: leaf
+        for path, leaf in leaves.items()
+        if len(leaf.shape) > 1 and (allow_materialise or is_lowrank(leaf))
+    }
 
 
 def wide(updates: FactorTree) -> dict[str, Entry]:

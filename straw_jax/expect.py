@@ -241,6 +241,18 @@ def finite(where: str, **scalars: Any) -> None:
             )
 
 
+def carry(where: str, cell: Any, inputs: Any, carry: Any) -> None:
+    """Raise unless the inputs of a recurrent cell's step are an array, and its carry fits them."""
+    arrays(where, "inputs", inputs)
+    want = jax.eval_shape(lambda: cell.initialize_carry(jax.random.key(0), inputs.shape))
+    given = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(carry)]
+    if given != [leaf.shape for leaf in jax.tree.leaves(want)]:
+        raise ValueError(
+            f"{where}: expected a carry of {describe(want)} for inputs {describe(inputs)}, got"
+            f" {describe(carry)}. Make it with initialize_carry(key, inputs.shape)."
+        )
+
+
 def parts(where: str, params: Any, names: tuple[str, ...]) -> None:
     """Raise unless parameters are a dict with entries of these names."""
     if isinstance(params, Mapping) and all(name in params for name in names):

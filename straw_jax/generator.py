@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from straw_jax import expect
 from straw_jax.factors import Entry, FactorSpec, GeneratedLeaf
 from straw_jax.kinds import Start, Written
-from straw_jax.layers import AttentionBlock, bias_init, dense, kernel_init
+from straw_jax.layers import AttentionBlock, bias_init, dense, kernel_init, sized_init
 from straw_jax.lowrank import Generated, accumulator_dtype
 from straw_jax.network import Network, Params, as_network, zeros_like
 from straw_jax.starts import (
@@ -214,12 +214,14 @@ class SharedHeads(nn.Module):
                 f"SharedHeads: expected a form of {get_args(Form)}, got {self.form!r}."
             )
         places = _Places.of(self.spec, self.form, self.start_at_base)
-        style = dense(self.hidden, z.shape[-1], "style", self.dtype)(balanced(z))
+        # Of twice the size of names: encoders get gradients through what differs by sample alone.
+        wide = nn.initializers.variance_scaling(4, "fan_in", "uniform")
+        style = dense(self.hidden, z.shape[-1], "style", self.dtype, wide)(balanced(z))
         asked = _Names(places, self.hidden, self.dtype, name="names")()
         hidden = nn.relu(style[:, None] + asked.astype(style.dtype)[None])
-        mixed = dense(self.hidden, self.hidden, "mixed", self.dtype)(balanced(hidden))
+        mixed = dense(self.hidden, self.hidden, "mixed", self.dtype, sized_init)(balanced(hidden))
         mixed = nn.Dropout(self.dropout)(mixed, deterministic=deterministic)
-        return _write(self, places, nn.relu(hidden + mixed))
+        return _write(self, places, nn.relu(hidden + mixed), own_share(self.start_at_base))
 
 
 class TokenHeads(nn.Module):
@@ -271,14 +273,19 @@ class TokenHeads(nn.Module):
         check_start("TokenHeads", self.start, only="plain")
         places = _Places.of(self.spec, "T", self.start_at_base)
         z = z if z.ndim == 3 else z[:, None]
-        style = dense(self.width, z.shape[-1], "style", self.dtype)(balanced(z))
+        style = dense(self.width, z.shape[-1], "style", self.dtype, sized_init)(balanced(z))
         asked = _Names(places, self.width, self.dtype, name="names")()
         x = jnp.broadcast_to(asked.astype(style.dtype), (z.shape[0], *asked.shape))
         for i in range(1, self.layers + 1):
             for name, context in (("cross", style), ("self", None)):
-                block = AttentionBlock(self.heads, self.dropout, self.dtype, name=f"{name}{i}")
+                block = AttentionBlock(
+                    self.heads, self.dropout, self.dtype, sized_init, name=f"{name}{i}"
+                )
                 x = block(x, context, None, deterministic)
-        return _write(self, places, x)
+        own = own_share(self.start_at_base)
+        if not self.start_at_base:  # first steps change blocks in part alike, and so their sum
+            own = own / (2 * self.layers) ** 0.75
+        return _write(self, places, x, own)
 
 
 @dataclass(frozen=True)
@@ -404,20 +411,21 @@ class _Names(nn.Module):
         return cast(total, self.dtype)
 
 
-def _write(module: Any, places: _Places, hidden: Array) -> dict[str, Any]:
+def _write(module: Any, places: _Places, hidden: Array, own: float) -> dict[str, Any]:
     """Return a tree of factors that the vectors `[batch, vectors, width]` of a module write.
 
-    They change embeddings of what is asked for, which alone write what all samples share.
+    They change embeddings of what is asked for, which alone write what all samples share. `own` is
+    the share of the vectors, as that of `own_share`.
     """
     width = hidden.shape[-1]
-    own = own_share(module.start_at_base)
     own = own / (1 - own**2) ** 0.5
-    signs = _Names(places, width, module.dtype, product=True, name="signs")()
+    signs = _Names(places, width, module.dtype, product=True, name="signs")().astype(hidden.dtype)
     change = 1 + averaged(hidden) * jnp.asarray(own * width, hidden.dtype)
-    hidden = averaged(signs.astype(hidden.dtype)[None] * change)
+    hidden = averaged(signs[None] * change)
     unit = unit_init(1.0)
     heads: dict[str, nn.Dense] = {}
     written: dict[str, dict[str, Any]] = {}
+    arrays: dict[int, int] = {}  # so far, by their first vectors
     for place in places.each:
         if place.head not in heads:
             heads[place.head] = nn.Dense(
@@ -426,7 +434,13 @@ def _write(module: Any, places: _Places, hidden: Array) -> dict[str, Any]:
                 dtype=_dtype_of(place.part, module.dtype),
                 name=place.head,
             )
-        array = place.array(heads[place.head](hidden[:, place.vectors]))
+        vectors = hidden[:, place.vectors]
+        number = arrays[place.vectors.start] = arrays.get(place.vectors.start, -1) + 1
+        if number and place.shape[1] > 1:
+            # Signs of another row: of one row's in B and A, products would add up over the rank.
+            others = jnp.roll(signs[place.vectors], number, axis=0)
+            vectors = averaged(others[None] * change[:, place.vectors])
+        array = place.array(heads[place.head](vectors))
         written.setdefault(place.leaf.path, {})[place.name] = finished(
             array, place.part, place.start
         )

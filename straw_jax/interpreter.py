@@ -151,7 +151,8 @@ def _evaluate(
         return _PROGRAMS[name](Nested(equation.params, operands, data, where, axis_name))
     if any(data) and name in _ELEMENTWISE and _of_one_shape(operands, data, out_avals[0]):
         # As large as what is computed from the sample here anyway.
-        kernels = [replace(kernel, allow_materialise=True) for kernel in kernels]
+        shape = out_avals[0].shape
+        kernels = [replace(kernel.for_vectors(shape), allow_materialise=True) for kernel in kernels]
         given = iter(kernels)
         operands = [next(given) if isinstance(each, Kernel) else each for each in operands]
     elif name in RULES and not _is_free(kernels, any(data), out_avals):

@@ -14,6 +14,9 @@ from straw_jax.lowrank import accumulator_dtype
 #: Uniform in +-1 / sqrt(fan in), for kernels `[*window, in, out]`.
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
+#: Uniform, with results of the size of the input; PyTorch's have 0.58 of it.
+sized_init = nn.initializers.variance_scaling(1, "fan_in", "uniform")
+
 
 def bias_init(fan_in: int) -> Initializer:
     """Return an initialiser, uniform in +-1 / sqrt(fan_in), for biases."""
@@ -24,11 +27,15 @@ def bias_init(fan_in: int) -> Initializer:
     return init
 
 
-def dense(features: int, fan_in: int, name: str, dtype: DTypeLike | None = None) -> nn.Dense:
+def dense(
+    features: int,
+    fan_in: int,
+    name: str,
+    dtype: DTypeLike | None = None,
+    init: Initializer = kernel_init,
+) -> nn.Dense:
     """Return a dense layer from vectors of length `fan_in`, which computes in `dtype`."""
-    return nn.Dense(
-        features, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init(fan_in), name=name
-    )
+    return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=bias_init(fan_in), name=name)
 
 
 def conv(features: int, channels: int, name: str, **options: Any) -> nn.Conv:
@@ -66,11 +73,15 @@ def attention(query: Array, key: Array, value: Array, mask: Array | None) -> Arr
 
 
 class AttentionBlock(nn.Module):
-    """Attention, then an MLP of twice the width, each with RMSNorm before and a sum after it."""
+    """Attention, then an MLP of twice the width, each with RMSNorm before and a sum after it.
+
+    `value_init` is of the kernels that read what is attended to, and write what is added of it.
+    """
 
     heads: int
     dropout: float
     dtype: DTypeLike | None
+    value_init: Initializer = kernel_init
 
     @nn.compact
     def __call__(
@@ -88,13 +99,17 @@ class AttentionBlock(nn.Module):
         y = norm("norm1")(x)
         seen = y if context is None else norm("norm_context")(context)
         query, key, value = (
-            dense(width, each.shape[-1], name, self.dtype)(each).reshape(
+            dense(width, each.shape[-1], name, self.dtype, init)(each).reshape(
                 *each.shape[:2], self.heads, width // self.heads
             )
-            for name, each in (("query", y), ("key", seen), ("value", seen))
+            for name, each, init in (
+                ("query", y, kernel_init),
+                ("key", seen, kernel_init),
+                ("value", seen, self.value_init),
+            )
         )
         y = attention(query, key, value, mask).reshape(x.shape)
-        x = x + dropped(dense(width, width, "out", self.dtype)(y))
+        x = x + dropped(dense(width, width, "out", self.dtype, self.value_init)(y))
         y = nn.gelu(dense(2 * width, width, "mlp1", self.dtype)(norm("norm2")(x)))
         return x + dropped(dense(width, 2 * width, "mlp2", self.dtype)(y))
 

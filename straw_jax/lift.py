@@ -135,7 +135,8 @@ def modulate(
             updates, axes = _checked(params, factors, batch)
         else:
             updates, axes = _checked(params, factors)
-            updates, axes = of_samples(named_leaves(params), updates, axes, chosen, batch)
+            shape = jnp.shape(jax.tree.leaves(x)[0])
+            updates, axes = of_samples(named_leaves(params), updates, axes, chosen, shape)
         options, treedef = jax.tree.flatten(kwargs)
         keys = _keys_of_samples(kwargs, batch)
 

@@ -23,6 +23,10 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike, DTypeLike
 
+# Up to so many numbers a vector, ranks of all adapters together, products with all of them are
+# quicker than to sort vectors (benchmarks/index.py).
+_FEW_COLUMNS = 64
+
 
 class Generated(NamedTuple):
     """A factor `[m, n]`, stored as the output layer of a generator that is not applied yet.
@@ -121,6 +125,68 @@ class Indexed(Lazy):
     def rearranged(self, function: Callable[[Array], Array]) -> "Indexed":
         """Return the factor with a function of each factor of its bank, such as a reshape."""
         return replace(self, bank=jax.vmap(function)(self.bank))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PerVector(Indexed):
+    """An array of a bank for each of a sample's vectors, stored as numbers in the bank.
+
+    There is no one array of it: products and sums with vectors, all of them in their order, use it.
+
+    Attributes:
+        bank: `[adapters, *shape]`, shared by all samples.
+        index: which of them each vector has, whole numbers `[vectors]`.
+        weight: None.
+        known: as that of `Indexed`.
+        neutral: what -1 has in place of an array's numbers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from straw_jax.lowrank import PerVector, apply_factor
+        >>> factor = PerVector(jnp.arange(3.0).reshape(3, 1, 1), jnp.array([2, -1]))
+        >>> apply_factor(jnp.ones((2, 1)), factor).tolist()
+        [[2.0], [0.0]]
+    """
+
+    neutral: float = field(default=0.0, metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array of each vector."""
+        return self.bank.shape[1:]
+
+    @property
+    def array(self) -> Array:
+        """None: an error."""
+        raise self.refusal("an operation that needs one array for all of them")
+
+    @property
+    def each(self) -> Array:
+        """The arrays, `[vectors, *shape]`."""
+        return self.chosen(_looked_up(self.bank, self.index))
+
+    def chosen(self, arrays: Array) -> Array:
+        """Return what a bank gives, `[vectors, ...]`, where there is an adapter."""
+        if self.known:
+            return arrays
+        index = self.index.reshape(-1, *[1] * (arrays.ndim - 1))
+        outside = (index < -1) | (index >= self.bank.shape[0])
+        arrays = jnp.where(outside, jnp.asarray(jnp.nan, arrays.dtype), arrays)
+        return jnp.where(index == -1, jnp.asarray(self.neutral, arrays.dtype), arrays)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise a ValueError unless there are as many vectors, of a shape, as numbers."""
+        if math.prod(shape) != self.index.shape[0]:
+            raise self.refusal(f"{list(shape)} vectors")
+
+    def refusal(self, got: str) -> ValueError:
+        """Return the error for what is not done with each vector's own array."""
+        return ValueError(
+            "modulate: expected products with all vectors in their order, or sums with biases, as"
+            f" index has numbers for each of {self.index.shape[0]} vectors of a sample, got {got}."
+            " Leave this leaf out of the bank, or give index one number a sample."
+        )
 
 
 Factor: TypeAlias = Array | Generated | Lazy
@@ -551,8 +617,27 @@ def indexed_dot(x: Array, bank: Array, index: Array, precision: lax.PrecisionLik
 def _apply_indexed(x: Array, factor: Indexed, precision: lax.PrecisionLike) -> Array:
     """Multiply by a factor of a bank."""
     within = jnp.clip(factor.index, 0, factor.bank.shape[0] - 1)
+    if isinstance(factor, PerVector):
+        factor.check(x.shape[:-1])
+        vectors = x.reshape(-1, x.shape[-1])
+        if factor.bank.shape[0] * min(factor.shape) <= _FEW_COLUMNS:
+            y = _dot_with_all(vectors, factor.bank, within, precision)
+        else:
+            y = indexed_dot(vectors[:, None], factor.bank, within, precision)[:, 0]
+        return factor.chosen(y).reshape(*x.shape[:-1], y.shape[-1])
     y = indexed_dot(x.reshape(1, -1, x.shape[-1]), factor.bank, within[None], precision)
     return _where_present(y.reshape(*x.shape[:-1], y.shape[-1]), factor)
+
+
+def _dot_with_all(x: Array, bank: Array, index: Array, precision: lax.PrecisionLike) -> Array:
+    """Multiply vectors `[vectors, in]` by all matrices of a bank at once, and keep their own."""
+    count, rows, columns = bank.shape
+    own = (index[:, None] == jnp.arange(count)[None])[..., None]
+    if columns <= rows:
+        every = dot(x, bank.swapaxes(0, 1).reshape(rows, count * columns), precision)
+        return jnp.where(own, every.reshape(-1, count, columns), 0).sum(1)
+    spread = jnp.where(own, x[:, None], 0).reshape(-1, count * rows)
+    return dot(spread, bank.reshape(count * rows, columns), precision)
 
 
 def looked_up_rows(factor: Indexed, rows: Array) -> Array:
@@ -572,6 +657,8 @@ def looked_up_rows(factor: Indexed, rows: Array) -> Array:
         >>> looked_up_rows(factor, jnp.array([2, 0])).tolist()
         [[10.0, 11.0], [6.0, 7.0]]
     """
+    if isinstance(factor, PerVector):
+        raise factor.refusal("a look-up of rows")
     count, size, _ = factor.bank.shape
     places = jnp.clip(factor.index, 0, count - 1), jnp.clip(rows, 0, size - 1)
     return _where_present(jnp.asarray(factor.bank).at[places].get(mode="promise_in_bounds"), factor)

@@ -23,6 +23,8 @@ from jax.typing import ArrayLike
 
 from straw_jax.lowrank import (
     ConvGeometry,
+    Lazy,
+    PerVector,
     conv,
     each_number,
     is_lazy,
@@ -31,7 +33,7 @@ from straw_jax.lowrank import (
     patches,
 )
 from straw_jax.parts import Axes, Part, as_matrix, scales_of
-from straw_jax.products import along, dense, times, with_array
+from straw_jax.products import along, along_vectors, dense, times, with_array
 from straw_jax.quantised import Quantised
 
 _T = TypeVar("_T")
@@ -98,9 +100,9 @@ class Contraction(Term):
     may_form: bool = field(default=False, metadata=_static)
 
     @staticmethod
-    def of(array: Array | Quantised) -> "Contraction":
+    def of(array: Array | Lazy) -> "Contraction":
         """Return a term that is one array; a quantised one with scales as an array of their own."""
-        axes = tuple(range(array.ndim))
+        axes = tuple(range(len(array.shape)))
         if isinstance(array, Quantised) and (scales := scales_of(array)) is not None:
             integers = replace(array, scales=None)
             return Contraction((Part(integers, axes, array.shape), scales))
@@ -125,7 +127,8 @@ class Contraction(Term):
         return self.times(Part(jnp.asarray(factor), (), ()))
 
     def times(self, part: Part) -> "Contraction":
-        if self.is_array and set(part.axes) == set(self.parts[0].axes):
+        same = self.is_array and set(part.axes) == set(self.parts[0].axes)
+        if same and not isinstance(part.value, PerVector):
             whole = self.parts[0].array * part.ordered(self.parts[0].axes.index).array
             return Contraction((replace(self.parts[0], value=whole),))
         return replace(self, parts=(*self.parts, part))
@@ -138,8 +141,24 @@ class Contraction(Term):
         """Return the names of all axes."""
         return {axis for part in self.parts for axis in part.axes}
 
+    @property
+    def per_vector(self) -> PerVector | None:
+        """An array of which each vector has its own, if there is one."""
+        values = (part.value for part in self.parts)
+        return next((value for value in values if isinstance(value, PerVector)), None)
+
     def materialise(self, sizes: Axes) -> Array:
         axes = tuple(axis for axis in range(len(sizes)) if axis in self.axes())
+        if (value := self.per_vector) is not None:
+            if any(axis < 0 for axis in self.axes()):
+                raise value.refusal("an operation that needs the whole kernel")
+            free = tuple(axis for axis in range(len(sizes)) if axis not in axes)
+            every = dict(enumerate(sizes))
+            arrays = (
+                along_vectors(part, tuple(every), every, free, value.bank.dtype)
+                for part in self.parts
+            )
+            return reduce(jnp.multiply, arrays) * jnp.asarray(self.scale, value.bank.dtype)
         array = contract(self.parts, axes)
         if self.scale != 1.0:
             array = array * jnp.asarray(self.scale, array.dtype)
@@ -148,11 +167,13 @@ class Contraction(Term):
     def product(self, x: Array, x_axes: Axes, out_axes: Axes, sizes: Axes, precision: Any) -> Array:
         summed = set(x_axes) - set(out_axes)
         core, before, after = self._gains(summed, set(out_axes))
+        every = dict(enumerate(sizes)) | dict(zip(x_axes, x.shape, strict=True))
+        free = tuple(axis for axis in x_axes if axis >= len(sizes))
         for part in before:
-            x = x * along(part, x_axes, x.dtype)
+            x = x * along_vectors(part, x_axes, every, free, x.dtype)
         y = self._core_product(core, x, x_axes, out_axes, sizes, precision)
         for part in after:
-            y = y * along(part, out_axes, y.dtype)
+            y = y * along_vectors(part, out_axes, every, free, y.dtype)
         return y
 
     def _gains(
@@ -238,6 +259,8 @@ class Contraction(Term):
     def convolve(
         self, x: Array, sizes: Axes, geometry: ConvGeometry, groups: int, precision: Any
     ) -> Array | None:
+        if (value := self.per_vector) is not None:
+            raise value.refusal("a convolution")
         *window, rows, out = range(len(sizes))
         if groups == 1:
             core, before, after = self._gains({rows}, {out})
@@ -363,6 +386,15 @@ class Kernel:
     def scaled(self, factor: ArrayLike) -> "Kernel | None":
         """Return the kernel times a scalar."""
         return self.each_term(lambda term: term.scaled(factor))
+
+    def for_vectors(self, shape: tuple[int, ...]) -> "Kernel":
+        """Return the kernel, repeated up to a shape if each vector along it has its own."""
+        each = (term.per_vector for term in self.terms if isinstance(term, Contraction))
+        if shape == self.shape or all(value is None for value in each):
+            return self
+        grown = [axis for axis, size in enumerate(self.shape) if size != shape[axis]]
+        repeated = self.each_part(lambda part: part.without(grown), shape)
+        return self if repeated is None else repeated
 
     def plus(self, *terms: Term) -> "Kernel":
         """Return the kernel with more terms; whole arrays become one."""

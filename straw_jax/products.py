@@ -4,7 +4,7 @@ Data and array have named axes, see `straw_jax.parts`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial, reduce
 from typing import Any
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from straw_jax.lowrank import Indexed, accumulator_dtype, apply_factor, dot, multiply
+from straw_jax.lowrank import Indexed, PerVector, accumulator_dtype, apply_factor, dot, multiply
 from straw_jax.parts import Axes, Part, as_matrix
 from straw_jax.quantised import Quantised
 
@@ -26,6 +26,21 @@ def along(part: Part, axes: Axes, dtype: Any) -> Array:
     part = part.ordered(axes.index)
     array = part.array.astype(dtype)
     return array.reshape([part.size(axis) for axis in axes])
+
+
+def along_vectors(
+    part: Part, axes: Axes, sizes: Mapping[int, int], free: Axes, dtype: Any
+) -> Array:
+    """Return a part as `along`; one of a bank's arrays a vector, of vectors along free axes."""
+    value = part.value
+    if not isinstance(value, PerVector):
+        return along(part, axes, dtype)
+    shape = tuple(sizes[axis] for axis in free)
+    value.check(shape)
+    named = (*free, *part.axes)
+    array = value.each.astype(dtype).reshape(*shape, *part.shape)
+    array = array.transpose(sorted(range(len(named)), key=lambda place: axes.index(named[place])))
+    return array.reshape([sizes[axis] if axis in named else 1 for axis in axes])
 
 
 def dense(x: Array, x_axes: Axes, part: Part, out_axes: Axes, precision: Any) -> Array:

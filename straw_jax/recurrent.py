@@ -92,15 +92,7 @@ class LSTMCell(nn.RNNCellBase):
         expect.finite(name, dropout=self.dropout, forget_bias=self.forget_bias)
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"{name}: expected dropout from 0 to 1, got {self.dropout}.")
-        expect.arrays(name, "inputs", inputs)
-        want = jax.eval_shape(lambda: self.initialize_carry(jax.random.key(0), inputs.shape))
-        given = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(carry)]
-        if given != [leaf.shape for leaf in jax.tree.leaves(want)]:
-            raise ValueError(
-                f"{name}: expected a carry of {expect.describe(want)} for inputs"
-                f" {expect.describe(inputs)}, got {expect.describe(carry)}. Make it with"
-                " initialize_carry(key, inputs.shape)."
-            )
+        expect.carry(name, self, inputs, carry)
 
     @nn.nowrap
     def _cast(self, *arrays: Array) -> list[Array]:

@@ -117,6 +117,8 @@ class Update:
     common: ClassVar[tuple[str, ...]] = ()
     #: What a weighted sum of several is: further "terms", or sums of "fields", from neutral values.
     mixing: ClassVar[str] = ""
+    #: Whether each vector of a sample may have its own (`straw_jax.lowrank.PerVector`).
+    per_vector: ClassVar[bool] = False
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Return the shapes that the fields have for a leaf, without a sample axis."""

@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from straw_jax.kinds.base import Kind, Start, Update, Written, misfit, stack_axis
+from straw_jax.lowrank import each_number
 from straw_jax.operators import Kernel
 from straw_jax.readings import read_as
 
@@ -41,6 +42,7 @@ class Gains(Update):
     stands_alone: ClassVar[bool] = False
     neutral: ClassVar[Mapping[str, Any]] = {"inputs": 1.0, "outputs": 1.0}
     mixing: ClassVar[str] = "fields"
+    per_vector: ClassVar[bool] = True
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         inputs, outputs = gained(shape, self.axes)
@@ -55,7 +57,8 @@ class Gains(Update):
             (self.inputs, self.outputs), gained(kernel.shape, self.axes), strict=True
         ):
             if array is not None and changed is not None:
-                changed = changed.times(array.astype(kernel.dtype), axes)
+                own = each_number(lambda each: each.astype(kernel.dtype), array)
+                changed = changed.times(own, axes)
         if changed is None:
             raise ValueError(
                 f"{kernel.path}: expected a gain of the outputs alone after a pose with a grid, got"

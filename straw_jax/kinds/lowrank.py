@@ -42,6 +42,7 @@ class Factors(Update):
     neutral: ClassVar[Mapping[str, Any]] = {"B": 0.0, "A": 0.0}
     mixing: ClassVar[str] = "terms"
     factors: ClassVar[tuple[str, ...]] = ("B", "A")
+    per_vector: ClassVar[bool] = True
 
     def __iter__(self) -> Iterator[Factor]:
         return iter((self.B, self.A))

@@ -8,7 +8,7 @@ import jax
 from jax.typing import ArrayLike
 
 from straw_jax.kinds.base import Kind, Start, Update, Written
-from straw_jax.lowrank import Factor, form
+from straw_jax.lowrank import Factor, PerVector, each_number, form
 from straw_jax.operators import Contraction, Kernel
 
 
@@ -26,12 +26,15 @@ class WholeLeaf(Update):
     labels: ClassVar[Mapping[str, str]] = {"whole": "the whole"}
     neutral: ClassVar[Mapping[str, Any]] = {"whole": 0.0}
     mixing: ClassVar[str] = "terms"
+    per_vector: ClassVar[bool] = True
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         return {"whole": shape}
 
     def change(self, kernel: Kernel, scale: ArrayLike) -> Kernel:
-        return kernel.plus(Contraction.of(form(self.whole).astype(kernel.dtype)))
+        whole = self.whole if isinstance(self.whole, PerVector) else form(self.whole)
+        whole = each_number(lambda array: array.astype(kernel.dtype), whole)
+        return kernel.plus(Contraction.of(whole))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Adapters of a bank by index, beside each sample's weights formed."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +53,9 @@ def dense(apply, params, bank, x, ids):
     return jax.vmap(one)(ids, x)
 
 
-def mlp(params, x):
+def mlp(params, x, activation=jnp.tanh):
     h = x @ params["up"]
-    return jnp.tanh(h + params["bias"].reshape(*[1] * (h.ndim - 1), -1)) @ params["down"]
+    return activation(h + params["bias"].reshape(*[1] * (h.ndim - 1), -1)) @ params["down"]
 
 
 def stacked(params, x):
@@ -159,11 +160,14 @@ def test_a_bank_of_stacked_layers_is_read_where_it_is():
 
 
 def test_numbers_without_an_adapter():
-    params, x = parameters(MLP), random_array(2, (6, 6))
+    # Sums of whole numbers are exact, whatever a CPU fuses in one of the two programs alone.
+    params = jax.tree.map(lambda leaf: np.round(3 * leaf), parameters(MLP))
+    x = np.round(3 * random_array(2, (6, 6)))
     bank = bank_of(params, {"up": [LowRank(2), Gain()], "down": Mixture(2), "bias": "whole"})
-    apply = jax.jit(lambda ids: modulate(mlp)(params, bank, x, index=ids))
-    y = apply(jnp.array([-1, 0, 3, -2, 2, -1]))
-    np.testing.assert_array_equal(y[::5], jax.jit(mlp)(params, x)[::5])
+    model = partial(mlp, activation=jax.nn.relu)
+    ids = jnp.array([-1, 0, 3, -2, 2, -1])
+    y = jax.jit(lambda ids: modulate(model)(params, bank, x, index=ids))(ids)
+    np.testing.assert_array_equal(y[::5], jax.jit(model)(params, x)[::5])
     np.testing.assert_array_equal(np.isnan(y).all(1), [False, False, True, True, False, False])
     np.testing.assert_array_equal(np.isnan(y).any(1), np.isnan(y).all(1))
     with pytest.raises(ValueError, match=r"index to be numbers from 0 to 2, .* or -1.*got 3"):
@@ -260,6 +264,111 @@ def test_what_does_not_stack():
     bank = stack_adapters([{"W": core}, {}])["W"]
     assert bank.core.tolist() == [[1, 1], [0, 0]]
     assert bank.U.shape == (3, 2)
+
+
+def attention(params, x, dot=jnp.matmul):
+    """Two layers that mix tokens, in the form of Linen and in the form of a language model."""
+    bias = params["bias"]
+    h = jnp.tanh(dot(x, params["up"]) + (bias if bias.ndim == 3 else bias.reshape(1, 1, -1)))
+    weights = jax.nn.softmax(jnp.einsum("nqd,nkd->nqk", h, h))
+    return dot(jnp.einsum("nqk,nkd->nqd", weights, h), params["down"])
+
+
+def per_token(params, bank, x, ids, apply=attention):
+    """Each token with merged weights of its own, `[n, tokens, in, out]`."""
+
+    def one(i):
+        merged = materialize(params, take(params, bank, jnp.maximum(i, 0)))
+        return jax.tree.map(lambda own, base: jnp.where(i < 0, base, own), merged, params)
+
+    weights = jax.vmap(jax.vmap(one))(jnp.asarray(ids))
+    return apply(weights, x, lambda x, W: jnp.einsum("nti,ntio->nto", x, W))
+
+
+PACKED = {"up": [LowRank(2), Gain(inputs=True)], "bias": ["whole", Gain()], "down": 2}
+TOKEN_IDS = np.array([[0, 2, -1, 1, 1], [2, 2, 0, -1, 1]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_number_for_each_token(dtype):
+    params = parameters(MLP, dtype)
+    bank, x = bank_of(params, PACKED, dtype=dtype), random_array(2, (2, 5, 6), dtype)
+    weights = random_array(3, (2, 5, 5))
+
+    def loss(function):
+        def total(params, bank, x):
+            y = function(params, bank, x).astype(jnp.float32)
+            return jnp.sum(y * weights), y
+
+        return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))
+
+    exact = jax.tree.map(lambda leaf: leaf.astype("float32"), (params, bank, x))
+    got = loss(lambda *given: modulate(attention)(*given, index=TOKEN_IDS))(params, bank, x)
+    want = loss(lambda *given: per_token(*given, TOKEN_IDS))(*exact)
+    assert_close(got, want, 5 * TOLERANCE[dtype])
+
+
+def test_tokens_of_one_number_are_a_sample_of_it():
+    params, x = parameters({"W": (3, 6, 6)}), random_array(2, (4, 2, 3, 6))
+    bank, ids = bank_of(params, 2, {"W": "src"}), np.array([0, 2, 1, 2])
+    apply = jax.jit(lambda ids: modulate(stacked)(params, bank, x, index=ids))
+    for axes in (1, 2):  # also of several axes
+        each = np.broadcast_to(ids.reshape(-1, *[1] * axes), x.shape[: axes + 1])
+        if axes == 2:
+            assert_close(apply(each), apply(ids), TOLERANCE["float32"])
+        else:
+            with pytest.raises(ValueError, match=r"each of 2 vectors of a sample, got \[1, 2, 3\]"):
+                apply(each)
+
+
+def test_numbers_of_tokens_that_are_not_known():
+    params, x = parameters(MLP), random_array(2, (2, 5, 6))
+    bank = bank_of(params, PACKED)
+    apply = jax.jit(lambda ids: modulate(mlp)(params, bank, x, index=ids))
+    with pytest.raises(ValueError, match="index to be numbers from 0 to 2"):
+        modulate(mlp)(params, bank, x, index=TOKEN_IDS + 1)
+    y = np.asarray(apply(TOKEN_IDS))
+    assert_close(y, modulate(mlp)(params, bank, x, index=TOKEN_IDS), TOLERANCE["float32"])
+    assert_close(y[TOKEN_IDS < 0], mlp(params, x)[TOKEN_IDS < 0], TOLERANCE["float32"])
+    wrong = np.where(TOKEN_IDS == 1, 3, TOKEN_IDS)
+    assert np.array_equal(np.isnan(apply(wrong)).all(-1), wrong == 3)
+
+
+@pytest.mark.parametrize("rank", [4, 32])  # products with all adapters, and with sorted tokens
+def test_no_factor_is_there_for_each_token(rank):
+    tokens, apply = 512, modulate(lambda params, x: x @ params["W"])
+    params = {"W": random_array(0, (64, 48))}
+    bank, x = bank_of(params, rank), random_array(2, (1, tokens, 64))
+    ids = np.arange(tokens)[None] ** 2 % ADAPTERS
+    weights = random_array(3, (1, tokens, 48))
+
+    def by_index(bank, x):
+        return jnp.sum(weights * apply(params, bank, x, index=ids))
+
+    def formed(bank, x):
+        B, A = bank["W"].B[ids], bank["W"].A[ids]
+        update = jnp.einsum("nti,ntir,ntro->nto", x, B, A)
+        return jnp.sum(weights * (x @ params["W"] + update))
+
+    own, other = (jax.jit(jax.value_and_grad(each, (0, 1))) for each in (by_index, formed))
+    assert_close(own(bank, x), other(bank, x), 10 * TOLERANCE["float32"])
+    assert largest_intermediate(jax.grad(by_index, (0, 1)), bank, x) <= 2 * x.size
+
+
+def test_what_tokens_cannot_have_numbers_of():
+    params, x = parameters(MLP), random_array(2, (2, 5, 6))
+
+    def refused(message, function, updates, params=params, x=x, ids=TOKEN_IDS):
+        with pytest.raises(ValueError, match=message):
+            modulate(function)(params, bank_of(params, updates), x, index=ids)
+
+    refused("got InBasis for down", mlp, {"down": SharedLowRank(2)})
+    refused(r"or one for each vector of a sample, \[2, 5\]", mlp, 2, ids=TOKEN_IDS[:, :4])
+    refused(r"each of 5 vectors of a sample, got \[1\]", lambda p, x: mlp(p, x[:, 0]), {"up": 2})
+    refused("got a look-up of rows", tied, {"table": 2}, parameters({"table": (50, 6)}))
+    shapes, images = CASES["conv"][1], random_array(2, (2, 5, 5, 2))
+    refused("got a convolution", convolutions, 2, parameters(shapes), images, TOKEN_IDS)
+    refused("needs the whole kernel", lambda p, x: x @ jnp.tanh(p["up"]), {"up": 2})
 
 
 @pytest.mark.parametrize(

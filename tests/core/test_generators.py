@@ -359,7 +359,11 @@ def started(generator, rank):
 
 @pytest.mark.parametrize(
     ("generator", "rank"),
-    [(partial(Heads, start="plain"), 256), (partial(SharedHeads, form="S", hidden=32), 64)],
+    [
+        (partial(Heads, start="plain"), 256),
+        (partial(SharedHeads, form="S", hidden=32), 64),
+        (partial(TokenHeads, width=32, layers=1), 128),
+    ],
 )
 def test_starts_do_not_depend_on_rank(generator, rank):
     deviations = started(generator, rank)

@@ -32,14 +32,18 @@ from straw_jax.hypernetwork import make_hypernetwork
 from straw_jax.lowrank import multiply
 from straw_jax.models import Conv7, WideResNet
 from straw_jax.recurrent import HyperLSTMCell, LowRankLSTMCell, LSTMCell
+from straw_jax.weight_cells import DeltaCell, SelfReferentialCell
 
 BF16 = jnp.bfloat16
 IMAGES = random_array(0, (3, 8, 8, 1))
 SETS = random_array(1, (3, 5, 2)), np.arange(5)[None] < np.array([[5], [2], [3]])
 
 
-def recurrent(cell):
-    return lambda dtype=None: nn.RNN(cell.clone(layer_norm=True, dtype=dtype))
+def recurrent(cell, **settings):
+    return lambda dtype=None: nn.RNN(cell.clone(**settings, dtype=dtype))
+
+
+normed = partial(recurrent, layer_norm=True)
 
 
 MODULES = {
@@ -55,9 +59,11 @@ MODULES = {
     "Conv7": (partial(Conv7, classes=4, channels=(4, 4)), IMAGES),
     "WideResNet": (partial(WideResNet, classes=4, depth=10, channels=8), IMAGES),
     "ResNet34": (partial(ResNet34, classes=4), IMAGES),
-    "LSTMCell": (recurrent(LSTMCell(4)), SETS[0]),
-    "HyperLSTMCell": (recurrent(HyperLSTMCell(4, hyper_features=3, embedding=2)), SETS[0]),
-    "LowRankLSTMCell": (recurrent(LowRankLSTMCell(4, hyper_features=3)), SETS[0]),
+    "LSTMCell": (normed(LSTMCell(4)), SETS[0]),
+    "HyperLSTMCell": (normed(HyperLSTMCell(4, hyper_features=3, embedding=2)), SETS[0]),
+    "LowRankLSTMCell": (normed(LowRankLSTMCell(4, hyper_features=3)), SETS[0]),
+    "DeltaCell": (recurrent(DeltaCell(4, heads=2, forgetting=True)), SETS[0]),
+    "SelfReferentialCell": (recurrent(SelfReferentialCell(4, heads=2)), SETS[0]),
 }
 # Flax's norms subtract float32 statistics from bfloat16 inputs.
 as_jax_promotes = jax.numpy_dtype_promotion("standard")

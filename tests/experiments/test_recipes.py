@@ -276,6 +276,20 @@ PUBLISHED = {
     "outputs": (OUTPUTS, 1),
     "tables": (TABLES, 3),
     "necessity": ({**NECESSITY, "dataset": "emnist"}, 3),
+    "necessity_long": (
+        {
+            **NECESSITY,
+            "dataset": "emnist",
+            "tasks": ["few_shot", "labels"],
+            "methods": [
+                *("pooled", "bias", "gain", "low_rank", "shared_low_rank", "mixture", "whole"),
+                "weight_rnn",
+            ],
+            "steps": 15_000,
+            "rates": [0.001],
+        },
+        1,
+    ),
     "necessity_large": ({**NECESSITY, "dataset": "emnist", "size": "large"}, 3),
     "needles": (
         {

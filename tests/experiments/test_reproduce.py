@@ -191,7 +191,7 @@ def test_help_tells_the_studies_in_their_order(no_jax):
     long = ["set1", "set3_resnet34", "set1_resnet34", "preset1"]
     others = [
         *("static_mnist", "fields", "fields_kinds", "characters", "characters_large"),
-        *("needles", "documents", "necessity", "necessity_large"),
+        *("needles", "documents", "necessity", "necessity_long", "necessity_large"),
     ]
     assert list(STUDIES)[-13:] == long + others  # data that may be missing stop nothing else
 

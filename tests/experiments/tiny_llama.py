@@ -39,8 +39,8 @@ def random_tensors(seed=0):
     for i in range(LAYERS):
         of_layer = {
             "attn_norm": (gain(), full),
-            "attn_q": (3 * kernel(WIDTH, WIDTH), q4),
-            "attn_k": (3 * kernel(KV_HEADS * HEAD, WIDTH), q4),
+            "attn_q": (2 * kernel(WIDTH, WIDTH), q4),
+            "attn_k": (2 * kernel(KV_HEADS * HEAD, WIDTH), q4),
             "attn_v": (kernel(KV_HEADS * HEAD, WIDTH), q8 if i else q4),
             "attn_output": (kernel(WIDTH, WIDTH), full if i else q4),
             "ffn_norm": (gain(), full),
