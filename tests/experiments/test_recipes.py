@@ -290,7 +290,20 @@ PUBLISHED = {
         },
         1,
     ),
-    "necessity_large": ({**NECESSITY, "dataset": "emnist", "size": "large"}, 3),
+    "necessity_large": (
+        {
+            **NECESSITY,
+            "dataset": "emnist",
+            "size": "large",
+            "tasks": ["labels", "rotation", "signs"],
+            "methods": [
+                *("static", "static_wide", "gain", "low_rank", "pose", "delta", "delta_gain"),
+                "attention",
+            ],
+            "rates": [0.001],
+        },
+        1,
+    ),
     "needles": (
         {
             **DOCUMENTS,

@@ -28,8 +28,8 @@ STUDIES = {
     ),
     "necessity_large": Published(
         "necessity",
-        f"--size large {_DATA}",
-        seeds=3,
-        estimate="about 8 hours on a CPU with 2 cores",
+        "--size large --tasks labels rotation signs --methods static static_wide gain low_rank pose"
+        f" delta delta_gain attention --rates 0.001 {_DATA}",
+        estimate="about 20 minutes on a CPU with 2 cores",
     ),
 }
