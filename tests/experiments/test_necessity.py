@@ -332,6 +332,14 @@ def test_what_has_not_run_is_empty_and_what_cannot_is_a_dash():
     assert "| gradient steps | - |  |" in lines
 
 
+def test_contexts_and_lengths_are_in_their_order_although_json_is_in_that_of_letters():
+    stored = json.loads(json.dumps(summary(RESULTS), sort_keys=True))
+    header = report.contexts_table(stored, "labels").splitlines()[0]
+    assert header == "|  | own | another task's | mixed | pairs shuffled |"
+    assert report.lengths_table(stored, "sine").splitlines()[0] == "| items | 1 | 2 | 5 | 10 | 20 |"
+    assert list(analysis.by_length(stored["results"]["sine-static"])) == [1, 2, 5, 10, 20]
+
+
 def test_pictures_are_drawn(tmp_path):
     drawn = figures.draw(summary(RESULTS), tmp_path)
     assert sorted(drawn.values()) == ["lengths.png", "matrix.png"]

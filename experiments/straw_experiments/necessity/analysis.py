@@ -68,6 +68,16 @@ def best(summary: Mapping[str, Any], task: str, among: Iterable[str] | None = No
     return max(names, key=lambda name: sign * found[name]["mean"], default=None)
 
 
+def by_length(cell: Mapping[str, Any]) -> dict[int, Any]:
+    """Return a cell's figures by the length of the context, the shortest first.
+
+    Args:
+        cell: One of "results" of `summary.json`, whose keys are in the order of letters.
+    """
+    lengths = cell["test"]["lengths"]
+    return {int(count): lengths[count] for count in sorted(lengths, key=int)}
+
+
 def gap_share(summary: Mapping[str, Any], task: str, method: str) -> float | None:
     """Return which part of the way from the static network to the best method one goes.
 

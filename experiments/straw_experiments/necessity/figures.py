@@ -81,11 +81,11 @@ def plot_curves(summary: Mapping[str, Any], path: FilePath) -> None:
         for each in summary["results"].values():
             if each["task"] != task:
                 continue
-            method, lengths = each["method"], each["test"]["lengths"]
+            method, lengths = each["method"], analysis.by_length(each)
             means = [scale * found[metric]["mean"] for found in lengths.values()]
             style = "--" if method in analysis.STATIC else "o-"
             (line,) = axes.plot(
-                [int(count) for count in lengths],
+                list(lengths),
                 means,
                 style,
                 ms=3,
@@ -95,8 +95,7 @@ def plot_curves(summary: Mapping[str, Any], path: FilePath) -> None:
             labels.setdefault(METHODS.label(method), line)
         axes.axvline(summary["tasks"][task]["length"], color="#BBBBBB", lw=0.8, zorder=0)
         axes.set_xscale("log", base=2)
-        counts = [int(count) for count in lengths]
-        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_xticks(list(lengths), [str(count) for count in lengths])
         axes.minorticks_off()
         if metric == "loss":
             axes.set_yscale("log")

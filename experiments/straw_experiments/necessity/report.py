@@ -156,10 +156,10 @@ def rates_table(summary: Mapping[str, Any]) -> str:
 def contexts_table(summary: Mapping[str, Any], task: str) -> str:
     """Lay out a task's figures with right and wrong contexts, in Markdown."""
     cells, metric = _cells(summary, task), summary["tasks"][task]["metric"]
-    names = list(dict.fromkeys(name for each in cells for name in each["test"]["contexts"]))
+    names = [name for name in CONTEXTS if any(name in each["test"]["contexts"] for each in cells)]
     rows = [
         [METHODS.label(each["method"])]
-        + [figure(summary, task, found[metric]) for found in each["test"]["contexts"].values()]
+        + [figure(summary, task, each["test"]["contexts"][name][metric]) for name in names]
         for each in cells
     ]
     return markdown_table(["", *(CONTEXTS[name] for name in names)], rows)
@@ -168,10 +168,10 @@ def contexts_table(summary: Mapping[str, Any], task: str) -> str:
 def lengths_table(summary: Mapping[str, Any], task: str) -> str:
     """Lay out a task's figures by the length of the context, in Markdown."""
     cells, metric = _cells(summary, task), summary["tasks"][task]["metric"]
-    counts = list(dict.fromkeys(count for each in cells for count in each["test"]["lengths"]))
+    counts = [str(count) for count in analysis.by_length(cells[0])]
     rows = [
         [METHODS.label(each["method"])]
-        + [figure(summary, task, found[metric]) for found in each["test"]["lengths"].values()]
+        + [figure(summary, task, found[metric]) for found in analysis.by_length(each).values()]
         for each in cells
     ]
     return markdown_table(["items", *counts], rows)
