@@ -18,6 +18,7 @@ from straw_experiments.configs import CARD
 from straw_experiments.documents import config as documents_config
 from straw_experiments.faults import __main__ as faults
 from straw_experiments.image_classification import config
+from straw_experiments.necessity import config as necessity_config
 from straw_experiments.smollm import weights
 from straw_experiments.table_classification import config as tables_config
 from straw_experiments.weight_prediction import config as weight_prediction_config
@@ -30,6 +31,7 @@ PARSERS = {
     "weight_prediction": weight_prediction_config.parse,
     "documents": documents_config.parse,
     "tables": tables_config.parse,
+    "necessity": necessity_config.parse,
 }
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 COMMANDS = sorted({command for page in PAGES for command in commands(page)})

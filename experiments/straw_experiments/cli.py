@@ -34,6 +34,9 @@ SUBCOMMANDS = {
     "tables": Subcommand("table_classification.command", "write classifiers from labelled rows"),
     "documents": Subcommand("documents.command", "write adapters of a language model from texts"),
     "fields": Subcommand("fields.command", "write a coordinate network for each image"),
+    "necessity": Subcommand(
+        "necessity.command", "compare kinds of weights that are written for a context"
+    ),
     "analyse": Subcommand("analyse", "look at what a trained STRAW does"),
     "reproduce": Subcommand("reproduce", "run every published study", trains=False),
     "write-results": Subcommand("pages.write", "write the pages of results", trains=False),

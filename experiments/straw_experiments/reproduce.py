@@ -20,6 +20,7 @@ from straw_experiments.configs import CARD, STUDIES
 from straw_experiments.documents import config as documents
 from straw_experiments.fields import config as fields
 from straw_experiments.image_classification import config as images
+from straw_experiments.necessity import config as necessity
 from straw_experiments.runner import lock, records
 from straw_experiments.runner.command import fail, interruptible, program, sibling
 from straw_experiments.runner.settings import Parser
@@ -34,6 +35,7 @@ PARSERS = {
     "tables": tables.parse,
     "documents": documents.parse,
     "fields": fields.parse,
+    "necessity": necessity.parse,
 }
 """What reads the flags of each command."""
 
@@ -41,6 +43,7 @@ _DATA_FLAGS = {
     "run": ("dataset", "data_dir", "archive"),
     "char-lm": ("data_dir",),
     "fields": ("data_dir", "archive"),
+    "necessity": ("data_dir", "archive"),
 }
 
 
@@ -89,8 +92,8 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
         " once more.",
         epilog="Studies, in the order in which they run. On a CPU with 2 cores, those before"
         " set2_resnet34 take some hours together, and each from there on takes hours. static_mnist,"
-        " fields and fields_kinds need MNIST, characters Penn Treebank, needles and documents the"
-        " weights of SmolLM2.",
+        " fields and fields_kinds need MNIST, characters and necessity Penn Treebank, needles and"
+        " documents the weights of SmolLM2.",
     )
     parser.usage = "%(prog)s [flags] [-- flags of run.py]"
     rows = [f"  {name:<20}  {study.flags}" for name, study in STUDIES.items()]

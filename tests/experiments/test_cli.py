@@ -46,7 +46,7 @@ def test_unknown_subcommand_is_one_line(tmp_path):
     "name",
     [
         *("run", "char-lm", "weight-prediction", "fields", "tables", "documents"),
-        *("analyse", "reproduce"),
+        *("necessity", "analyse", "reproduce"),
     ],
 )
 def test_subcommands_answer_a_mistake_by_their_own_name(tmp_path, name):

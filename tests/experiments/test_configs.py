@@ -10,6 +10,7 @@ import scripts
 
 from straw_experiments import configs
 from straw_experiments.configs import STUDIES
+from straw_experiments.necessity import report as necessity
 from straw_experiments.runner.tables import duration, mean_std
 
 RESULTS = scripts.EXPERIMENTS / "results"
@@ -33,6 +34,10 @@ def _part(header, name, names):
 
 def _figures(summary):
     results, study = summary["results"], summary.get("study", "")
+    if study == "necessity":  # too many to list all
+        for task, best in summary["best"].items():
+            yield f"{task}: {best['all']} {necessity.score(summary, task, best['all'])}"
+        return
     for name, each in results.items():
         if study.startswith("character"):
             yield f"{name} {mean_std(each['bits']['test'], 1, 4)}"

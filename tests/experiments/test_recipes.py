@@ -70,6 +70,20 @@ WEIGHTS = {
     "learning_rate": 0.01,
     "optimizer": "muon",
 }
+NECESSITY = {
+    "tasks": ["few_shot", "labels", "sine", "rotation", "signs", "cipher"],
+    "methods": [
+        *("static", "static_wide", "pooled", "bias", "gain", "low_rank", "shared_low_rank"),
+        *("mixture", "pose", "whole", "delta", "delta_gain", "weight_rnn", "attention"),
+        *("gradient", "neighbours"),
+    ],
+    "size": "small",
+    "steps": 1_500,
+    "batch_size": 16,
+    "rates": [0.0003, 0.001, 0.003],
+    "dataset": "auto",
+    "text": None,
+}
 FIELDS = {
     "models": ["last", "last_heads"],
     "sizes": "784-384",
@@ -261,6 +275,35 @@ PUBLISHED = {
     ),
     "outputs": (OUTPUTS, 1),
     "tables": (TABLES, 3),
+    "necessity": ({**NECESSITY, "dataset": "emnist"}, 3),
+    "necessity_long": (
+        {
+            **NECESSITY,
+            "dataset": "emnist",
+            "tasks": ["few_shot", "labels"],
+            "methods": [
+                *("pooled", "bias", "gain", "low_rank", "shared_low_rank", "mixture", "whole"),
+                "weight_rnn",
+            ],
+            "steps": 15_000,
+            "rates": [0.001],
+        },
+        1,
+    ),
+    "necessity_large": (
+        {
+            **NECESSITY,
+            "dataset": "emnist",
+            "size": "large",
+            "tasks": ["labels", "rotation", "signs"],
+            "methods": [
+                *("static", "static_wide", "gain", "low_rank", "pose", "delta", "delta_gain"),
+                "attention",
+            ],
+            "rates": [0.001],
+        },
+        1,
+    ),
     "needles": (
         {
             **DOCUMENTS,
@@ -343,6 +386,7 @@ def test_studies_are_those_that_were_published(name):
         ("tables", "", TABLES),
         ("documents", "", DOCUMENTS),
         ("fields", "", FIELDS),
+        ("necessity", "", NECESSITY),
         (
             "char-lm",
             "--parameters 250000",

@@ -38,6 +38,7 @@ _FILES = (  # in the order in which they run: the quick ones first
     "characters",
     "characters_large",
     "documents",
+    "necessity",
 )
 
 CARD = ("set1", "set3_trained", "preset1", "set1_resnet34", "set3_resnet34", "characters_large")

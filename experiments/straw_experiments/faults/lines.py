@@ -132,6 +132,26 @@ _ANSWERS = {
         "--precision bfloat16": "argument --precision: expected float32",
         "--archive none.zip": "argument --archive",
     },
+    "necessity": {
+        **{
+            words: says
+            for words, says in _OF_EVERY_STUDY.items()
+            if not words.startswith("--learning-rate")
+        },
+        "--tasks chess": "argument --tasks: expected any of few_shot, labels, sine, rotation",
+        "--tasks sine sine": "argument --tasks: got sine+sine; name each once",
+        "--methods tree": "argument --methods: expected any of static, static_wide, pooled",
+        "--methods delta delta": "name each once",
+        "--tasks sine --methods pose": "argument --methods: none of pose applies to sine",
+        "--size huge": "argument --size: invalid choice: 'huge'",
+        "--steps 99999999999": f"argument --steps: {_MOST} 1000000000",
+        "--rates 0": "argument --rates: expected a number above 0",
+        "--rates inf": "argument --rates: expected a number of at most 1e+30",
+        "--rates 0.001 1e-3": "argument --rates: got 0.001+0.001; name each once",
+        "--precision bfloat16": "argument --precision: expected float32",
+        "--archive none.zip": "argument --archive: expected EMNIST's gzip.zip, found no file",
+        "--text none.txt": "argument --text: expected a text file, cannot read none.txt",
+    },
     "documents": {
         **_OF_EVERY_STUDY,
         "--task poems": "argument --task: invalid choice: 'poems'",

@@ -10,6 +10,7 @@ from straw_experiments.fields.figures import plot_fitting
 from straw_experiments.image_classification.figures import model_colour
 from straw_experiments.image_classification.published import PUBLISHED
 from straw_experiments.image_classification.report import model_name
+from straw_experiments.necessity.figures import plot_curves, plot_matrix
 from straw_experiments.pages.images import (
     VARIANTS,
     Row,
@@ -459,5 +460,7 @@ PICTURES = {
     "needles.png": _of_summary("needles", plot_lengths),
     "documents.png": _of_summary("documents", plot_lengths),
     "fields.png": _of_summary("fields", plot_fitting),
+    "necessity.png": _of_summary("necessity", plot_matrix),
+    "necessity_lengths.png": _of_summary("necessity", plot_curves),
 }
 """By file name."""

@@ -12,6 +12,7 @@ from straw_experiments.char_lm.published import BITS
 from straw_experiments.documents import report as documents
 from straw_experiments.fields import report as fields
 from straw_experiments.image_classification.report import model_name
+from straw_experiments.necessity import report as necessity
 from straw_experiments.pages import images, tables
 from straw_experiments.pages.stored import Results
 from straw_experiments.runner.tables import markdown_table, mean_std
@@ -60,6 +61,14 @@ _OTHERS = (
     images.update_table,
     markdown_table,
     model_name,
+    necessity.best_table,
+    necessity.budget_table,
+    necessity.contexts_table,
+    necessity.lengths_table,
+    necessity.predictions_table,
+    necessity.rates_table,
+    necessity.score,
+    necessity.scores_table,
     of_tables.context_table,
     of_tables.curve_table,
     of_tables.mean_rank_table,

@@ -149,10 +149,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str, description: str, epilog: str = "", models: Any = None):
-        rows = [] if models is None else ["", "models:"]
-        for entry in (models or {}).values():
-            text = textwrap.wrap(entry.help, _WIDTH - 24)
-            rows += [f"  {entry.name:<20}  {text[0]}", *(f"{'':24}{line}" for line in text[1:])]
+        rows = [] if models is None else catalogue("models", models)
         super().__init__(
             prog=prog,
             description=textwrap.fill(description, _WIDTH),
@@ -163,6 +160,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and end the process."""
         self.exit(2, f"{self.prog}: {message} (--help explains the flags)\n")
+
+
+def catalogue(title: str, entries: Mapping[str, Any]) -> list[str]:
+    """Return lines of `--help` that say what may be chosen.
+
+    Args:
+        title: What they are.
+        entries: Of a registry.
+    """
+    lines = ["", f"{title}:"]
+    for entry in entries.values():
+        text = textwrap.wrap(entry.help, _WIDTH - 24)
+        lines += [f"  {entry.name:<20}  {text[0]}", *(f"{'':24}{line}" for line in text[1:])]
+    return lines
 
 
 def parse(

@@ -1,0 +1,1 @@
+"""Tasks: which kind of weights, written for a context, helps where."""
