@@ -295,7 +295,7 @@ PUBLISHED = {
             **NECESSITY,
             "dataset": "emnist",
             "size": "large",
-            "tasks": ["labels", "rotation", "signs"],
+            "tasks": ["few_shot", "labels", "sine", "rotation", "signs"],
             "methods": [
                 *("static", "static_wide", "gain", "low_rank", "pose", "delta", "delta_gain"),
                 "attention",
