@@ -33,6 +33,7 @@ from worker import timed
 
 from straw_experiments.data import normalise
 from straw_experiments.documents import networks as readers
+from straw_experiments.documents.config import Config as DocumentsConfig
 from straw_experiments.documents.tasks import Batch
 from straw_experiments.documents.train import Recipe, Trainer
 from straw_experiments.image_classification.evaluate import make_forward
@@ -44,13 +45,12 @@ from straw_experiments.image_classification.step import (
     make_train_step,
     make_train_steps,
 )
+from straw_experiments.runner import settings
 from straw_experiments.runner.environment import device, versions
 from straw_experiments.runner.state import training_key
 from straw_experiments.smollm.model import LlamaConfig, shapes
 from straw_jax import Factors, hyperlora, make_straw, modulate
 from straw_jax.straw import Base
-
-_DOCUMENT_STEPS = 400  # of the command's default
 
 Figure = float | dict[str, float]
 Figures = dict[str, dict[str, Figure]]
@@ -612,12 +612,13 @@ def documents(sizes: Sizes, dtype: str = "float32") -> Figures:
     weights = jax.tree.map(
         weight, shapes(sizes.llama), is_leaf=lambda leaf: isinstance(leaf, tuple)
     )
-    settings = {"kernels": ["down"], "rank": 8, "width": 128, "precision": dtype}
-    of_models = readers.sizes_of(sizes.llama, settings)
-    count = sizes.documents[0]
+    usual = settings.defaults(DocumentsConfig)
+    of_models = readers.sizes_of(sizes.llama, {**usual, "precision": dtype})
+    recipe = Recipe(
+        usual["steps"], parts=1, batch_size=sizes.documents[0], learning_rate=usual["learning_rate"]
+    )
     found: Figures = {}
     for name, build in {"written": readers.associations, "static": readers.static}.items():
-        recipe = Recipe(steps=_DOCUMENT_STEPS, parts=1, batch_size=count, learning_rate=0.003)
         task = _RandomTexts(sizes)
         trainer = Trainer(name, build(of_models), of_models, weights, task, recipe)
         batch = jax.tree.map(jnp.asarray, trainer.draw(0, 0))
@@ -632,7 +633,7 @@ def documents(sizes: Sizes, dtype: str = "float32") -> Figures:
         found[name] = {
             "step": taken,
             "tokens/s": batch.query.size / taken["median"],
-            "400 steps, minutes": _DOCUMENT_STEPS * taken["median"] / 60,
+            f"{recipe.steps} steps, minutes": recipe.steps * taken["median"] / 60,
         }
     return found
 

@@ -122,6 +122,8 @@ def test_names_leave_out_what_is_usual():
     assert settings.readable_name("study", usual, usual) == "study"
     chosen = usual | {"width": 4, "rates": [1.0, 0.5]}
     assert settings.readable_name("study", chosen, usual) == "study_width-4_rates-1+0.5"
+    path = settings.readable_name("study", {"dataset": "my data/c.npz"}, {"dataset": "auto"})
+    assert path == "study_dataset-my-data-c.npz"
 
 
 @pytest.mark.parametrize("study", ["image_classification", "char_lm", "weight_prediction"])

@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from straw_experiments.fields.models import MODELS
@@ -188,9 +187,7 @@ def configure(given: Mapping[str, Any]) -> Config:
         )
     _check_memory(chosen)
     check_archive(chosen["archive"])
-    name = settings.readable_name("fields", chosen, {each: usual[each] for each in _NAMED})
-    name = re.sub(r"[^\w.+-]+", "-", name)  # data sets may be given by path
-    config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", name))})
+    config = Config(**settings.with_out(chosen, "fields", usual, _NAMED))
     settings.check_jobs(config, config.models)
     settings.check_out(config)
     return config

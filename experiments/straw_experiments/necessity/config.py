@@ -4,9 +4,7 @@ Only the standard library is imported, so that a mistake is answered at once.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from straw_experiments.char_lm.config import check_text
@@ -152,9 +150,7 @@ def configure(given: Mapping[str, Any]) -> Config:
     items = max(TASKS[name].length * TASKS[name].inputs for name in chosen["tasks"])
     batch = 4 * chosen["batch_size"] * items
     limits.check(f"argument --batch-size: {chosen['batch_size']}", batch, "a step's contexts")
-    name = settings.readable_name("necessity", chosen, {each: usual[each] for each in _NAMED})
-    name = re.sub(r"[^\w.+-]+", "-", name)  # data sets may be given by path
-    config = Config(**{**chosen, "out": chosen["out"] or str(Path("results", name))})
+    config = Config(**settings.with_out(chosen, "necessity", usual, _NAMED))
     if not config.cells:
         raise ValueError(
             f"argument --methods: none of {', '.join(config.methods)} applies to"

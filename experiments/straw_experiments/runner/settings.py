@@ -6,6 +6,7 @@ Only the standard library is imported, so that a command line answers at once.
 import argparse
 import dataclasses
 import json
+import re
 import tempfile
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -253,13 +254,15 @@ def _readable(default: Any) -> str:
 def readable_name(first: str, config: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
     """Name a study by those of its settings that are not the usual ones.
 
+    Values may be paths: what a file's name should not have in it becomes "-".
+
     Args:
         first: With what the name begins.
         config: All settings.
         usual: The settings that may be named, and their usual values.
     """
     parts = [
-        f"{name.replace('_', '-')}-{listed(config[name])}"
+        re.sub(r"[^\w.+-]+", "-", f"{name.replace('_', '-')}-{listed(config[name])}")
         for name, value in usual.items()
         if config[name] != value
     ]
