@@ -32,8 +32,9 @@ from jax_models import model as article_model
 from worker import timed
 
 from straw_experiments.data import normalise
+from straw_experiments.documents import config as documents_config
 from straw_experiments.documents import networks as readers
-from straw_experiments.documents.config import Config as DocumentsConfig
+from straw_experiments.documents.models import MODELS as ADAPTERS
 from straw_experiments.documents.tasks import Batch
 from straw_experiments.documents.train import Recipe, Trainer
 from straw_experiments.image_classification.evaluate import make_forward
@@ -45,7 +46,6 @@ from straw_experiments.image_classification.step import (
     make_train_step,
     make_train_steps,
 )
-from straw_experiments.runner import settings
 from straw_experiments.runner.environment import device, versions
 from straw_experiments.runner.state import training_key
 from straw_experiments.smollm.model import LlamaConfig, shapes
@@ -612,15 +612,15 @@ def documents(sizes: Sizes, dtype: str = "float32") -> Figures:
     weights = jax.tree.map(
         weight, shapes(sizes.llama), is_leaf=lambda leaf: isinstance(leaf, tuple)
     )
-    usual = settings.defaults(DocumentsConfig)
+    usual = documents_config.defaults("documents")
     of_models = readers.sizes_of(sizes.llama, {**usual, "precision": dtype})
     recipe = Recipe(
         usual["steps"], parts=1, batch_size=sizes.documents[0], learning_rate=usual["learning_rate"]
     )
     found: Figures = {}
-    for name, build in {"written": readers.associations, "static": readers.static}.items():
+    for name in ("gradients", "static"):
         task = _RandomTexts(sizes)
-        trainer = Trainer(name, build(of_models), of_models, weights, task, recipe)
+        trainer = Trainer(name, ADAPTERS[name].build(of_models), of_models, weights, task, recipe)
         batch = jax.tree.map(jnp.asarray, trainer.draw(0, 0))
         state, ids = trainer.init_state(0), jnp.asarray(batch.ids)
 

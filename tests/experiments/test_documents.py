@@ -10,10 +10,10 @@ import pytest
 import scripts
 import tiny_llama
 
-from straw_experiments.documents import evaluate, networks, report, study, texts
+from straw_experiments.documents import evaluate, gradients, networks, report, study, texts
 from straw_experiments.documents.config import parse
 from straw_experiments.documents.models import MODELS
-from straw_experiments.documents.networks import Context, Sizes, read
+from straw_experiments.documents.networks import Context, Sizes
 from straw_experiments.documents.reading import Reader, open_reader
 from straw_experiments.documents.tasks import Documents, Needles
 from straw_experiments.documents.train import losses
@@ -145,7 +145,7 @@ def _sizes(tiny, kernels=("v", "down")):
 @pytest.fixture(scope="module")
 def context(tiny):
     sizes = _sizes(tiny)
-    get = jax.jit(lambda tokens: read(tiny.config, tiny.params, tokens, MASK, sizes.kernels))
+    get = jax.jit(lambda tokens: gradients.read(sizes, tiny.params, tokens, jnp.asarray(MASK)))
     return get(jnp.asarray(TOKENS))
 
 
@@ -173,6 +173,56 @@ def test_kernels_read_what_they_are_multiplied_with(tiny):
     assert np.array_equal(found.inputs["q"], found.inputs["v"])
     with pytest.raises(ValueError, match=r"expected kernels of .* got \['x'\]"):
         activations(tiny.config, tiny.params, jnp.asarray(TOKENS), ["x"])
+
+
+def test_errors_and_inputs_make_the_gradient_of_a_kernel(tiny, context):
+    def nats(down):
+        params = {**tiny.params, "layers": {**tiny.params["layers"], "down": down}}
+        logits = jax.nn.log_softmax(llama(tiny.config, params, jnp.asarray(TOKENS)))
+        found = jnp.take_along_axis(logits[:, 1:-1], TOKENS[:, 2:, None], 2)[..., 0]
+        return -jnp.sum(found, where=MASK[:, 2:])
+
+    expected = jax.jit(jax.grad(nats))(tiny.params["layers"]["down"])
+    found = np.einsum("nlti,nlto->lio", context.inputs["down"], context.errors)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_an_untrained_step_of_training_lowers_the_nats_of_its_text(tiny):
+    sizes = Sizes(tiny.config, ("down",), rank=16, width=8)
+    model = MODELS["gradients"].build(sizes)
+    tokens, whole = jnp.asarray(TOKENS), jnp.ones(TOKENS.shape, bool)
+
+    @jax.jit
+    def both(key):
+        params = model.measured(model.init(key), tiny.params, tokens)
+        asked = jnp.ones(tokens.shape, bool).at[:, :2].set(False)
+        adapters = model.write(params, model.read(sizes, tiny.params, tokens, whole))
+        adapted = [
+            model.apply(tiny.params, adapters, tokens, (jnp.arange(3) + shift) % 3)
+            for shift in (0, 1)
+        ]
+        plain = llama(tiny.config, tiny.params, tokens)
+        return [losses(each, tokens, asked).nats for each in (*adapted, plain)]
+
+    own, other, plain = both(jax.random.key(0))
+    assert own < plain - 0.01
+    assert own < other
+
+
+def test_without_text_a_step_of_training_is_a_static_adapter(tiny, context):
+    model = MODELS["gradients"].build(_sizes(tiny))
+    params = _trained(model, tiny)
+    nothing = context._replace(mask=jnp.zeros_like(context.mask))
+    written = jax.jit(model.write)(params, nothing)
+    own = params["generator"]
+    for kernel in ("v", "down"):
+        factors = written[f"layers/{kernel}"]
+        layers, _, columns = tiny.params["layers"][kernel].shape
+        a = factors.A.reshape(3, 2, layers, columns)
+        expected = own[f"size_{kernel}"] * own[f"{kernel}_own"]
+        expected = np.concatenate([expected, own[f"{kernel}_static_A"]], axis=1)
+        for each in a:
+            np.testing.assert_allclose(np.swapaxes(each, 0, 1), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["associations", "tokens", "static"])
@@ -205,12 +255,14 @@ def test_a_larger_static_adapter_has_as_many_parameters(tiny):
         for name in MODELS
     }
     each = counts["static"] // sizes.rank
-    assert counts["associations"] <= counts["static_large"] < counts["associations"] + each
+    most = max(counts["associations"], counts["gradients"])
+    assert most <= counts["static_large"] < most + each
     assert counts["no_context"] == counts["associations"]
 
 
-def test_what_is_filled_up_has_no_influence(tiny, context):
-    model = MODELS["associations"].build(_sizes(tiny))
+@pytest.mark.parametrize("name", ["associations", "gradients"])
+def test_what_is_filled_up_has_no_influence(name, tiny, context):
+    model = MODELS[name].build(_sizes(tiny))
     params = _trained(model, tiny)
     write = jax.jit(model.write)
     beyond = ~MASK
@@ -224,6 +276,7 @@ def test_what_is_filled_up_has_no_influence(tiny, context):
         spoilt(context.states, 2),
         {kernel: spoilt(x, 2) for kernel, x in context.inputs.items()},
         context.mask,
+        spoilt(context.errors, 2),
     )
     for got, expected in zip(
         *(jax.tree.leaves(write(params, each)) for each in (other, context)), strict=True
@@ -304,7 +357,7 @@ def test_the_share_is_beyond_the_better_static_adapter():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--models", "none"], "argument --models: expected any of associations"),
+        (["--models", "none"], "argument --models: expected any of gradients"),
         (["--questions", "2"], "argument --questions: expected at most --facts 1, got 2"),
         (["--test-lengths", "8190"], "argument --test-lengths: expected contexts and --passage"),
         (["--rank", "0"], "argument --rank: expected a whole number of at least 1"),

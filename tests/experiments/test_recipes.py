@@ -126,11 +126,11 @@ TABLES = {
 }
 DOCUMENTS = {
     "task": "documents",
-    "models": ["associations", "no_context", "static", "static_large"],
+    "models": ["gradients", "static", "static_large"],
     "kernels": ["down"],
-    "rank": 8,
+    "rank": 64,
     "width": 128,
-    "steps": 400,
+    "steps": 120,
     "batch_size": 8,
     "length": 96,
     "passage": 64,
@@ -309,6 +309,7 @@ PUBLISHED = {
             **DOCUMENTS,
             "task": "needles",
             "models": ["associations", "static"],
+            "rank": 8,
             "steps": 300,
             "length": 64,
             "tests": 64,
@@ -317,14 +318,8 @@ PUBLISHED = {
         1,
     ),
     "documents": (
-        {
-            **DOCUMENTS,
-            "models": ["associations", "static", "static_large"],
-            "steps": 120,
-            "tests": 64,
-            "test_lengths": [32, 96, 192],
-        },
-        1,
+        {**DOCUMENTS, "tests": 64, "test_lengths": [32, 96, 192]},
+        3,
     ),
     "characters": (
         {**TEXT, "epochs": 1, "learning_rate": [0.004, 0.016, 0.016, 0.008, 0.004]},

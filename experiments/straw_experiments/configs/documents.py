@@ -24,6 +24,7 @@ STUDIES = {
     ),
     "documents": Published(
         "documents",
-        "--models associations static static_large --steps 120 --tests 64 --test-lengths 32 96 192",
+        "--tests 64 --test-lengths 32 96 192",
+        seeds=3,
     ),
 }

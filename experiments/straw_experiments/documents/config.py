@@ -15,6 +15,7 @@ from straw_experiments.runner.readers import positive, whole
 from straw_experiments.runner.settings import Parser, RunConfig, setting
 
 TaskName = Literal["documents", "needles"]
+_DEFAULT: TaskName = "documents"
 
 _LONGEST = 8192  # tokens, the model's context
 _OF_CONTEXT = 4 * 30 * 1536  # bytes that SmolLM2 computes at least of each of a context's tokens
@@ -26,8 +27,33 @@ _NAMED = (
     *("facts", "questions", "learning_rate", "tokens", "seed", "seeds", "precision"),
 )
 """Settings by which results are named, where they are not the usual ones."""
-_USUAL_LENGTHS = {"documents": [32, 64, 128, 256], "needles": [64, 128, 256, 512, 1024, 2048]}
-_USUAL_TRAINING = {"documents": 96, "needles": 64}
+_USUAL: dict[TaskName, dict[str, Any]] = {
+    "documents": {
+        "models": ["gradients", "static", "static_large"],
+        "rank": 64,
+        "steps": 120,
+        "length": 96,
+        "test_lengths": [32, 64, 128, 256],
+    },
+    "needles": {
+        "models": ["associations", "no_context", "static", "static_large"],
+        "rank": 8,
+        "steps": 400,
+        "length": 64,
+        "test_lengths": [64, 128, 256, 512, 1024, 2048],
+    },
+}
+"""Defaults that depend on the task."""
+
+
+def _shown(name: str) -> str:
+    """Say a default that depends on the task."""
+    found = []
+    for task, usual in _USUAL.items():
+        value = usual[name]
+        words = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        found.append(f"{words} of {task}")
+    return ", ".join(found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,18 +61,19 @@ class Config(RunConfig):
     """Every setting of `documents.py`."""
 
     task: TaskName = setting(
-        "documents",
+        _DEFAULT,
         "documents: the passage that follows a context is read without it; needles: facts that"
         " are hidden in a context are asked for without it",
         group=_WHAT,
         choices=get_args(TaskName),
     )
     models: list[str] = setting(
-        ["associations", "no_context", "static", "static_large"],
+        None,
         "models to train, see the list below",
         group=_WHAT,
         nargs="+",
         metavar="NAME",
+        shown=_shown("models"),
     )
     kernels: list[str] = setting(
         ["down"],
@@ -55,12 +82,24 @@ class Config(RunConfig):
         nargs="+",
         choices=_KERNELS,
     )
-    rank: int = setting(8, "of each adapter", group=_WHAT, read=whole(1, 576), metavar="N")
+    rank: int = setting(
+        None,
+        "of each adapter",
+        group=_WHAT,
+        read=whole(1, 576),
+        metavar="N",
+        shown=_shown("rank"),
+    )
     width: int = setting(
         128, "of the reader's vectors", group=_WHAT, read=whole(8, 4096), metavar="N"
     )
     steps: int = setting(
-        400, "of training, for all models", group=_HOW, read=whole(1, 10**7), metavar="N"
+        None,
+        "of training, for all models",
+        group=_HOW,
+        read=whole(1, 10**7),
+        metavar="N",
+        shown=_shown("steps"),
     )
     batch_size: int = setting(8, "contexts a step", group=_HOW, read=whole(1, SIZE), metavar="N")
     length: int = setting(
@@ -69,7 +108,7 @@ class Config(RunConfig):
         group=_HOW,
         read=whole(16, _LONGEST),
         metavar="N",
-        shown="96 of documents, 64 of needles",
+        shown=_shown("length"),
     )
     passage: int = setting(
         64,
@@ -131,7 +170,7 @@ class Config(RunConfig):
         read=whole(16, _LONGEST),
         nargs="+",
         metavar="N",
-        shown="32 64 128 256 of documents, 64 128 256 512 1024 2048 of needles",
+        shown=_shown("test_lengths"),
     )
     test_facts: list[int] = setting(
         [1, 2, 4],
@@ -172,6 +211,11 @@ def parse(argv: Sequence[str]) -> Config:
     return settings.parse(parser, Config, configure, argv)
 
 
+def defaults(task: TaskName) -> dict[str, Any]:
+    """Return the settings of a task that are not given, by name."""
+    return settings.defaults(Config) | _USUAL[task] | {"task": task}
+
+
 def configure(given: Mapping[str, Any]) -> Config:
     """Complete settings by defaults, and check them.
 
@@ -181,10 +225,7 @@ def configure(given: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: They contradict each other, or name what is not there.
     """
-    usual = settings.defaults(Config)
-    task = given.get("task", usual["task"])
-    usual["length"] = _USUAL_TRAINING[task]
-    usual["test_lengths"] = list(_USUAL_LENGTHS[task])
+    usual = defaults(given.get("task", _DEFAULT))
     chosen = usual | dict(given)
     MODELS.check("argument --models", chosen["models"])
     for name in ("models", "kernels", "test_lengths", "test_facts"):

@@ -7,7 +7,8 @@ import dataclasses
 
 from straw_experiments.runner.registry import Entry, Registry, lazily
 
-_NETWORKS = "straw_experiments.documents.networks"
+_FOLDER = "straw_experiments.documents"
+_NETWORKS, _STATIC = f"{_FOLDER}.networks", f"{_FOLDER}.static"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,14 @@ class Adapter(Entry):
 
 MODELS: Registry[Adapter] = Registry(
     [
+        Adapter(
+            name="gradients",
+            build=lazily(f"{_FOLDER}.gradients", "gradients"),
+            label="written: gradients",
+            colour="#AA3377",
+            help="a learned step of training on the context: gradients of the frozen model, weighed"
+            " and changed, in learned directions",
+        ),
         Adapter(
             name="associations",
             build=lazily(_NETWORKS, "associations"),
@@ -52,7 +61,7 @@ MODELS: Registry[Adapter] = Registry(
         ),
         Adapter(
             name="static",
-            build=lazily(_NETWORKS, "static"),
+            build=lazily(_STATIC, "static"),
             label="static adapter",
             colour="#0077BB",
             help="one adapter of the same rank for all texts, as LoRA",
@@ -61,10 +70,10 @@ MODELS: Registry[Adapter] = Registry(
         ),
         Adapter(
             name="static_large",
-            build=lazily(_NETWORKS, "static_large"),
+            build=lazily(_STATIC, "static_large"),
             label="static adapter, larger",
             colour="#33BBEE",
-            help="one of at least as many trained parameters as associations",
+            help="one of at least as many trained parameters as gradients and associations",
             reads=False,
             static=True,
         ),

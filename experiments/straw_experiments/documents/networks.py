@@ -33,7 +33,6 @@ from straw_jax import (
 from straw_jax.factors import FactorTree
 
 _AXES = {"layers/*": "src"}  # stacked layers, each with factors of its own
-_RESIDUAL = ("o", "down")  # kernels that write what the next layer reads, as embeddings are
 
 
 class Context(NamedTuple):
@@ -43,11 +42,14 @@ class Context(NamedTuple):
         states: `[n, layers + 1, length, width]`, see `Activations`.
         inputs: By kernel, `[n, layers, length, in]`.
         mask: Where there is text, bool `[n, length]`, from the start.
+        errors: Where a reader looks at them, gradients with respect to what layers write,
+            `[n, layers, length, width]`.
     """
 
     states: Array
     inputs: dict[str, Array]
     mask: Array
+    errors: Array | None = None
 
 
 class Sizes(NamedTuple):
@@ -83,6 +85,19 @@ def sizes_of(llama: LlamaConfig, settings: Mapping[str, Any]) -> Sizes:
     return Sizes(llama, kernels, settings["rank"], settings["width"], dtype)
 
 
+def read(sizes: Sizes, weights: Params, tokens: Array, mask: Array) -> Context:
+    """Let the frozen model read texts.
+
+    Args:
+        sizes: Of the models.
+        weights: Those of the language model.
+        tokens: `[n, length]`.
+        mask: Where there is text, bool `[n, length]`, from the start.
+    """
+    found = activations(sizes.llama, weights, tokens, sizes.kernels)
+    return Context(found.states, found.inputs, mask)
+
+
 class Model(NamedTuple):
     """What is trained: parameters, adapters from contexts, and the adapted language model.
 
@@ -94,28 +109,14 @@ class Model(NamedTuple):
             number.
         measured: `(params, weights, texts) -> params`: with what has to be known of ordinary
             texts, tokens `[n, length]`, before training.
+        read: What the frozen model has to compute of texts for it, as `read` does.
     """
 
     init: Callable[[Array], Params]
     write: Callable[[Params, Context], FactorTree]
     apply: Callable[[Params, FactorTree, Array, Array], Array]
     measured: Callable[[Params, Params, Array], Params]
-
-
-def read(
-    config: LlamaConfig, weights: Params, tokens: Array, mask: Array, kernels: Sequence[str]
-) -> Context:
-    """Let the frozen model read texts.
-
-    Args:
-        config: Its sizes.
-        weights: Its weights.
-        tokens: `[n, length]`.
-        mask: Where there is text, bool `[n, length]`, from the start.
-        kernels: Whose inputs are wanted.
-    """
-    found = activations(config, weights, tokens, kernels)
-    return Context(found.states, found.inputs, mask)
+    read: Callable[[Sizes, Params, Array, Array], Context] = read
 
 
 class Associations(nn.Module):
@@ -143,14 +144,14 @@ class Associations(nn.Module):
     @nn.compact
     def __call__(self, context: Context) -> Array:
         """Return `[n, layers * rank, width + inputs of all kernels + width of the model]`."""
-        states, inputs, mask = context
+        states, inputs, mask, _ = context
         n, layers, rank = states.shape[0], states.shape[1] - 1, self.rank
         dense = partial(nn.Dense, use_bias=False, dtype=self.dtype)
-        mean = _measured(self, "mean", nn.initializers.zeros, states.shape[-1:], self.dtype)
-        token = _normed(
+        mean = measured_array(self, "mean", nn.initializers.zeros, states.shape[-1:], self.dtype)
+        token = normed(
             states[:, :1, 1:].astype(self.dtype) - mean[None, None, None]
         )  # [n, 1, t, model]
-        state = _normed(states[:, 1:, :-1].astype(self.dtype))  # [n, layers, t, model]
+        state = normed(states[:, 1:, :-1].astype(self.dtype))  # [n, layers, t, model]
         place = self.param("layers", nn.initializers.normal(0.1), (layers, 1, self.width))
         x = dense(self.width, name="state")(state) + dense(self.width, name="token")(token)
         x = nn.RMSNorm(dtype=self.dtype, name="norm")(nn.gelu(x + place.astype(self.dtype)[None]))
@@ -165,11 +166,13 @@ class Associations(nn.Module):
         for name in sorted(inputs):
             own = inputs[name].astype(self.dtype)[:, :, :-1]
             shape = layers, 1, own.shape[-1]
-            middle = _measured(self, f"mean_{name}", nn.initializers.zeros, shape, self.dtype)
-            spread = _measured(self, f"deviation_{name}", nn.initializers.ones, shape, self.dtype)
+            middle = measured_array(self, f"mean_{name}", nn.initializers.zeros, shape, self.dtype)
+            spread = measured_array(
+                self, f"deviation_{name}", nn.initializers.ones, shape, self.dtype
+            )
             found = jnp.einsum("nlrt,nltd->nlrd", weights, (own - middle[None]) / spread[None])
-            taken.append(_normed(found))
-        taken.append(_normed(jnp.einsum("nlrt,ntd->nlrd", weights, token[:, 0])))
+            taken.append(normed(found))
+        taken.append(normed(jnp.einsum("nlrt,ntd->nlrd", weights, token[:, 0])))
         return jnp.concatenate(taken, axis=-1).reshape(n, layers * rank, -1)
 
 
@@ -215,9 +218,9 @@ class AssociationHeads(nn.Module):
             rows, columns = sizes.inputs(name), sizes.outputs(name)
             ones, zeros = nn.initializers.ones, nn.initializers.zeros
             shape = layers, 1, rows
-            spread = _measured(self, f"deviation_{name}", ones, shape, sizes.dtype)
-            mean = _measured(self, f"mean_{name}", zeros, shape, sizes.dtype)
-            size = _measured(self, f"size_{name}", ones, (layers, 1, 1), sizes.dtype)
+            spread = measured_array(self, f"deviation_{name}", ones, shape, sizes.dtype)
+            mean = measured_array(self, f"mean_{name}", zeros, shape, sizes.dtype)
+            size = measured_array(self, f"size_{name}", ones, (layers, 1, 1), sizes.dtype)
             given, usual, gate = (
                 self.param(f"{name}_{each}", init, (layers, rank, 1)).astype(sizes.dtype)[None]
                 for each, init in (
@@ -225,11 +228,11 @@ class AssociationHeads(nn.Module):
                 )
             )  # fmt: skip
             own = dense(rows, name=f"{name}_B")(latent)
-            b = (given * key + usual * _normed(mean / spread)[None] + own) / spread[None] / rows
+            b = (given * key + usual * normed(mean / spread)[None] + own) / spread[None] / rows
             from_token = dense(
                 columns,
                 use_bias=False,
-                kernel_init=_identity if name in _RESIDUAL else nn.linear.default_kernel_init,
+                kernel_init=_identity if writes_states(name) else nn.linear.default_kernel_init,
                 name=f"{name}_token",
             )(token)
             own = dense(columns, use_bias=False, name=f"{name}_A")(latent)
@@ -249,7 +252,7 @@ def associations(sizes: Sizes) -> Model:
         return AssociationHeads(spec, sizes)
 
     encoder = Associations(sizes.rank, sizes.width, sizes.dtype)
-    model = _of_straw(_straw(sizes, encoder, generator), sizes)
+    model = of_straw(straw_of(sizes, encoder, generator), sizes)
 
     def measured(params: Params, weights: Params, texts: Array) -> Params:
         found = activations(sizes.llama, weights, texts, sizes.kernels)
@@ -275,13 +278,13 @@ def tokens(sizes: Sizes) -> Model:
     at = 2 * sizes.llama.layers // 3
 
     def seen(context: Context) -> tuple[Array, Array]:
-        return _normed(context.states[:, at].astype(sizes.dtype)), context.mask
+        return normed(context.states[:, at].astype(sizes.dtype)), context.mask
 
     encoder = Network(
         lambda key, context: perceiver.init(key, seen(context))["params"],
         lambda params, context: perceiver.apply({"params": params}, seen(context)),
     )
-    return _of_straw(_straw(sizes, encoder, partial(TokenHeads, width=sizes.width)), sizes)
+    return of_straw(straw_of(sizes, encoder, partial(TokenHeads, width=sizes.width)), sizes)
 
 
 def without_context(sizes: Sizes) -> Model:
@@ -295,34 +298,8 @@ def without_context(sizes: Sizes) -> Model:
     return model._replace(write=write)
 
 
-def static(sizes: Sizes, rank: int | None = None) -> Model:
-    """Build one adapter for all texts, LoRA: `B` is drawn, `A` begins with 0."""
-    rank = sizes.rank if rank is None else rank
-    layers = sizes.llama.layers
-
-    def init(key: Array) -> Params:
-        keys = jax.random.split(key, len(sizes.kernels))
-        return {
-            name: {
-                "B": jax.random.normal(own, (layers * sizes.inputs(name), rank))
-                / sizes.inputs(name) ** 0.5,
-                "A": jnp.zeros((rank, layers * sizes.outputs(name))),
-            }
-            for own, name in zip(keys, sizes.kernels, strict=True)
-        }
-
-    def write(params: Params, context: Context) -> FactorTree:
-        del context
-        cast = partial(jnp.asarray, dtype=sizes.dtype)
-        return {
-            f"layers/{name}": Factors(cast(each["B"])[None], cast(each["A"])[None], "src")
-            for name, each in params.items()
-        }
-
-    return Model(init, write, _adapted(sizes.llama), _unchanged)
-
-
-def _straw(sizes: Sizes, encoder: nn.Module | Network, generator: Any) -> Straw:
+def straw_of(sizes: Sizes, encoder: nn.Module | Network, generator: Any) -> Straw:
+    """Return the language model with adapters that an encoder and a generator write."""
     llama, length = sizes.llama, 3  # any will do
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     shape = 1, llama.layers, length
@@ -330,6 +307,7 @@ def _straw(sizes: Sizes, encoder: nn.Module | Network, generator: Any) -> Straw:
         jnp.zeros((1, llama.layers + 1, length, llama.width), sizes.dtype),
         {name: jnp.zeros((*shape, sizes.inputs(name)), sizes.dtype) for name in sizes.kernels},
         jnp.ones((1, length), bool),
+        jnp.zeros((*shape, llama.width), sizes.dtype),
     )
     return make_straw(
         Llama(llama, sizes.dtype),
@@ -344,14 +322,17 @@ def _straw(sizes: Sizes, encoder: nn.Module | Network, generator: Any) -> Straw:
     )
 
 
-def _of_straw(straw: Straw, sizes: Sizes) -> Model:
+def of_straw(straw: Straw, sizes: Sizes) -> Model:
+    """Return the model that writes with a STRAW, and has nothing measured."""
+
     def write(params: Params, context: Context) -> FactorTree:
         return straw.factors(params, context)
 
-    return Model(straw.init, write, _adapted(sizes.llama), _unchanged)
+    return Model(straw.init, write, adapted_llama(sizes.llama), unchanged)
 
 
-def _adapted(config: LlamaConfig) -> Callable[[Params, FactorTree, Array, Array], Array]:
+def adapted_llama(config: LlamaConfig) -> Callable[[Params, FactorTree, Array, Array], Array]:
+    """Return `Model.apply` of a Llama of these sizes."""
     apply = modulate(partial(llama, config))
 
     def adapted(weights: Params, adapters: FactorTree, tokens: Array, index: Array) -> Array:
@@ -361,16 +342,10 @@ def _adapted(config: LlamaConfig) -> Callable[[Params, FactorTree, Array, Array]
     return adapted
 
 
-def _unchanged(params: Params, weights: Params, texts: Array) -> Params:
+def unchanged(params: Params, weights: Params, texts: Array) -> Params:
+    """Measure nothing, see `Model.measured`."""
     del weights, texts
     return params
-
-
-def static_large(sizes: Sizes) -> Model:
-    """Build a static adapter of at least as many trained parameters as `associations`."""
-    shapes = jax.eval_shape(associations(sizes).init, jax.random.key(0))
-    each = sizes.llama.layers * sum(sizes.inputs(k) + sizes.outputs(k) for k in sizes.kernels)
-    return static(sizes, -(-trained(shapes) // each))
 
 
 def trained(params: Params) -> int:
@@ -386,14 +361,20 @@ def _is_measured(path: Any) -> bool:
     return _MEASURED.fullmatch(path[-1].key) is not None
 
 
-def _measured(module: nn.Module, name: str, init: Any, shape: Any, dtype: Any) -> Array:
+def measured_array(module: nn.Module, name: str, init: Any, shape: Any, dtype: Any) -> Array:
     """Return an array that is measured before training, and not trained."""
     assert _MEASURED.fullmatch(name)
     return jax.lax.stop_gradient(module.param(name, init, shape)).astype(dtype)
 
 
-def _normed(x: Array) -> Array:
+def normed(x: Array) -> Array:
+    """Scale vectors to a root mean square of 1."""
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+
+
+def writes_states(kernel: str) -> bool:
+    """Whether a kernel writes what the next layer reads, as embeddings are."""
+    return kernel in ("o", "down")
 
 
 def _identity(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:

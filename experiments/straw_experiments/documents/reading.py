@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from straw_experiments.documents.models import MODELS
-from straw_experiments.documents.networks import Model, Params, Sizes, read, sizes_of
+from straw_experiments.documents.networks import Model, Params, Sizes, sizes_of
 from straw_experiments.runner import checkpoints, records
 from straw_experiments.smollm.generation import answer, continued, side_by_side
 from straw_experiments.smollm.model import llama
@@ -203,4 +203,4 @@ def open_reader(
 def _write(
     model: Model, sizes: Sizes, params: Params, weights: Params, tokens: Array, mask: Array
 ) -> FactorTree:
-    return model.write(params, read(sizes.llama, weights, tokens, mask, sizes.kernels))
+    return model.write(params, model.read(sizes, weights, tokens, mask))

@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
-from straw_experiments.documents.networks import Model, Params, Sizes, read, trained
+from straw_experiments.documents.networks import Model, Params, Sizes, trained
 from straw_experiments.documents.tasks import SHARED, Batch, Task
 from straw_experiments.runner.runs import EpochResult, say
 from straw_experiments.runner.state import DeviceTrainer, State, cosine, updated
@@ -133,7 +133,7 @@ class Trainer(DeviceTrainer):
 
     def write(self, params: Params, weights: Params, batch: Batch) -> Any:
         """Return the adapters of a batch's contexts."""
-        context = read(self.sizes.llama, weights, batch.context, batch.mask, self.sizes.kernels)
+        context = self.model.read(self.sizes, weights, batch.context, batch.mask)
         return self.model.write(params, context)
 
     def draw(self, seed: int, step: int) -> Batch:

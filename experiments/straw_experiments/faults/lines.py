@@ -155,7 +155,7 @@ _ANSWERS = {
     "documents": {
         **_OF_EVERY_STUDY,
         "--task poems": "argument --task: invalid choice: 'poems'",
-        "--models tree": "argument --models: expected any of associations",
+        "--models tree": "argument --models: expected any of gradients",
         "--kernels x": "argument --kernels: invalid choice: 'x'",
         "--rank 577": f"argument --rank: {_MOST} 576",
         "--length 15": f"argument --length: {_LEAST} 16",

@@ -190,13 +190,13 @@ def llama(
             raise ValueError(
                 "llama: expected counts with a cache only. Give a cache, or no counts."
             )
-        return _logits(config, params, _whole(config, params, tokens)[0])
+        return logits_of(config, params, _whole(config, params, tokens)[0])
     x, keys, values = _continued(config, params, tokens, cache)
     if counts is None:
         counts = jnp.full(len(tokens), tokens.shape[1])
     last = jnp.take_along_axis(x, (counts - 1)[:, None, None], axis=1)[:, 0]
     length = cache.length + counts.astype(cache.length.dtype)
-    return _logits(config, params, last), Cache(keys, values, length)
+    return logits_of(config, params, last), Cache(keys, values, length)
 
 
 class Activations(NamedTuple):
@@ -214,7 +214,12 @@ class Activations(NamedTuple):
 
 
 def activations(
-    config: LlamaConfig, params: Params, tokens: Array, kernels: Iterable[str] = ()
+    config: LlamaConfig,
+    params: Params,
+    tokens: Array,
+    kernels: Iterable[str] = (),
+    *,
+    added: Array | None = None,
 ) -> Activations:
     """Compute what layers and kernels read.
 
@@ -223,6 +228,8 @@ def activations(
         params: As for `llama`.
         tokens: Integers `[batch, time]`.
         kernels: Names, such as "down".
+        added: What is added to that which layers write, `[layers, batch, time, width]`. Gradients
+            with respect to it are those of what the kernels `o` and `down` write.
 
     Returns:
         States, and the inputs of these kernels.
@@ -234,9 +241,15 @@ def activations(
     kernels = tuple(kernels)
     if unknown := sorted(set(kernels) - set(KERNELS)):
         raise ValueError(f"activations: expected kernels of {list(KERNELS)}, got {unknown}.")
-    last, (before, inputs) = _whole(config, params, tokens, kernels)
+    last, (before, inputs) = _whole(config, params, tokens, kernels, added)
     states = jnp.concatenate([jnp.moveaxis(before, 0, 1), last[:, None]], axis=1)
     return Activations(states, {name: jnp.moveaxis(x, 0, 1) for name, x in inputs.items()})
+
+
+def logits_of(config: LlamaConfig, params: Params, x: Array) -> Array:
+    """Compute the logits of next tokens from what the last layer writes, `[..., width]`."""
+    normed = _norm(config, x, params["norm"])
+    return jnp.matmul(normed, params["embedding"].T, preferred_element_type=jnp.float32)
 
 
 def hidden_states(config: LlamaConfig, params: Params, tokens: Array) -> Array:
@@ -289,7 +302,11 @@ def _array(module: Any, name: str, shape: tuple[int, ...]) -> Array:
 
 
 def _whole(
-    config: LlamaConfig, params: Params, tokens: Array, kernels: Sequence[str] = ()
+    config: LlamaConfig,
+    params: Params,
+    tokens: Array,
+    kernels: Sequence[str] = (),
+    added: Array | None = None,
 ) -> tuple[Array, tuple[Array, dict[str, Array]]]:
     """Read whole texts: return the last layer's output, all layers' inputs, and kernels' inputs."""
     _check_context("llama", config, _length(tokens))
@@ -297,14 +314,16 @@ def _whole(
     rotation = _rotation(config, positions)
     seen = _seen(positions, tokens.shape[1])
 
-    def layer(x: Array, weights: Params) -> Any:
+    def layer(x: Array, of_layer: tuple[Params, Array | None]) -> Any:
+        weights, more = of_layer
         normed, queries, keys, values = _read(config, weights, x, rotation)
         y, *inputs = _write(config, weights, x, _attend(queries, keys, values, seen))
+        y = y if more is None else y + more
         by_name = dict(zip(_READERS, (normed, *inputs), strict=True))
         return y, (x, {name: by_name[KERNELS[name]] for name in kernels})
 
     # What is not asked for is not computed: XLA drops the scan's unused results.
-    return lax.scan(layer, params["embedding"][tokens], params["layers"])
+    return lax.scan(layer, params["embedding"][tokens], (params["layers"], added))
 
 
 def _continued(
@@ -420,8 +439,3 @@ def _store(stored: Array, new: Array, layer: Array, start: Array) -> Array:
         return lax.dynamic_update_slice(stored, new[None], (layer, start, 0, 0))
 
     return jax.vmap(of_text)(stored, new.astype(stored.dtype), start)
-
-
-def _logits(config: LlamaConfig, params: Params, x: Array) -> Array:
-    normed = _norm(config, x, params["norm"])
-    return jnp.matmul(normed, params["embedding"].T, preferred_element_type=jnp.float32)
