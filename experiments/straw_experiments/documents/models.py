@@ -19,10 +19,12 @@ class Adapter(Entry):
         build: `(sizes) -> networks.Model`.
         reads: Whether its weights depend on the context.
         static: Whether it is a plain adapter, with which others are compared.
+        rate: Of learning, as a multiple of the rate of the settings.
     """
 
     reads: bool = True
     static: bool = False
+    rate: float = 1.0
 
 
 MODELS: Registry[Adapter] = Registry(
@@ -34,6 +36,7 @@ MODELS: Registry[Adapter] = Registry(
             colour="#AA3377",
             help="a learned step of training on the context: gradients of the frozen model, weighed"
             " and changed, in learned directions",
+            rate=0.5,
         ),
         Adapter(
             name="associations",

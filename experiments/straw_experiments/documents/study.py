@@ -82,7 +82,8 @@ class Study(studies.Study[Trainer]):
         """Make what trains a model."""
         config = self.config
         sizes = sizes_of(self.language.config, settings.stored(config))
-        recipe = Recipe(config.steps, config.parts, config.batch_size, config.learning_rate)
+        rate = config.learning_rate * MODELS[name].rate
+        recipe = Recipe(config.steps, config.parts, config.batch_size, rate)
         model = MODELS[name].build(sizes)
         return Trainer(name, model, sizes, self._weights, self.task, recipe)
 
