@@ -210,7 +210,7 @@ def test_an_untrained_step_of_training_lowers_the_nats_of_its_text(tiny):
 
 
 def test_without_text_a_step_of_training_is_a_static_adapter(tiny, context):
-    model = MODELS["gradients"].build(_sizes(tiny))
+    model = MODELS["gradients"].build(_sizes(tiny)._replace(rank=8))
     params = _trained(model, tiny)
     nothing = context._replace(mask=jnp.zeros_like(context.mask))
     written = jax.jit(model.write)(params, nothing)
@@ -218,7 +218,7 @@ def test_without_text_a_step_of_training_is_a_static_adapter(tiny, context):
     for kernel in ("v", "down"):
         factors = written[f"layers/{kernel}"]
         layers, _, columns = tiny.params["layers"][kernel].shape
-        a = factors.A.reshape(3, 2, layers, columns)
+        a = factors.A.reshape(3, 8, layers, columns)
         expected = own[f"size_{kernel}"] * own[f"{kernel}_own"]
         expected = np.concatenate([expected, own[f"{kernel}_static_A"]], axis=1)
         for each in a:
@@ -385,20 +385,23 @@ def _run(folder, gguf, out, *flags):
 
 
 @pytest.mark.slow
-def test_a_study_from_training_to_answers(folder, gguf, tmp_path):
-    models = ("--models", "associations", "static")
+@pytest.mark.parametrize("name", ["gradients", "associations"])
+def test_a_study_from_training_to_answers(name, folder, gguf, tmp_path):
+    models = ("--models", name, "static")
     done = _run(folder, gguf, tmp_path / "out", *models)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert set(summary["results"]["associations"]["test"]) == {"own", "other", "mean"}
-    assert "written: associations, of another context" in done.stdout
+    found = summary["results"][name]
+    assert set(found["test"]) == {"own", "other", "mean"}
+    assert list(found["validation"]) == ["2", "4"]
+    assert f"written: {name}, of another context" in done.stdout
     assert "nats" in (tmp_path / "out" / "report.md").read_text()
     assert report.table(summary) in done.stdout
     assert (tmp_path / "out" / "lengths.png").is_file()
 
     # A part of it, gone on with: the same figures.
     (tmp_path / "out" / "summary.json").unlink()
-    run = tmp_path / "out" / "runs" / "associations-seed0"
+    run = tmp_path / "out" / "runs" / f"{name}-seed0"
     first = json.loads((run / "result.json").read_text())["test"]
     (run / "result.json").unlink()
     assert _run(folder, gguf, tmp_path / "out", *models, "--resume").returncode == 0

@@ -8,20 +8,17 @@ from straw_experiments.documents.models import MODELS
 from straw_experiments.runner.plots import FilePath, new_figure, save, tidy
 
 PICTURES = {
-    "curves.png": "Validation by steps of training",
+    "curves.png": "Validation by the contexts that training has read",
     "lengths.png": "Test by length of the context",
 }
 """What a study's figures show."""
 
 
-def draw(
-    summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]], out: Path
-) -> dict[str, str]:
+def draw(summary: Mapping[str, Any], out: Path) -> dict[str, str]:
     """Draw a study's figures.
 
     Args:
         summary: Contents of `summary.json`.
-        history: Lines of `metrics.jsonl`.
         out: Folder for the PNGs.
 
     Returns:
@@ -29,7 +26,7 @@ def draw(
     """
     drawn = []
     if summary["config"]["parts"] > 1:  # a point makes no curve
-        plot_curves(summary, history, out / "curves.png")
+        plot_curves(summary, out / "curves.png")
         drawn.append("curves.png")
     if len(by_length(summary)) > 1:
         plot_lengths(summary, out / "lengths.png")
@@ -48,28 +45,20 @@ def by_length(summary: Mapping[str, Any]) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def plot_curves(
-    summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]], path: FilePath
-) -> None:
-    """Draw validation against steps: a line a run.
+def plot_curves(summary: Mapping[str, Any], path: FilePath) -> None:
+    """Draw validation against the contexts that training has read: a line a model.
 
     Args:
         summary: Contents of `summary.json`.
-        history: Lines of `metrics.jsonl`.
         path: The PNG to write.
     """
     measure, label = _measure(summary)
     figure = new_figure("Validation", summary["texts"]["name"], (7.0, 4.2))
     axes = figure.subplots()
-    for name in dict.fromkeys(line["model"] for line in history):
-        text = MODELS.label(name)
-        for seed in dict.fromkeys(line["seed"] for line in history):
-            lines = [x for x in history if x["model"] == name and x["seed"] == seed]
-            values = [line["validation"][measure] for line in lines]
-            steps = [line["step"] for line in lines]
-            axes.plot(steps, values, "o-", ms=3, lw=1.4, color=MODELS.colour(name), label=text)
-            text = "_"  # One entry for all seeds.
-    axes.set(xlabel="steps", ylabel=label)
+    for name, each in summary["results"].items():
+        contexts = [int(step) * summary["config"]["batch_size"] for step in each["validation"]]
+        _line(axes, name, contexts, [found[measure] for found in each["validation"].values()])
+    axes.set(xlabel="contexts that training has read", ylabel=label)
     axes.legend(frameon=False, fontsize=8)
     tidy(axes)
     save(figure, path)
@@ -94,17 +83,7 @@ def plot_lengths(summary: Mapping[str, Any], path: FilePath) -> None:
         axes.plot(list(tests), values, style, color="#555555", lw=1.4, label=text)
     for name, each in summary["results"].items():
         found = [each["test"]["own"][test][measure] for test in tests.values()]
-        axes.errorbar(
-            list(tests),
-            [value["mean"] for value in found],
-            [value["std"] or 0.0 for value in found],
-            fmt="o-",
-            ms=3,
-            lw=1.4,
-            capsize=2,
-            color=MODELS.colour(name),
-            label=MODELS.label(name),
-        )
+        _line(axes, name, list(tests), found)
     axes.axvline(summary["config"]["length"], color="#BBBBBB", lw=0.8, zorder=0)
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(tests), [str(length) for length in tests])
@@ -112,6 +91,21 @@ def plot_lengths(summary: Mapping[str, Any], path: FilePath) -> None:
     axes.legend(frameon=False, fontsize=8)
     tidy(axes)
     save(figure, path)
+
+
+def _line(axes: Any, name: str, x: Sequence[float], found: Sequence[Mapping[str, Any]]) -> None:
+    """Draw statistics over seeds, with their spread."""
+    axes.errorbar(
+        x,
+        [value["mean"] for value in found],
+        [value["std"] or 0.0 for value in found],
+        fmt="o-",
+        ms=3,
+        lw=1.4,
+        capsize=2,
+        color=MODELS.colour(name),
+        label=MODELS.label(name),
+    )
 
 
 def _measure(summary: Mapping[str, Any]) -> tuple[str, str]:

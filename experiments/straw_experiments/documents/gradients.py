@@ -169,10 +169,11 @@ class GradientHeads(nn.Module):
             own = self.param(f"{name}_own", zeros, (layers, written, columns)).astype(dtype)
             a = size[None] * (jnp.einsum("nltr,nlto->nlro", part, value) + own[None])
             b = _without(directions / spread, first)
-            still = self.param(f"{name}_static_B", drawn, (layers, rows, fixed)).astype(dtype)
-            more = self.param(f"{name}_static_A", zeros, (layers, fixed, columns)).astype(dtype)
-            b = jnp.concatenate([b, still], axis=2)
-            a = jnp.concatenate([a, jnp.broadcast_to(more[None], (n, *more.shape))], axis=2)
+            if fixed:
+                still = self.param(f"{name}_static_B", drawn, (layers, rows, fixed)).astype(dtype)
+                more = self.param(f"{name}_static_A", zeros, (layers, fixed, columns)).astype(dtype)
+                b = jnp.concatenate([b, still], axis=2)
+                a = jnp.concatenate([a, jnp.broadcast_to(more[None], (n, *more.shape))], axis=2)
             entries[f"layers/{name}"] = Factors(
                 jnp.broadcast_to(b.reshape(1, layers * rows, -1), (n, layers * rows, sizes.rank)),
                 jnp.swapaxes(a, 1, 2).reshape(n, sizes.rank, layers * columns),

@@ -148,7 +148,7 @@ class Reader:
 
 def open_reader(
     results: str | os.PathLike[str],
-    model: str = "associations",
+    model: str | None = None,
     seed: int | None = None,
     weights: str | None = None,
 ) -> Reader:
@@ -156,7 +156,7 @@ def open_reader(
 
     Args:
         results: The folder of its results.
-        model: Which of its models.
+        model: Which of its models; the first one that reads if omitted.
         seed: Of which run; the first one if omitted.
         weights: A GGUF file, as for `load`.
 
@@ -177,6 +177,9 @@ def open_reader(
     if settings is None or settings.get("kernels") is None:
         raise ValueError(f"open_reader: expected results of documents.py, {out} holds none.")
     seed = settings["seed"] if seed is None else seed
+    if model is None:
+        known = (name for name in settings["models"] if name in MODELS)
+        model = next((name for name in known if MODELS[name].reads), None)
     folder = out / "runs" / f"{model}-seed{seed}"
     if (
         model not in MODELS

@@ -168,14 +168,21 @@ class Study(studies.Study[Trainer]):
             "parameters": self.trainer(name).parameters(),
             "seconds": sum(each["seconds"] for each in results),
             "test": over_seeds([each["test"] for each in results]),
+            "validation": over_seeds([self._validated(name, seed) for seed in self.seeds]),
             **({"costs": measured[0]} if measured else {}),
         }
+
+    def _validated(self, name: str, seed: int) -> dict[str, Any]:
+        """Return a run's measures of validation by steps taken."""
+        history = self.run(name, seed).history()
+        return {str(line["step"]): line["validation"] for line in history}
 
     def draw(
         self, summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
     ) -> Mapping[str, str]:
         """Draw curves; return files by what they show."""
-        return figures.draw(summary, history, Path(self.config.out))
+        del history
+        return figures.draw(summary, Path(self.config.out))
 
 
 def shares(results: Results, frozen: Mapping[str, Any], first: str) -> dict[str, Any]:

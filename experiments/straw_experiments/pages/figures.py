@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from straw_experiments.char_lm.models import MODELS as CELLS
+from straw_experiments.documents.figures import plot_curves as plot_text
 from straw_experiments.documents.figures import plot_lengths
 from straw_experiments.fields.figures import plot_fitting
 from straw_experiments.image_classification.figures import model_colour
@@ -459,6 +460,7 @@ PICTURES = {
     "tables.png": _of_summary("tables", plot_rows),
     "needles.png": _of_summary("needles", plot_lengths),
     "documents.png": _of_summary("documents", plot_lengths),
+    "documents_text.png": _of_summary("documents", plot_text),
     "fields.png": _of_summary("fields", plot_fitting),
     "necessity.png": _of_summary("necessity", plot_matrix),
     "necessity_lengths.png": _of_summary("necessity", plot_curves),
