@@ -61,7 +61,7 @@ def read(sizes: Sizes, weights: Params, tokens: Array, mask: Array) -> Context:
 class Gradients(nn.Module):
     """See, for each layer and position of a context, what a step of training would be made of.
 
-    That are the inputs of the adapted kernels, whitened, and the gradient of what the layer
+    These are the inputs of the adapted kernels, whitened, and the gradient of what the layer
     writes, with its sign turned. Beside them is a vector that says where and what this is: the
     gradient, the state, the token that follows, and how far the end is.
 

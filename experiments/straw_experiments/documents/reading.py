@@ -179,7 +179,7 @@ def open_reader(
     seed = settings["seed"] if seed is None else seed
     if model is None:
         known = (name for name in settings["models"] if name in MODELS)
-        model = next((name for name in known if MODELS[name].reads), None)
+        model = next((name for name in known if MODELS[name].reads), "a reader")
     folder = out / "runs" / f"{model}-seed{seed}"
     if (
         model not in MODELS
