@@ -199,8 +199,7 @@ def test_an_untrained_step_of_training_lowers_the_nats_of_its_text(dtype, tiny):
         asked = jnp.ones(tokens.shape, bool).at[:, :2].set(False)
         adapters = model.write(params, model.read(sizes, weights, tokens, whole))
         adapted = [
-            model.apply(weights, adapters, tokens, (jnp.arange(3) + shift) % 3)
-            for shift in (0, 1)
+            model.apply(weights, adapters, tokens, (jnp.arange(3) + shift) % 3) for shift in (0, 1)
         ]
         plain = llama(tiny.config, weights, tokens)
         return [losses(each, tokens, asked).nats for each in (*adapted, plain)]
@@ -372,6 +371,18 @@ def test_mistakes_are_answered_at_once(flags, message, capsys, tmp_path, monkeyp
         parse(flags)
     assert raised.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_defaults_depend_on_the_task():
+    documents, needles = parse([]), parse(["--task", "needles"])
+    assert (documents.models[0], documents.rank, documents.out) == (
+        "gradients",
+        64,
+        "results/documents",
+    )
+    assert (needles.models[0], needles.rank) == ("associations", 8)
+    assert needles.out == "results/documents_task-needles"
+    assert parse(["--task", "needles", "--rank", "64"]).out.endswith("_rank-64")
 
 
 def _run(folder, gguf, out, *flags):

@@ -212,8 +212,8 @@ def parse(argv: Sequence[str]) -> Config:
 
 
 def defaults(task: TaskName) -> dict[str, Any]:
-    """Return the settings of a task that are not given, by name."""
-    return settings.defaults(Config) | _USUAL[task] | {"task": task}
+    """Return the usual settings of a task, by name; that of the task itself is the usual task."""
+    return settings.defaults(Config) | _USUAL[task]
 
 
 def configure(given: Mapping[str, Any]) -> Config:
