@@ -373,7 +373,8 @@ def test_mistakes_are_answered_at_once(flags, message, capsys, tmp_path, monkeyp
     assert message in capsys.readouterr().err
 
 
-def test_defaults_depend_on_the_task():
+def test_defaults_depend_on_the_task(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     documents, needles = parse([]), parse(["--task", "needles"])
     assert (documents.models[0], documents.rank, documents.out) == (
         "gradients",

@@ -318,7 +318,12 @@ PUBLISHED = {
         1,
     ),
     "documents": (
-        {**DOCUMENTS, "tests": 64, "test_lengths": [32, 96, 192]},
+        {
+            **DOCUMENTS,
+            "models": ["gradients", "static"],
+            "tests": 64,
+            "test_lengths": [32, 96, 192],
+        },
         3,
     ),
     "characters": (

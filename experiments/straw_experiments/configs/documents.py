@@ -11,7 +11,12 @@ Result   nats of a digit, 1 seed:
          static 2.3044
 
 documents
-Result   not run yet
+Device   cpu (AMD EPYC, 2 cores)
+Time     87 min 32 s of training, all runs, 1 at a time
+Data     sources of Python 3.11.7 and of installed packages
+Result   nats a token, 3 seeds:
+         gradients 2.6669 ± 0.0035
+         static 2.8509 ± 0.0053
 """
 
 from straw_experiments.configs.published import Published
@@ -24,7 +29,7 @@ STUDIES = {
     ),
     "documents": Published(
         "documents",
-        "--tests 64 --test-lengths 32 96 192",
+        "--models gradients static --tests 64 --test-lengths 32 96 192",
         seeds=3,
     ),
 }
