@@ -19,6 +19,8 @@ from straw_experiments.documents.networks import (
     measured_array,
     normed,
     of_straw,
+    parts_of,
+    rms,
     straw_of,
     writes_states,
 )
@@ -143,17 +145,13 @@ class GradientHeads(nn.Module):
         """Return factors of `z`, `[n, layers * positions, ...]`."""
         sizes, n = self.sizes, z.shape[0]
         layers, dtype = sizes.llama.layers, sizes.dtype
-        names = sorted(sizes.kernels)
-        ends = [sizes.width]
-        for name in names:
-            ends.append(ends[-1] + sizes.inputs(name))
-        latent, *keys, errors = jnp.split(z.reshape(n, layers, -1, z.shape[-1]), ends, axis=-1)
+        latent, keys, errors = parts_of(z, sizes)
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
         dense = partial(nn.Dense, use_bias=False, dtype=dtype)
         fixed = sizes.rank // 4
         written = sizes.rank - fixed
         entries = {}
-        for name, key in zip(names, keys, strict=True):
+        for name, key in keys.items():
             rows, columns = sizes.inputs(name), sizes.outputs(name)
             spread = measured_array(self, f"deviation_{name}", ones, (layers, rows, 1), dtype)
             first = measured_array(self, f"mean_first_{name}", zeros, (layers, rows, 1), dtype)
@@ -197,7 +195,7 @@ def gradients(sizes: Sizes) -> Model:
         encoder = {
             **params["encoder"],
             "mean": jnp.mean(found.states[:, 0].astype(jnp.float32), axis=(0, 1)),
-            "size_errors": _rms(errors),
+            "size_errors": rms(errors),
         }
         generator = dict(params["generator"])
         for name, x in found.inputs.items():
@@ -210,15 +208,10 @@ def gradients(sizes: Sizes) -> Model:
             generator[f"deviation_{name}"] = spread[:, :, None]
             generator[f"mean_first_{name}"] = jnp.mean(first, axis=0)[:, :, None]
             written = jnp.einsum("nlti,lio->nlto", x, weights["layers"][name])
-            generator[f"size_{name}"] = _rms(written)
+            generator[f"size_{name}"] = rms(written)
         return {"encoder": encoder, "generator": generator}
 
     return model._replace(measured=measured, read=read)
-
-
-def _rms(x: Array) -> Array:
-    """Return the root mean square of `[n, layers, t, width]` in each layer, `[layers, 1, 1]`."""
-    return jnp.sqrt(jnp.mean(jnp.square(x), axis=(0, 2, 3)))[:, None, None]
 
 
 def _without(b: Array, direction: Array) -> Array:

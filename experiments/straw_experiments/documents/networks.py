@@ -196,11 +196,7 @@ class AssociationHeads(nn.Module):
         """Return factors of `z`, `[n, layers * rank, ...]`."""
         sizes, n = self.sizes, z.shape[0]
         layers, rank, width = sizes.llama.layers, sizes.rank, sizes.width
-        names = sorted(sizes.kernels)
-        ends = [width]
-        for name in names:
-            ends.append(ends[-1] + sizes.inputs(name))
-        latent, *keys, token = jnp.split(z.reshape(n, layers, rank, -1), ends, axis=-1)
+        latent, keys, token = parts_of(z, sizes)
         dense = partial(nn.Dense, dtype=sizes.dtype)
         norm = partial(nn.RMSNorm, dtype=sizes.dtype)
         latent = norm(name="norm1")(latent)
@@ -214,7 +210,7 @@ class AssociationHeads(nn.Module):
         def start(value: Any) -> Any:
             return lambda *_: jnp.asarray(value, jnp.float32)
 
-        for name, key in zip(names, keys, strict=True):
+        for name, key in keys.items():
             rows, columns = sizes.inputs(name), sizes.outputs(name)
             ones, zeros = nn.initializers.ones, nn.initializers.zeros
             shape = layers, 1, rows
@@ -263,7 +259,7 @@ def associations(sizes: Sizes) -> Model:
             mean = jnp.mean(x[:, :, 1:], axis=(0, 2))[:, None]  # the first token's is far from it
             spread = jnp.std(x, axis=(0, 2))[:, None] + 1e-4
             written = jnp.einsum("nlti,lio->nlto", x[:, :, 1:], weights["layers"][name])
-            generator[f"size_{name}"] = jnp.sqrt(jnp.mean(written**2, (0, 2, 3)))[:, None, None]
+            generator[f"size_{name}"] = rms(written)
             of_both = {f"mean_{name}": mean, f"deviation_{name}": spread}
             encoder |= of_both
             generator |= of_both
@@ -365,6 +361,27 @@ def measured_array(module: nn.Module, name: str, init: Any, shape: Any, dtype: A
     """Return an array that is measured before training, and not trained."""
     assert _MEASURED.fullmatch(name)
     return jax.lax.stop_gradient(module.param(name, init, shape)).astype(dtype)
+
+
+def parts_of(z: Array, sizes: Sizes) -> tuple[Array, dict[str, Array], Array]:
+    """Take apart what an encoder found, `[n, layers * rows, ...]`.
+
+    Returns:
+        `[n, layers, rows, ...]` each: a vector of `sizes.width` numbers; for each kernel, in the
+        order of names, something like its input; and the rest, as long as the model is wide.
+    """
+    names = sorted(sizes.kernels)
+    ends = [sizes.width]
+    for name in names:
+        ends.append(ends[-1] + sizes.inputs(name))
+    z = z.reshape(z.shape[0], sizes.llama.layers, -1, z.shape[-1])
+    latent, *keys, rest = jnp.split(z, ends, axis=-1)
+    return latent, dict(zip(names, keys, strict=True)), rest
+
+
+def rms(x: Array) -> Array:
+    """Return the root mean square of `[n, layers, t, width]` in each layer, `[layers, 1, 1]`."""
+    return jnp.sqrt(jnp.mean(jnp.square(x), axis=(0, 2, 3)))[:, None, None]
 
 
 def normed(x: Array) -> Array:
